@@ -1,0 +1,1 @@
+from fastrnn.backends import use_backend

@@ -1,0 +1,140 @@
+"""One name -> module table, and the choice among them.
+
+A backend is one module with these functions, over one whole layer (all its directions)::
+
+    unavailable() -> str | None
+        None where the backend can run in this process, else one sentence that says what is missing and what to do.
+    unsupported(device, dtype) -> str | None
+        None where it serves tensors of this device and dtype, else one sentence that says why not.
+    forward(mode, x, batch_sizes, h0, c0, weights, save) -> Forward
+    backward(mode, x, batch_sizes, h0, c0, weights, saved, grad_y, grad_hn, grad_cn, need_x, need_weights) -> Backward
+
+``mode`` is a key of :data:`fastrnn.cells.CELLS`.  ``x`` is (T, B, I) with ``batch_sizes`` None, or the data of a
+PackedSequence, (N, I), with ``batch_sizes`` its (T,) int64 CPU tensor, non-increasing, ``batch_sizes[0] == B``.
+``h0`` is (D, B, P); ``c0`` is (D, B, H), or None for a cell without a cell state; ``weights`` is torch's flat list of
+the layer's parameters (:func:`fastrnn.cells.split_weights`).  Any strides; callers have checked shapes and dtypes.
+``grad_y``, ``grad_hn`` and ``grad_cn`` may be None, which stands for zeros.  No tensor that a backend returns
+shares memory with another or with an input.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The automatic order: the first that is live and serves the tensors wins; where none does, torch's own functions run.
+# `reference` is never chosen automatically: torch's own functions are faster and no less general.
+AUTOMATIC = ("cpp", "numba", "triton")
+NAMES = (*AUTOMATIC, "reference")
+
+
+class Saved(NamedTuple):
+    """What backward needs beside forward's inputs.  With ``save=False`` each is an empty tensor of shape (0,).
+
+    ``gates`` (D, N, S*H), S values as :class:`fastrnn.cells.Cell` names them, layout within a direction private to the
+    backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, (0,) without a cell state.  ``hidden``
+    (D, N, P): h of every step; a copy, so that the user may change y in place.  Rows stand in the order of x.
+    For a dtype narrower than float32, ``cells`` is float32.
+    """
+
+    gates: Tensor
+    cells: Tensor
+    hidden: Tensor
+
+
+class Forward(NamedTuple):
+    """``y`` (T, B, D*P) or (N, D*P), ``hn`` (D, B, P), ``cn`` (D, B, H) or (0,), and what backward needs."""
+
+    y: Tensor
+    hn: Tensor
+    cn: Tensor
+    saved: Saved
+
+
+class Backward(NamedTuple):
+    """Gradients, shaped as their inputs: ``x`` None unless needed; ``c0`` None without a cell state; ``weights`` a list
+    as the flat list of parameters, or None unless needed."""
+
+    x: Tensor | None
+    h0: Tensor
+    c0: Tensor | None
+    weights: list[Tensor] | None
+
+
+_asked: ContextVar[str | None] = ContextVar("fastrnn_backend", default=None)
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot serve."""
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """The module of a backend; it may be imported where the backend is not live."""
+    if name not in NAMES:
+        raise BackendError(f"unknown fastrnn backend {name!r}: expected one of {', '.join(NAMES)}")
+    return importlib.import_module(f"fastrnn.backends.{name}")
+
+
+def available() -> dict[str, str | None]:
+    """Each backend's name with None where it is live in this process, else the reason why it is not."""
+    return {name: load(name).unavailable() for name in NAMES}
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Inside the context every fastrnn layer runs on this backend, or raises :class:`BackendError` with the reason.
+
+    The choice belongs to the current thread (a context variable).  ``FASTRNN_BACKEND`` in the environment does
+    the same for a whole process; the context wins over it.
+    """
+    _require_live(name)
+    token = _asked.set(name)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def requested() -> str | None:
+    """The backend asked for by name, by :func:`use_backend` or else by the environment; None for automatic choice."""
+    return _asked.get() or os.environ.get("FASTRNN_BACKEND") or None
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Name of the backend to run on; None hands the layer to torch's own functions.
+
+    Raises:
+        BackendError: a backend was asked for by name and cannot serve; the message says why.
+    """
+    name = requested()
+    if name is None:
+        return _automatic(device.type, dtype)
+    _require_live(name)
+    if reason := load(name).unsupported(device, dtype):
+        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+    return name
+
+
+@functools.cache
+def _automatic(device_type: str, dtype: torch.dtype) -> str | None:
+    device = torch.device(device_type)
+    for name in AUTOMATIC:
+        module = load(name)
+        if module.unavailable() is None and module.unsupported(device, dtype) is None:
+            return name
+    return None
+
+
+def _require_live(name: str) -> None:
+    if reason := load(name).unavailable():
+        raise BackendError(f"fastrnn backend {name!r} was asked for by name but is not live here: {reason}")

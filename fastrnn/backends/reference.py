@@ -1,0 +1,152 @@
+"""The equations in plain PyTorch: any device, any dtype, differentiable as often as you like.
+
+The oracle's home (tests run it in float64) and the road for second derivatives and for torch.func, so nothing here is
+written in place and nothing is fused.  Interface: :mod:`fastrnn.backends`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastrnn.backends import Backward, Forward, Saved
+from fastrnn.cells import CELLS, Weights, split_weights
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None if dtype.is_floating_point else f"{dtype} is not a floating point dtype"
+
+
+def lstm_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (a + b).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
+    z = (a_z + b_z).sigmoid()
+    n = (a_n + (a_r + b_r).sigmoid() * b_n).tanh()
+    return (1 - z) * n + z * h, c
+
+
+def tanh_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return (a + b).tanh(), c
+
+
+def relu_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return (a + b).relu(), c
+
+
+STEP = {"LSTM": lstm_cell, "GRU": gru_cell, "RNN_TANH": tanh_cell, "RNN_RELU": relu_cell}
+
+
+def _direction(
+    mode: str, x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, weights: Weights, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One direction over packed rows: x (N, I) -> y (N, P), hn (B, P), cn (B, H)."""
+    step = STEP[mode]
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    inputs = F.linear(x, w_ih, b_ih).split(sizes)
+    outputs: list[Tensor] = []
+    final_h, final_c = h0[:0], c0[:0]  # forward: rows that have ended, longest first
+    h, c = (h0[:0], c0[:0]) if reverse else (h0, c0)
+    for a in reversed(inputs) if reverse else inputs:
+        rows = a.shape[0]
+        if reverse:  # rows whose last step this is begin here
+            h, c = torch.cat([h, h0[len(h) : rows]]), torch.cat([c, c0[len(c) : rows]])
+        else:  # rows that have no such step ended before it
+            final_h, final_c = torch.cat([h[rows:], final_h]), torch.cat([c[rows:], final_c])
+            h, c = h[:rows], c[:rows]
+        h, c = step(a, F.linear(h, w_hh, b_hh), h, c)
+        if w_hr is not None:
+            h = F.linear(h, w_hr)
+        outputs.append(h)
+    if reverse:
+        outputs.reverse()
+    return torch.cat(outputs), torch.cat([h, final_h]), torch.cat([c, final_c])
+
+
+def layer(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer, as differentiable torch code: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`."""
+    sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
+    rows = x.flatten(0, 1) if batch_sizes is None else x
+    states = h0 if c0 is None else c0  # a cell without c carries a tensor that nothing reads
+    ends = [
+        _direction(mode, rows, sizes, h0[d], states[d], own, reverse=d == 1)
+        for d, own in enumerate(split_weights(weights, h0.shape[0]))
+    ]
+    y = torch.cat([end[0] for end in ends], -1)
+    y = y.unflatten(0, x.shape[:2]) if batch_sizes is None else y
+    hn = torch.stack([end[1] for end in ends])
+    cn = hn.new_empty(0) if c0 is None else torch.stack([end[2] for end in ends])
+    return y, hn, cn
+
+
+def forward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    save: bool,
+) -> Forward:
+    """See :mod:`fastrnn.backends`.  What it saves is not used: backward runs the equations again."""
+    with torch.no_grad():
+        y, hn, cn = layer(mode, x, batch_sizes, h0, c0, weights)
+    if not save:
+        return Forward(y, hn, cn, Saved(x.new_empty(0), x.new_empty(0), x.new_empty(0)))
+    directions, _, outputs = h0.shape
+    n = y.numel() // max(directions * outputs, 1)
+    cell = CELLS[mode]
+    hidden_size = outputs if c0 is None else c0.shape[-1]
+    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+    gates = x.new_zeros((directions, n, len(cell.saved) * hidden_size) if cell.saved else (0,))
+    cells = x.new_zeros((directions, n, hidden_size) if cell.has_cell_state else (0,), dtype=wide)
+    return Forward(y, hn, cn, Saved(gates, cells, x.new_zeros(directions, n, outputs)))
+
+
+def backward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Saved,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    need_x: bool,
+    need_weights: bool,
+) -> Backward:
+    """See :mod:`fastrnn.backends`."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, h0, c0, *weights)]
+    with torch.enable_grad():
+        x_, h0_, c0_, *weights_ = leaves
+        outputs = layer(mode, x_, batch_sizes, h0_, c0_, weights_)
+    pairs = [(o, g) for o, g in zip(outputs, (grad_y, grad_hn, grad_cn), strict=True) if g is not None]
+    inputs = [leaf for leaf in leaves if leaf is not None]
+    if pairs:
+        found = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], materialize_grads=True)
+    else:
+        found = tuple(torch.zeros_like(leaf) for leaf in inputs)
+    grads = iter(found)
+    dx, dh0 = next(grads), next(grads)
+    dc0 = None if c0 is None else next(grads)
+    return Backward(dx if need_x else None, dh0, dc0, list(grads) if need_weights else None)
