@@ -1,0 +1,76 @@
+"""Fixtures of the suite: the backends as a parameter, and memory that is never accidentally zero."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if GPU:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+else:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; with it the backend serves CPU tensors
+
+from fastrnn import backends  # noqa: E402
+
+
+class Target(NamedTuple):
+    """A backend and the device that a test runs it on."""
+
+    name: str
+    module: ModuleType
+    device: torch.device
+
+    def move(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device)
+
+
+def _targets() -> list:
+    on_gpu = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("triton", "reference")]
+    return [pytest.param((name, "cpu"), id=name) for name in backends.NAMES] + on_gpu
+
+
+@pytest.fixture(params=_targets())
+def target(request: pytest.FixtureRequest) -> Target:
+    """Every live backend on every device; skips, with the backend's own reason, what it cannot serve."""
+    name, device = request.param[0], torch.device(request.param[1])
+    try:
+        module = backends.load(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    case = getattr(request.node, "callspec").params.get("case")  # noqa: B009
+    dtype = torch.float32 if case is None else case.dtype
+    reason = module.unavailable() or module.unsupported(device, dtype)
+    if reason:
+        pytest.skip(f"{name}: {reason}")
+    return Target(name, module, device)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests of a GPU where there is none, and under the Triton interpreter, which takes milliseconds
+    a step, all but the small cases."""
+
+    def left_out(item: pytest.Item) -> bool:
+        values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        interpreted = values.get("target") == ("triton", "cpu")
+        slow = interpreted and "case" in values and not values["case"].small
+        return slow or (not GPU and item.get_closest_marker("gpu") is not None)
+
+    config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
+    items[:] = [item for item in items if not left_out(item)]
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory() -> Iterator[None]:
+    """What torch allocates without initialising holds NaN, so that reading it cannot go unnoticed."""
+    if torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError("a test left deterministic algorithms switched on")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,201 @@
+"""Each backend, one layer at a time, against the float64 oracle; and what the interface promises beside values."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import CASES, RAGGED, Case, Inputs, assert_close, expect, gradients, make, run, verify
+from torch import Tensor
+
+from fastrnn.cells import CELLS
+
+FEW = [
+    case
+    for mode in CELLS
+    for case in (
+        Case("no packing", mode, directions=2, small=True),
+        Case("packed", mode, lengths=RAGGED, hidden=3, bias=False, small=True),
+    )
+] + [Case("projection", proj_size=5, directions=2, small=True)]
+few = pytest.mark.parametrize("case", FEW, ids=str)
+
+
+def forward(target, inputs: Inputs, save: bool = True):
+    return target.module.forward(*inputs[:6], save=save)
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(target, case: Case):
+    expected = expect(case)
+    verify(run(target.module, expected.inputs.map(target.move)), expected)
+
+
+@few
+def test_what_backward_needs_is_saved_in_the_documented_shapes_or_not_at_all(target, case: Case):
+    inputs = make(case).map(target.move)
+    with_saved, without = forward(target, inputs), forward(target, inputs, save=False)
+    assert equal(with_saved._asdict() | {"saved": inputs.x}, without._asdict() | {"saved": inputs.x})
+    assert [tuple(tensor.shape) for tensor in without.saved] == [(0,)] * 3
+    cell, (directions, _, outputs) = CELLS[case.mode], inputs.h0.shape
+    lead = (directions, inputs.x.shape[:-1].numel())
+    gates, cells, hidden = with_saved.saved
+    assert gates.shape == ((*lead, len(cell.saved) * case.hidden) if cell.saved else (0,))
+    assert cells.shape == ((*lead, case.hidden) if cell.has_cell_state else (0,))
+    assert hidden.shape == (*lead, outputs)
+
+
+@pytest.mark.parametrize("case", [Case("narrow", dtype=t, small=True) for t in (torch.bfloat16, torch.float16)], ids=str)
+def test_the_cell_state_of_a_narrow_dtype_is_saved_in_float32(target, case: Case):
+    assert forward(target, make(case).map(target.move)).saved.cells.dtype == torch.float32
+
+
+@few
+@pytest.mark.parametrize("need_x", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_only_what_is_needed_is_returned(target, case: Case, need_x: bool, need_weights: bool):
+    inputs, exact, budgets = expect(case)
+    found = run(target.module, inputs.map(target.move), need_x, need_weights)
+    unwanted = [n for n in exact if n == "grad x" and not need_x or "weights" in n and not need_weights]
+    assert not set(unwanted) & set(found)
+    verify(found, expect(case)._replace(exact={n: t for n, t in exact.items() if n not in unwanted}))
+
+
+def only_y(inputs: Inputs) -> Inputs:
+    return inputs._replace(grad_hn=None, grad_cn=None)
+
+
+def only_hn(inputs: Inputs) -> Inputs:
+    return inputs._replace(grad_y=None, grad_cn=None)
+
+
+def only_cn(inputs: Inputs) -> Inputs:
+    return inputs._replace(grad_y=None, grad_hn=None)
+
+
+def expanded(inputs: Inputs) -> Inputs:
+    """What the sum of y sends back: one number, expanded."""
+    return inputs._replace(grad_y=inputs.x.new_ones(()).expand(inputs.grad_y.shape), grad_hn=None, grad_cn=None)
+
+
+@few
+@pytest.mark.parametrize("change", [only_y, only_hn, only_cn, expanded])
+def test_absent_and_expanded_gradients(target, case: Case, change: Callable[[Inputs], Inputs]):
+    expected = expect(case, change)
+    verify(run(target.module, expected.inputs.map(target.move)), expected)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values, with the first and last dimensions stored the other way round."""
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def inside_a_larger_one(tensor: Tensor) -> Tensor:
+    """The same values, with strides larger than the sizes, at an odd offset, between values that are NaN."""
+    larger = tensor.new_full([size + 3 for size in tensor.shape], float("nan"))
+    view = larger[tuple(slice(1, size + 1) for size in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def every_other(tensor: Tensor) -> Tensor:
+    """The same values with stride 2 in the last dimension."""
+    return torch.stack([tensor, torch.full_like(tensor, float("nan"))], -1)[..., 0]
+
+
+@few
+@pytest.mark.parametrize("layout", [transposed, inside_a_larger_one, every_other])
+def test_any_strides(target, case: Case, layout: Callable[[Tensor], Tensor]):
+    expected = expect(case)
+    verify(run(target.module, expected.inputs.map(target.move).map(layout)), expected)
+
+
+@few
+def test_nothing_returned_shares_memory_and_inputs_stay_as_they_were(target, case: Case):
+    inputs = make(case).map(target.move)
+    y, hn, cn, saved = forward(target, inputs)
+    found = [y, hn, cn, *saved, *gradients(target.module, inputs, saved).values(), *inputs.tensors()]
+    places = [tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()]
+    assert len(places) == len(set(places))
+    for now, before in zip(inputs.tensors(), make(case).map(target.move).tensors(), strict=True):
+        assert torch.equal(now, before)
+
+
+@few
+def test_outputs_may_be_changed_in_place_before_backward_and_backward_run_twice(target, case: Case):
+    expected = expect(case)
+    inputs = expected.inputs.map(target.move)
+    y, hn, cn, saved = forward(target, inputs)
+    for output in (y, hn, cn):
+        output.fill_(float("nan"))
+    first, second = gradients(target.module, inputs, saved), gradients(target.module, inputs, saved)
+    verify(first, expected, only="grad")
+    assert equal(first, second)
+
+
+LARGE = [
+    case
+    for mode in CELLS
+    for case in (
+        Case("two directions", mode, steps=20, rows=9, inputs=70, hidden=130, directions=2),
+        Case("packed", mode, lengths=(20, 17, 9, 9, 8, 2, 1), inputs=70, hidden=130),
+        Case("one row", mode, steps=20, rows=1, inputs=70, hidden=256),
+    )
+]
+
+
+@pytest.mark.parametrize("case", [*FEW, *LARGE], ids=str)
+def test_two_runs_give_the_same_bits(target, case: Case):
+    inputs = make(case).map(target.move)
+    assert equal(run(target.module, inputs), run(target.module, inputs))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_cpp_gives_the_same_bits_for_any_number_of_threads(target, case: Case, threads: Callable[[int], None]):
+    if target.name != "cpp":
+        pytest.skip("only the C++ backend promises this")
+    inputs, found = make(case), []
+    for number in (1, 2, 3):
+        threads(number)
+        found.append(run(target.module, inputs))
+    assert equal(found[0], found[1])
+    assert equal(found[0], found[2])
+
+
+@few
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_spreads_as_in_torch_and_only_within_its_row(target, case: Case, value: float):
+    clean, dirty = make(case), make(case)
+    position = (1, 1, 0) if case.lengths == () else (case_rows(case) + 1, 0)
+    dirty.x[position] = value
+    noisy = target.module.forward(*dirty.map(target.move)[:6], save=True)
+    exact = torch_forward(dirty)
+    budgets = expect(case).budgets
+    for name, found, right in zip(("y", "hn", "cn"), noisy[:3], exact, strict=True):
+        assert_close(found, right, budgets[name], case.dtype, name)
+
+
+def case_rows(case: Case) -> int:
+    return len(case.lengths) or case.rows
+
+
+def torch_forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    from fastrnn.backends import reference
+
+    wide = inputs.map(torch.Tensor.double)
+    with torch.no_grad():
+        return reference.layer(*wide[:6])
