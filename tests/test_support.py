@@ -1,0 +1,137 @@
+"""The judge judged: the oracle against torch.nn, the comparison against wrong tensors, the suite against wrong backends."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from support import CASES, RAGGED, Case, Inputs, Results, assert_close, expect, make, run, verify
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.backends import reference
+from fastrnn.cells import CELLS
+
+FORMS = [Case("", directions=2), Case("", lengths=RAGGED, directions=2, bias=False), Case("", steps=1, rows=1)]
+PROJECTED = [replace(form, proj_size=4) for form in FORMS]
+FORMS = [replace(form, mode=mode, dtype=torch.float64) for mode in CELLS for form in FORMS]
+FORMS += [replace(form, dtype=torch.float64) for form in PROJECTED]
+
+
+def torch_nn(case: Case, inputs: Inputs) -> Results:
+    """torch.nn's own module on the same inputs."""
+    kinds = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN_TANH": nn.RNN, "RNN_RELU": nn.RNN}
+    options = {"nonlinearity": case.mode[4:].lower()} if case.mode.startswith("RNN") else {}
+    options |= {"proj_size": case.proj_size} if case.proj_size else {}
+    bidirectional = case.directions == 2
+    module = kinds[case.mode](
+        case.inputs, case.hidden, bias=case.bias, bidirectional=bidirectional, dtype=case.dtype, **options
+    )
+    for parameter, weight in zip(module.parameters(), inputs.weights, strict=True):
+        parameter.data.copy_(weight)
+    x, h0 = inputs.x.clone().requires_grad_(), inputs.h0.clone().requires_grad_()
+    c0 = None if inputs.c0 is None else inputs.c0.clone().requires_grad_()
+    packed = x if inputs.batch_sizes is None else PackedSequence(x, inputs.batch_sizes)
+    y, states = module(packed, h0 if c0 is None else (h0, c0))
+    y = y.data if isinstance(y, PackedSequence) else y
+    hn, cn = (states, x.new_empty(0)) if c0 is None else states
+    torch.autograd.backward((y, hn, cn)[: 2 + (c0 is not None)], inputs[6 : 8 + (c0 is not None)])
+    leaves = {"grad x": x, "grad h0": h0} | ({} if c0 is None else {"grad c0": c0})
+    leaves |= {f"grad weights[{k}]": parameter for k, parameter in enumerate(module.parameters())}
+    return {"y": y, "hn": hn, "cn": cn} | {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+@pytest.mark.parametrize("case", FORMS, ids=str)
+def test_the_oracle_agrees_with_torch_nn(case: Case):
+    expected = expect(case)
+    verify(torch_nn(case, expected.inputs), expected)
+
+
+def nudged(tensor: Tensor, by: float) -> Tensor:
+    """One element in the middle is off."""
+    wrong = tensor.clone()
+    wrong.view(-1)[wrong.numel() // 2] += by
+    return wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_comparison_catches_what_is_wrong(dtype: torch.dtype):
+    inputs, exact, budgets = expect(Case("", dtype=dtype))
+    for name, right in exact.items():
+        budget, actual = budgets[name], right.to(dtype)
+        assert_close(actual, right, budget, dtype)
+        assert budget < right.abs().max() * 256 * torch.finfo(dtype).eps, "so wide a budget would judge nothing"
+        other = torch.float16 if dtype == torch.float32 else torch.float32
+        wrong = {
+            "elements off by more": nudged(actual, 3 * budget),
+            "inf or NaN": nudged(actual, float("nan")),
+            "should be inf": nudged(actual, float("inf")),
+            "shape": actual[:, None],
+            "dtype": actual.to(other),
+            "off by": actual.flip(0) if actual.shape[0] > 1 else actual.flip(1),
+        } if actual.numel() else {}
+        for message, tensor in wrong.items():
+            with pytest.raises(AssertionError, match=message):
+                assert_close(tensor, right, budget, dtype)
+
+
+def test_the_comparison_wants_inf_and_nan_where_they_belong():
+    nan, inf = float("nan"), float("inf")
+    exact = torch.tensor([1.0, nan, inf, -inf])
+    assert_close(exact.clone(), exact, 0.0, torch.float32)
+    for wrong in ([1.0, nan, inf, inf], [1.0, 0.0, inf, -inf], [nan, nan, inf, -inf], [1.0, nan, 3e38, -inf]):
+        with pytest.raises(AssertionError, match="should be inf or NaN"):
+            assert_close(torch.tensor(wrong), exact, 1e9, torch.float32)
+
+
+def test_a_missing_result_is_caught():
+    expected = expect(Case(""))
+    results = run(reference, expected.inputs)
+    del results["grad h0"]
+    with pytest.raises(KeyError, match="grad h0"):
+        verify(results, expected)
+
+
+MUTANTS = {
+    "gates swapped": ("LSTM", "i, f, g, o = (a + b)", "f, i, g, o = (a + b)"),
+    "candidate before output gate": ("LSTM", "i, f, g, o = (a + b)", "i, f, o, g = (a + b)"),
+    "no gradient through the carried c": ("LSTM", "f.sigmoid() * c +", "f.sigmoid() * c.detach() +"),
+    "no gradient of c from h": ("LSTM", "o.sigmoid() * c.tanh()", "o.sigmoid() * c.detach().tanh()"),
+    "grad_cn left out": ("LSTM", "(grad_y, grad_hn, grad_cn), strict", "(grad_y, grad_hn, None), strict"),
+    "grad_hn left out": ("GRU", "(grad_y, grad_hn, grad_cn), strict", "(grad_y, None, grad_cn), strict"),
+    "update gate turned round": ("GRU", "(1 - z) * n + z * h", "z * n + (1 - z) * h"),
+    "no gradient through z * h": ("GRU", "n + z * h, c", "n + z * h.detach(), c"),
+    "reset before the product's bias": ("GRU", "(a_r + b_r).sigmoid() * b_n)", "(a_r + b_r).sigmoid() * (b_n - 0.01))"),
+    "no gradient through the product": ("RNN_TANH", "F.linear(h, w_hh, b_hh)", "F.linear(h.detach(), w_hh, b_hh)"),
+    "no recurrent bias": ("RNN_TANH", "F.linear(h, w_hh, b_hh)", "F.linear(h, w_hh)"),
+    "a leaky relu": ("RNN_RELU", "(a + b).relu()", "F.leaky_relu(a + b, 1e-4)"),
+    "gradient of the projection lost": ("LSTM", "F.linear(h, w_hr)", "F.linear(h, w_hr.detach())"),
+    "reverse runs forward": ("GRU", "reverse=d == 1", "reverse=False"),
+    "rows of a packed batch begin with another's state": ("GRU", "h0[len(h) : rows]", "h0[: rows - len(h)]"),
+    "rows that end swap their states": ("LSTM", "torch.cat([h[rows:], final_h])", "torch.cat([h[rows:].flip(0), final_h])"),
+    "inputs of lower precision": ("LSTM", "F.linear(x, w_ih", "F.linear(x.bfloat16().to(x), w_ih"),
+    "a slightly wrong tanh": ("RNN_TANH", "(a + b).tanh()", "(a + b).tanh() * (1 + 2e-6)"),
+}
+
+
+@pytest.mark.parametrize(("mode", "old", "new"), MUTANTS.values(), ids=MUTANTS.keys())
+def test_the_suite_fails_on_a_wrong_backend(mode: str, old: str, new: str):
+    source = inspect.getsource(reference)
+    assert source.count(old) == 1
+    mutant = ModuleType("mutant")
+    exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
+    with pytest.raises(AssertionError, match="off by more"):
+        for case in CASES:
+            if case.mode == mode and case.small and case.dtype == torch.float32 and case.magnitude == 1:
+                expected = expect(case)
+                verify(run(mutant, expected.inputs), expected)
+
+
+def test_memory_that_nobody_wrote_holds_nan():
+    zeros = torch.zeros(3, 5)
+    for fresh in (torch.empty(3, 5), torch.empty_like(zeros), zeros.new_empty(7), torch.empty(4, dtype=torch.bfloat16)):
+        assert fresh.isnan().all()
