@@ -1,0 +1,84 @@
+# Every target sets up .venv by itself from the interpreter that PYTHON names.
+PYTHON ?= python3
+OLDEST_PYTHON ?= $(PYTHON)
+BIN := .venv/bin
+OLDEST := .venv-oldest/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
+BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
+CROSS := aarch64-linux-gnu
+ARGS ?=
+
+# What an editable install must be told of: new files (a folder changes with its list of files) and C++.
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn kernels -type d -not -name __pycache__)
+
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+export PIP_NO_INPUT := 1
+
+.PHONY: help demo test bench check dev format native sanitize aarch64 test-oldest clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/installed  ## train a character model with torch.nn and with fastrnn, side by side
+	$(BIN)/python examples/character_model.py $(ARGS)
+
+test: .venv/installed  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench: .venv/installed  ## time fastrnn against torch.nn and others
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+check: .venv/installed  ## lint, formats, types, then the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/* tests/native/*.cpp tests/native/*.h)
+	$(MAKE) test
+
+dev: .venv/installed  ## install the working tree, editable, with all tools; after that only C++ needs `make dev` again
+
+format: .venv/installed  ## write the formats that `make check` asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/* tests/native/*.cpp tests/native/*.h)
+
+.venv/installed: constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python $(INSTALL) --constraint constraints.txt torch $(BUILD_TOOLS)
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+comma := ,
+
+# The kernels by themselves, without Python: every instruction set that the machine runs, against plain loops.
+NATIVE := -G Ninja -DFASTRNN_PYTHON=OFF -DFASTRNN_NATIVE_TESTS=ON -DFASTRNN_WERROR=ON
+define run_native
+	$(BIN)/cmake -S . -B build/$@ $(NATIVE) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) $(1)
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure
+endef
+
+native: | .venv/installed  ## run the native tests of the C++ kernels
+	$(call run_native)
+
+sanitize: | .venv/installed  ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call run_native,-DFASTRNN_SANITIZE=address$(comma)undefined)
+
+aarch64: | .venv/installed  ## the native tests cross-compiled for aarch64, under qemu-user
+	@command -v $(CROSS)-g++ qemu-aarch64 >/dev/null || { echo 'needs Debian packages: g++-$(CROSS) qemu-user'; exit 1; }
+	$(call run_native,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CROSS)-g++ \
+	  '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/$(CROSS)')
+
+# On Linux the registry's build of this torch brings the CUDA libraries along: about 3 GB to fetch, 6 GB on disk.
+test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported torch (OLDEST_PYTHON=python3.10)
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n 2 $(ARGS)
+
+.venv-oldest/installed: constraints-oldest.txt $(SOURCES) $(shell find fastrnn kernels -name '*.py')
+	test -x $(OLDEST)/python || $(OLDEST_PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt torch $(BUILD_TOOLS)
+	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt --no-build-isolation '.[test]'
+	@touch $@
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-oldest build
