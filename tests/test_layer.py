@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from support import CASES, RAGGED, Case, Inputs, assert_close, expect, gradients, make, run, verify
+from support import (
+    CASES,
+    RAGGED,
+    Case,
+    Inputs,
+    assert_close,
+    differentiate,
+    expect,
+    gradients,
+    make,
+    run,
+    verify,
+)
 from torch import Tensor
 
 from fastrnn.cells import CELLS
@@ -164,10 +178,12 @@ def threads():
     torch.set_num_threads(before)
 
 
+cpp = pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
+
+
+@cpp
 @pytest.mark.parametrize("case", LARGE, ids=str)
-def test_cpp_gives_the_same_bits_for_any_number_of_threads(target, case: Case, threads: Callable[[int], None]):
-    if target.name != "cpp":
-        pytest.skip("only the C++ backend promises this")
+def test_the_same_bits_for_any_number_of_threads(target, case: Case, threads: Callable[[int], None]):
     inputs, found = make(case), []
     for number in (1, 2, 3):
         threads(number)
@@ -179,23 +195,35 @@ def test_cpp_gives_the_same_bits_for_any_number_of_threads(target, case: Case, t
 @few
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_spreads_as_in_torch_and_only_within_its_row(target, case: Case, value: float):
-    clean, dirty = make(case), make(case)
-    position = (1, 1, 0) if case.lengths == () else (case_rows(case) + 1, 0)
-    dirty.x[position] = value
-    noisy = target.module.forward(*dirty.map(target.move)[:6], save=True)
-    exact = torch_forward(dirty)
-    budgets = expect(case).budgets
-    for name, found, right in zip(("y", "hn", "cn"), noisy[:3], exact, strict=True):
-        assert_close(found, right, budgets[name], case.dtype, name)
+    clean = expect(case)
+    inputs = clean.inputs._replace(x=clean.inputs.x.clone())
+    inputs.x.view(-1, case.inputs)[len(case.lengths) or case.rows, 0] = value  # the first row's second step
+    exact = differentiate(inputs.map(Tensor.double))
+    found = run(target.module, inputs.map(target.move))
+    for name in ("y", "hn", "cn"):
+        assert_close(found[name], exact[name], clean.budgets[name], case.dtype, name)
+    for name in ("grad h0", "grad c0") if "grad c0" in found else ("grad h0",):
+        assert_close(found[name][:, 1:], clean.exact[name][:, 1:], clean.budgets[name], case.dtype, name)
 
 
-def case_rows(case: Case) -> int:
-    return len(case.lengths) or case.rows
+@few
+def test_nothing_stays_behind_from_an_earlier_call(target, case: Case):
+    larger = make(replace(case, hidden=case.hidden + 20, lengths=(), steps=9, rows=7, inputs=9))
+    run(target.module, larger.map(lambda tensor: torch.full_like(tensor, float("nan"), device=target.device)))
+    expected = expect(case)
+    verify(run(target.module, expected.inputs.map(target.move)), expected)
 
 
-def torch_forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    from fastrnn.backends import reference
-
-    wide = inputs.map(torch.Tensor.double)
-    with torch.no_grad():
-        return reference.layer(*wide[:6])
+@cpp
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+def test_every_instruction_set(target, isa: str):
+    """FASTRNN_ISA is read once, when the core is loaded: each instruction set takes a process of its own."""
+    core = importlib.import_module("fastrnn._core")
+    if isa not in core.supported_isas():
+        pytest.skip(f"this CPU or this build has no {isa}")
+    tests = "cpp and float32 and (test_values or test_any_strides or test_what_is_not_finite or test_two_runs)"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
+    done = subprocess.run(command, env=os.environ | {"FASTRNN_ISA": isa}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout

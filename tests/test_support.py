@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
-from support import CASES, RAGGED, Case, Inputs, Results, assert_close, expect, make, run, verify
+from support import CASES, RAGGED, Case, Inputs, Results, assert_close, expect, run, verify
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
