@@ -1,3 +1,202 @@
+// The Python face of the kernels: reads tensors through their own methods (no torch headers, so that one build serves
+// every torch), checks each against the sizes of the layer, releases the GIL.
 #include <pybind11/pybind11.h>
 
-PYBIND11_MODULE(_core, m) { m.def("isa", [] { return "none"; }); }
+#include <string>
+
+#include "scan.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+namespace {
+
+// Address of a dense CPU tensor of exactly `count` elements of `item` bytes. None stands for null where `optional`.
+uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false) {
+  if (tensor.is_none()) {
+    if (optional) return 0;
+    throw py::value_error(std::string(name) + ": expected a tensor, got None");
+  }
+  static PyObject* const is_cpu = PyUnicode_InternFromString("is_cpu");
+  static PyObject* const nbytes = PyUnicode_InternFromString("nbytes");
+  static PyObject* const is_contiguous = PyUnicode_InternFromString("is_contiguous");
+  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+  const auto get = [&](PyObject* attribute) {
+    return py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), attribute));
+  };
+  const auto call = [&](PyObject* method) {
+    return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), method));
+  };
+  const py::object on_cpu = get(is_cpu), size = get(nbytes), dense = call(is_contiguous), place = call(data_ptr);
+  if (!on_cpu || !size || !dense || !place) throw py::error_already_set();
+  if (on_cpu.ptr() != Py_True || dense.ptr() != Py_True)
+    throw py::value_error(std::string(name) + ": expected a contiguous tensor on the CPU");
+  const __int128 wanted = count * static_cast<__int128>(item);
+  if (wanted != static_cast<__int128>(PyLong_AsLongLong(size.ptr())))
+    throw py::value_error(std::string(name) + ": expected " + std::to_string(static_cast<int64_t>(wanted)) +
+                          " bytes, got " + py::cast<std::string>(py::str(size)));
+  return PyLong_AsUnsignedLongLong(place.ptr());
+}
+
+// (mode, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
+template <class S>
+struct Reader {
+  Inputs<S> in{};
+  int64_t gates = 0, saved = 0;
+  bool has_cell = false;
+
+  explicit Reader(const py::tuple& layer) {
+    if (layer.size() != 10) throw py::value_error("layer: expected 10 values");
+    const int mode = layer[0].cast<int>();
+    if (mode < 0 || mode > 3) throw py::value_error("mode: expected 0 to 3");
+    in.mode = static_cast<Mode>(mode);
+    in.threads = layer[1].cast<int>();
+    Sizes& z = in.sizes;
+    int64_t* const fields[] = {&z.steps, &z.batch, &z.rows, &z.inputs, &z.hidden, &z.outputs};
+    for (int i = 0; i < 6; ++i) {
+      *fields[i] = layer[i + 2].cast<int64_t>();
+      if (*fields[i] < 1 || *fields[i] > (int64_t{1} << 40)) throw py::value_error("layer: a size is out of range");
+    }
+    z.directions = layer[8].cast<int>();
+    if (z.directions < 1 || z.directions > 2) throw py::value_error("directions: expected 1 or 2");
+    gates = in.mode == Mode::lstm ? 4 : in.mode == Mode::gru ? 3 : 1;
+    saved = gates == 1 ? 0 : 4;
+    has_cell = in.mode == Mode::lstm;
+    if (z.outputs != z.hidden && !has_cell) throw py::value_error("only the LSTM has a projection");
+    read_batch_sizes(layer[9]);
+  }
+
+  void read_batch_sizes(py::handle batch_sizes) {
+    Sizes& z = in.sizes;
+    if (batch_sizes.is_none()) {
+      if (__int128{z.steps} * z.batch != z.rows) throw py::value_error("rows: expected steps * batch");
+      return;
+    }
+    z.batch_sizes = reinterpret_cast<const int64_t*>(address(batch_sizes, "batch_sizes", z.steps, sizeof(int64_t)));
+    int64_t before = z.batch, sum = 0;
+    for (int64_t t = 0; t < z.steps; ++t) {
+      const int64_t size = z.batch_sizes[t];
+      if (size < 1 || size > before || (t == 0 && size != z.batch))
+        throw py::value_error("batch_sizes: expected numbers from the batch size down to 1, never increasing");
+      before = size;
+      sum += size;
+    }
+    if (sum != z.rows) throw py::value_error("batch_sizes: expected to add up to the rows of the input");
+  }
+
+  S* tensor(py::handle t, const char* name, __int128 count, bool optional = false) const {
+    return reinterpret_cast<S*>(address(t, name, count, sizeof(S), optional));
+  }
+  S* per_direction(py::handle t, const char* name, int64_t rows, int64_t width, bool optional = false) const {
+    return tensor(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
+  }
+
+  // torch's flat list: w_ih, w_hh, b_ih and b_hh if there are biases, w_hr if there is a projection, per direction.
+  void parameters(const py::sequence& list, const char* name, Parameters<S>* to) const {
+    const Sizes& z = in.sizes;
+    const size_t each = list.size() / z.directions;
+    if (each * z.directions != list.size() || each < 2 || each > 5)
+      throw py::value_error(std::string(name) + ": expected 2 to 5 tensors a direction");
+    if ((each % 2 == 0) && z.outputs != z.hidden)
+      throw py::value_error(std::string(name) + ": expected weight_hr, since outputs and hidden differ");
+    const __int128 rows = gates * z.hidden;
+    for (int d = 0; d < z.directions; ++d) {
+      const size_t at = d * each;
+      to[d] = {};
+      to[d].w_ih = tensor(list[at], name, rows * z.inputs);
+      to[d].w_hh = tensor(list[at + 1], name, rows * z.outputs);
+      if (each >= 4) {
+        to[d].b_ih = tensor(list[at + 2], name, rows);
+        to[d].b_hh = tensor(list[at + 3], name, rows);
+      }
+      if (each % 2) to[d].w_hr = tensor(list[at + each - 1], name, static_cast<__int128>(z.outputs) * z.hidden);
+    }
+  }
+
+  void inputs(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
+    const Sizes& z = in.sizes;
+    in.x = tensor(x, "x", static_cast<__int128>(z.rows) * z.inputs);
+    in.h0 = per_direction(h0, "h0", z.batch, z.outputs);
+    if (has_cell) in.c0 = per_direction(c0, "c0", z.batch, z.hidden);
+    Parameters<S> own[2];
+    parameters(weights, "weights", own);
+    for (int d = 0; d < z.directions; ++d)
+      in.weights[d] = {own[d].w_ih, own[d].w_hh, own[d].b_ih, own[d].b_hh, own[d].w_hr};
+    if (in.weights[0].w_hr && !has_cell) throw py::value_error("only the LSTM has a projection");
+  }
+};
+
+template <class S>
+void forward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights, py::handle y,
+             py::handle hn, py::handle cn, py::handle gates, py::handle cells, py::handle hidden) {
+  Reader<S> read(layer);
+  read.inputs(x, h0, c0, weights);
+  const Sizes& z = read.in.sizes;
+  Forward<S> call{};
+  static_cast<Inputs<S>&>(call) = read.in;
+  call.y = read.per_direction(y, "y", z.rows, z.outputs);
+  call.hn = read.per_direction(hn, "hn", z.batch, z.outputs);
+  if (read.has_cell) {
+    call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
+    call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden, true);
+  }
+  if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden, true);
+  call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs, true);
+  const Kernels& all = kernels();
+  py::gil_scoped_release release;
+  if constexpr (sizeof(S) == 4)
+    all.forward_float(call);
+  else
+    all.forward_double(call);
+}
+
+template <class S>
+void backward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
+              py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y, py::handle grad_hn,
+              py::handle grad_cn, py::handle grad_x, py::handle grad_h0, py::handle grad_c0, py::handle grad_weights) {
+  Reader<S> read(layer);
+  read.inputs(x, h0, c0, weights);
+  const Sizes& z = read.in.sizes;
+  Backward<S> call{};
+  static_cast<Inputs<S>&>(call) = read.in;
+  if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden);
+  call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs);
+  call.grad_y = read.per_direction(grad_y, "grad_y", z.rows, z.outputs, true);
+  call.grad_hn = read.per_direction(grad_hn, "grad_hn", z.batch, z.outputs, true);
+  if (read.has_cell) {
+    call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden);
+    call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
+    call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden);
+  }
+  call.grad_x = read.tensor(grad_x, "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
+  call.grad_h0 = read.per_direction(grad_h0, "grad_h0", z.batch, z.outputs);
+  if (!grad_weights.is_none()) {
+    const auto list = py::cast<py::sequence>(grad_weights);
+    if (list.size() != weights.size()) throw py::value_error("grad_weights: expected one tensor for each of weights");
+    read.parameters(list, "grad_weights", call.grad_weights);
+  }
+  const Kernels& all = kernels();
+  py::gil_scoped_release release;
+  if constexpr (sizeof(S) == 4)
+    all.backward_float(call);
+  else
+    all.backward_double(call);
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+PYBIND11_MODULE(_core, m) {
+  using namespace fastrnn;
+  m.doc() = "Fused kernels of fastrnn for the CPU; called through fastrnn.backends.cpp.";
+  m.def("isa", [] { return kernels().name; });
+  m.def("supported_isas", [] {
+    py::list names;
+    for (const Kernels* const* k = supported_kernels(); *k; ++k) names.append((*k)->name);
+    return names;
+  });
+  m.def("forward_float", &forward<float>);
+  m.def("forward_double", &forward<double>);
+  m.def("backward_float", &backward<float>);
+  m.def("backward_double", &backward<double>);
+}

@@ -1,0 +1,286 @@
+// Backpropagation through time for one direction of a layer.
+//
+// Floor per step and row: 2 G H P flops for the state, then 2 G H I for the gradient of x and 2 G H (I + P) for those of the
+// weights. Step by step, last to first: the gradient of h from the gate gradients of the step behind it, and at once the
+// gates' math on it while it is in L1. After a stretch of steps that fits the caches, its gate gradients are multiplied
+// into the gradients of x and of the weights: stretch by stretch, so that long sums are blocked and keep their digits.
+// Every number has one thread that computes it, in an order that does not depend on how many there are.
+
+template <class S, class Cell>
+struct BackwardScan {
+  static constexpr int L = kLanes<S>;
+  static constexpr int G = Cell::kGates;
+  static constexpr int kSides = Cell::kSides;
+  static constexpr int64_t kWide = kPanel<S, kPlain>;
+  static constexpr int64_t kChunkRows = 512;
+  static constexpr int64_t kBlockRows = 48;  // rows of a large product whose results wait in L1
+
+  const Backward<S>& args;
+  const Sizes& z;
+  const Parameters<const S>& weights;
+  const Parameters<S>& grads;
+  const int64_t direction;
+  const Steps steps;
+  const Crew crew;
+  Barrier& barrier;
+  const bool projected;
+  const int64_t input_panels, output_panels, unit_panels;
+  const int64_t chunk, chunk_rows, ld;  // ld: columns of the gate gradients
+  const S *h0, *c0, *gates, *cells, *hidden;
+  S* grad_x;
+
+  S *w_ih, *w_hh, *w_hr;          // packed: (G*H, I), (G*H, P), (P, H)
+  S* grad_gates[2];               // of a stretch and of the one behind it: (chunk_rows, kSides * H)
+  S* grad_outputs[2];             // gradient of the projected h, with a projection: (chunk_rows, P)
+  S* unprojected;                 // h before the projection: (chunk_rows, H)
+  S* carry;                       // (B, H); for the LSTM the gradient of c, which ends as that of c0
+  S *gates_by_column, *outputs_by_column;  // transposed stretches
+  S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
+  const S** before;               // per thread: h before each row of a stretch
+  S* results;                     // per thread
+  int64_t results_size;
+
+  BackwardScan(const Backward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, S* x_out, Scratch& scratch)
+      : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
+        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
+        projected(weights.w_hr != nullptr), input_panels(ceil_div(z.inputs, kWide)),
+        output_panels(ceil_div(z.outputs, kWide)), unit_panels(ceil_div(z.hidden, kWide)),
+        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
+        ld(kSides * z.hidden), h0(a.h0 + d * z.batch * z.outputs),
+        c0(Cell::kHasCell ? a.c0 + d * z.batch * z.hidden : nullptr),
+        gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr),
+        cells(Cell::kHasCell ? a.saved.cells + d * z.rows * z.hidden : nullptr),
+        hidden(a.saved.hidden + d * z.rows * z.outputs), grad_x(x_out) {
+    const int64_t depth = G * z.hidden;
+    const bool wanted = grads.w_ih != nullptr;
+    w_hh = scratch.take<S>(output_panels * kWide * depth);
+    w_ih = grad_x ? scratch.take<S>(input_panels * kWide * depth) : nullptr;
+    w_hr = projected ? scratch.take<S>(unit_panels * kWide * z.outputs) : nullptr;
+    for (int i = 0; i < 2; ++i) {
+      grad_gates[i] = scratch.take<S>(chunk_rows * ld);
+      grad_outputs[i] = projected ? scratch.take<S>(chunk_rows * z.outputs) : nullptr;
+    }
+    unprojected = projected ? scratch.take<S>(chunk_rows * z.hidden) : nullptr;
+    carry = Cell::kHasCell ? args.grad_c0 + d * z.batch * z.hidden
+                           : Cell::kHasCarry ? scratch.take<S>(z.batch * z.hidden) : nullptr;
+    gates_by_column = wanted ? scratch.take<S>(ld * chunk_rows) : nullptr;
+    outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * chunk_rows) : nullptr;
+    inputs_packed = wanted ? scratch.take<S>(input_panels * kWide * chunk_rows) : nullptr;
+    states_packed = wanted ? scratch.take<S>(output_panels * kWide * chunk_rows) : nullptr;
+    unprojected_packed = wanted && projected ? scratch.take<S>(unit_panels * kWide * chunk_rows) : nullptr;
+    before = scratch.take<const S*>(crew.threads * chunk_rows);
+    results_size = larger(z.batch, kBlockRows) * kWide;
+    results = scratch.take<S>(crew.threads * results_size);
+  }
+
+  void run(int thread) const {
+    const auto share = [&](int64_t count) { return crew.by_rows ? Part{0, count} : part(count, thread, crew.threads); };
+    const Part own_outputs = share(output_panels), own_units = share(unit_panels);
+    const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
+    S* mine = results + thread * results_size;
+    prepare(thread);
+    barrier.wait(crew.threads);
+    for (int64_t s = z.steps - 1; s >= -1; --s) {
+      for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, mine);
+      if (!crew.by_rows) barrier.wait(crew.threads);
+      if (s < 0) break;
+      if (projected) {
+        for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, mine);
+        if (!crew.by_rows) barrier.wait(crew.threads);
+      }
+      if (s % chunk == 0) {
+        if (crew.by_rows) barrier.wait(crew.threads);
+        multiply_stretch(s, smaller(s + chunk, z.steps), thread, mine);
+      }
+    }
+  }
+
+  void prepare(int thread) const {
+    const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
+    const int64_t depth = G * z.hidden;
+    const Part outputs = share(output_panels);
+    pack_rows([&](int64_t k) { return weights.w_hh + k * z.outputs; }, depth, z.outputs, outputs.begin, outputs.end, w_hh);
+    if (grad_x) {
+      const Part inputs = share(input_panels);
+      pack_rows([&](int64_t k) { return weights.w_ih + Cell::row_ih(k, z.hidden) * z.inputs; }, depth, z.inputs,
+                inputs.begin, inputs.end, w_ih);
+    }
+    if (projected) {
+      const Part units = share(unit_panels);
+      pack_rows([&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, z.hidden, units.begin, units.end, w_hr);
+    }
+    const Part rows = share(z.batch);
+    const int64_t from = rows.begin * z.hidden, count = (rows.end - rows.begin) * z.hidden;
+    if (Cell::kHasCell && args.grad_cn)
+      copy(carry + from, args.grad_cn + direction * z.batch * z.hidden + from, count);
+    else if (Cell::kHasCarry)
+      clear(carry + from, count);
+  }
+
+  int64_t stretch_of(int64_t s) const { return s / chunk; }
+  int64_t first_row(int64_t stretch) const {
+    return steps.first_row(stretch * chunk, smaller((stretch + 1) * chunk, z.steps));
+  }
+  // Row 0 of step s in a buffer of a stretch whose rows are `width` long.
+  S* at_step(S* const* buffers, int64_t s, int64_t width) const {
+    const int64_t stretch = stretch_of(s);
+    return buffers[stretch % 2] + (steps.offset(s) - first_row(stretch)) * width;
+  }
+  // h or c before row r of step s.
+  const S* state_before(int64_t s, int64_t r, const S* saved, const S* initial, int64_t width) const {
+    return r < steps.rows(s - 1) ? saved + (steps.offset(s - 1) + r) * width : initial + r * width;
+  }
+
+  // The gradient of h at step s, for the outputs of panel p; without a projection the gates' math as well. Rows that
+  // begin at step s + 1 give the gradient of h0 instead, as all rows do for s = -1.
+  void step(int64_t s, int64_t p, Part own, S* mine) const {
+    const int64_t later = steps.rows(s + 1), now = steps.rows(s);
+    const Part behind{own.begin, smaller(own.end, later)};
+    const int64_t columns = smaller(kWide, z.outputs - p * kWide);
+    const int64_t depth = G * z.hidden;
+    if (behind.begin < behind.end)
+      multiply<S, kPlain>(at_step(grad_gates, s + 1, ld) + behind.begin * ld + (kSides - G) * z.hidden, ld,
+                          behind.end - behind.begin, depth, w_hh + p * kWide * depth, nullptr, 0, mine);
+    for (int64_t c = 0; c < columns; c += L) {
+      const int lanes = static_cast<int>(smaller<int64_t>(L, columns - c));
+      const int64_t column = p * kWide + c;
+      for (int64_t r = own.begin; r < smaller(own.end, larger(now, later)); ++r) {
+        Vec<S> grad{};
+        if (r < later)
+          grad = load(mine + (r - own.begin) * kWide + c);
+        else if (args.grad_hn)
+          grad = load_part(args.grad_hn + (direction * z.batch + r) * z.outputs + column, lanes);
+        if (r >= now) {
+          if (Cell::kHasCarry && !Cell::kHasCell) grad += load_part(carry + r * z.hidden + column, lanes);
+          store_part(args.grad_h0 + (direction * z.batch + r) * z.outputs + column, grad, lanes);
+          continue;
+        }
+        if (args.grad_y) {
+          const int64_t row = (steps.offset(s) + r) * z.directions + direction;
+          grad += load_part(args.grad_y + row * z.outputs + column, lanes);
+        }
+        if (projected)
+          store_part(at_step(grad_outputs, s, z.outputs) + r * z.outputs + column, grad, lanes);
+        else
+          finish(s, r, column, grad, lanes);
+      }
+    }
+  }
+
+  // With a projection: the gradient of h before it, for the units of panel p, and the gates' math.
+  void unproject(int64_t s, int64_t p, Part own, S* mine) const {
+    const Part rows{own.begin, smaller(own.end, steps.rows(s))};
+    if (rows.begin >= rows.end) return;
+    multiply<S, kPlain>(at_step(grad_outputs, s, z.outputs) + rows.begin * z.outputs, z.outputs, rows.end - rows.begin,
+                        z.outputs, w_hr + p * kWide * z.outputs, nullptr, 0, mine);
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      for (int64_t unit = p * kWide; unit < smaller(z.hidden, (p + 1) * kWide); unit += L) {
+        const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
+        finish(s, r, unit, load(mine + (r - rows.begin) * kWide + unit - p * kWide), lanes);
+        if (!unprojected || !Cell::kHasCell) continue;
+        const int64_t n = steps.offset(s) + r;
+        const Vec<S> o = load_part(gates + (n * Cell::kSaved + Cell::kSaved - 1) * z.hidden + unit, lanes);
+        const Vec<S> c = load_part(cells + n * z.hidden + unit, lanes);
+        const int64_t row = n - first_row(stretch_of(s));
+        store_part(unprojected + row * z.hidden + unit, o * tanh<S>(c), lanes);
+      }
+  }
+
+  // The pointwise half of a step: L units of row r.
+  FASTRNN_INLINE void finish(int64_t s, int64_t r, int64_t unit, Vec<S> grad_h, int lanes) const {
+    using V = Vec<S>;
+    const int64_t n = steps.offset(s) + r;
+    V kept[Cell::kSaved + 1], grad[kSides], h{}, h_before{}, c{}, c_before{}, flow{};
+    for (int i = 0; i < Cell::kSaved; ++i) kept[i] = load_part(gates + (n * Cell::kSaved + i) * z.hidden + unit, lanes);
+    if (Cell::kHasCell) {
+      c = load_part(cells + n * z.hidden + unit, lanes);
+      c_before = load_part(state_before(s, r, cells, c0, z.hidden) + unit, lanes);
+    }
+    if (Cell::kSeparate) h_before = load_part(state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
+    if (!Cell::kSaved) h = load_part(hidden + n * z.outputs + unit, lanes);
+    if (Cell::kHasCarry) flow = load_part(carry + r * z.hidden + unit, lanes);
+    Cell::backward(kept, h, h_before, c, c_before, grad_h, flow, grad);
+    if (Cell::kHasCarry) store_part(carry + r * z.hidden + unit, flow, lanes);
+    S* to = at_step(grad_gates, s, ld) + r * ld + unit;
+    for (int i = 0; i < kSides; ++i) store_part(to + i * z.hidden, grad[i], lanes);
+  }
+
+  // Steps [s, end): their share of the gradients of x and of the parameters.
+  void multiply_stretch(int64_t s, int64_t end, int thread, S* mine) const {
+    const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
+    const S* grad = grad_gates[stretch_of(s) % 2];
+    if (grad_x) {
+      const Part own = part(rows, thread, crew.threads);
+      product(grad, ld, own, G * z.hidden, w_ih, input_panels, z.inputs, false,
+              [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
+    }
+    if (!grads.w_ih) return;
+    const bool add = end < z.steps;
+    pack_stretch(s, end, first, rows, grad, thread);
+    barrier.wait(crew.threads);
+    const Part own = part(G * z.hidden, thread, crew.threads);
+    const S *of_input = gates_by_column, *of_state = gates_by_column + (kSides - G) * z.hidden * chunk_rows;
+    product(of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
+            [&](int64_t k) { return grads.w_ih + Cell::row_ih(k, z.hidden) * z.inputs; }, mine);
+    product(of_state, chunk_rows, own, rows, states_packed, output_panels, z.outputs, add,
+            [&](int64_t k) { return grads.w_hh + k * z.outputs; }, mine);
+    if (grads.b_ih)
+      for (int64_t k = own.begin; k < own.end; ++k) {
+        const S a = sum(of_input + k * chunk_rows, rows), b = sum(of_state + k * chunk_rows, rows);
+        S &to_a = grads.b_ih[Cell::row_ih(k, z.hidden)], &to_b = grads.b_hh[k];
+        to_a = add ? to_a + a : a;
+        to_b = add ? to_b + b : b;
+      }
+    if (projected)
+      product(outputs_by_column, chunk_rows, part(z.outputs, thread, crew.threads), rows, unprojected_packed, unit_panels,
+              z.hidden, add, [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
+  }
+
+  // This thread's share of a stretch, laid out for the products over its rows.
+  void pack_stretch(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
+    const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
+    const S** source = before + thread * chunk_rows;
+    for (int64_t i = s; i < end; ++i)
+      for (int64_t r = 0; r < steps.rows(i); ++r)
+        source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);
+    const Part columns = share(ld), inputs = share(input_panels), outputs = share(output_panels);
+    transpose(grad + columns.begin, ld, rows, columns.end - columns.begin, gates_by_column + columns.begin * chunk_rows,
+              chunk_rows);
+    pack_rows([&](int64_t k) { return args.x + (first + k) * z.inputs; }, rows, z.inputs, inputs.begin, inputs.end,
+              inputs_packed);
+    pack_rows([&](int64_t k) { return source[k]; }, rows, z.outputs, outputs.begin, outputs.end, states_packed);
+    if (!projected) return;
+    const Part of_h = share(z.outputs), units = share(unit_panels);
+    transpose(grad_outputs[stretch_of(s) % 2] + of_h.begin, z.outputs, rows, of_h.end - of_h.begin,
+              outputs_by_column + of_h.begin * chunk_rows, chunk_rows);
+    pack_rows([&](int64_t k) { return unprojected + k * z.hidden; }, rows, z.hidden, units.begin, units.end,
+              unprojected_packed);
+  }
+
+  // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
+  template <class Target>
+  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* panels, int64_t count, int64_t columns, bool add,
+               Target target, S* mine) const {
+    for (int64_t p = 0; p < count; ++p)
+      for (int64_t top = own.begin; top < own.end; top += kBlockRows) {
+        const int64_t bottom = smaller(top + kBlockRows, own.end);
+        multiply<S, kPlain>(a + top * lda, lda, bottom - top, depth, panels + p * kWide * depth, nullptr, 0, mine);
+        for (int64_t row = top; row < bottom; ++row)
+          for (int64_t column = p * kWide; column < smaller(columns, (p + 1) * kWide); column += L) {
+            const int lanes = static_cast<int>(smaller<int64_t>(L, columns - column));
+            Vec<S> v = load(mine + (row - top) * kWide + column - p * kWide);
+            S* to = target(row) + column;
+            if (add) v += load_part(to, lanes);
+            store_part(to, v, lanes);
+          }
+      }
+  }
+
+  static S sum(const S* from, int64_t count) {
+    Vec<S> total{};
+    int64_t i = 0;
+    for (; i + L <= count; i += L) total += load(from + i);
+    if (i < count) total += load_part(from + i, static_cast<int>(count - i));
+    return sum_lanes<S>(total);
+  }
+};

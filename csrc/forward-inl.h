@@ -1,0 +1,214 @@
+// The forward scan of one direction of a layer.
+//
+// Floor per step and row: 2 G H (I + P) flops; the packed weights are read once for every tile of rows.
+// A thread's way through it: pack a share of the weights; then, for a stretch of steps small enough to stay in cache, the
+// product of the inputs; then, step by step, the product of the state with the gates' math behind each panel while its
+// results are in L1. Threads meet once a step (twice with a projection) to exchange h.
+
+template <class S, class Cell>
+struct ForwardScan {
+  static constexpr int L = kLanes<S>;
+  static constexpr int G = Cell::kGates;
+  static constexpr int kBlocks = Cell::kVectors / G;  // blocks of L units in a panel
+  static constexpr int64_t kWidth = kPanel<S, Cell::kVectors>;
+  static constexpr int64_t kWide = kPanel<S, kPlain>;  // of the panels of the projection
+  static constexpr int64_t kChunkRows = 96;
+
+  const Forward<S>& args;
+  const Sizes& z;
+  const Parameters<const S>& weights;
+  const int64_t direction;
+  const Steps steps;
+  const Crew crew;
+  Barrier& barrier;
+  const bool projected;
+  const int64_t panels, wide_panels;
+  const int64_t chunk;  // steps whose inputs are multiplied at once
+
+  S *w_ih, *w_hh, *w_hr;     // packed weights
+  S *init_ih, *init_hh;      // biases, as one row of every panel
+  S *state, *next;           // h before and after the step, (B, P)
+  S *cell_state;             // c, in place, (B, H)
+  S *unprojected;            // (B, H), with a projection
+  S *products;               // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
+  S *results;                // per thread, (B, kWide)
+
+  static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
+
+  ForwardScan(const Forward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
+      : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
+        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
+        projected(weights.w_hr != nullptr), panels(panel_count(z)), wide_panels(ceil_div(z.outputs, kWide)),
+        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
+    w_ih = scratch.take<S>(panels * kWidth * z.inputs);
+    w_hh = scratch.take<S>(panels * kWidth * z.outputs);
+    w_hr = projected ? scratch.take<S>(wide_panels * kWide * z.hidden) : nullptr;
+    init_ih = scratch.take<S>(panels * kWidth);
+    init_hh = scratch.take<S>(panels * kWidth);
+    state = scratch.take<S>(z.batch * z.outputs);
+    next = scratch.take<S>(z.batch * z.outputs);
+    cell_state = Cell::kHasCell ? args.cn + direction * z.batch * z.hidden : nullptr;
+    unprojected = projected ? scratch.take<S>(z.batch * z.hidden) : nullptr;
+    products = scratch.take<S>(panels * kWidth * chunk * z.batch);
+    results = scratch.take<S>(crew.threads * z.batch * kWide);
+  }
+
+  void run(int thread) const {
+    const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
+    const Part own_wide = crew.by_rows ? Part{0, wide_panels} : part(wide_panels, thread, crew.threads);
+    const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
+    S* mine = results + thread * z.batch * kWide;
+    S *before = state, *after = next;
+    prepare(thread);
+    barrier.wait(crew.threads);
+    for (int64_t s = 0; s < z.steps; ++s) {
+      if (s % chunk == 0) multiply_inputs(s, smaller(s + chunk, z.steps), own_panels, own_rows);
+      const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
+      for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
+      if (!crew.by_rows) barrier.wait(crew.threads);
+      if (projected) {
+        for (int64_t p = own_wide.begin; p < own_wide.end; ++p) project(s, p, rows, after, mine);
+        if (!crew.by_rows) barrier.wait(crew.threads);
+      }
+      S* swap = before;
+      before = after;
+      after = swap;
+    }
+  }
+
+  // Packs this thread's share of the weights and of the initial states.
+  void prepare(int thread) const {
+    const Part own = part(panels, thread, crew.threads);
+    for (int64_t p = own.begin; p < own.end; ++p) {
+      pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * z.inputs);
+      pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * z.outputs);
+      pack_bias(p);
+    }
+    if (projected) {
+      const Part wide = part(wide_panels, thread, crew.threads);
+      for (int64_t p = wide.begin; p < wide.end; ++p) {
+        const int64_t count = smaller(kWide, z.outputs - p * kWide);
+        S* to = w_hr + p * kWide * z.hidden;
+        if (count < kWide) clear(to, kWide * z.hidden);
+        transpose(weights.w_hr + p * kWide * z.hidden, z.hidden, count, z.hidden, to, kWide);
+      }
+    }
+    const Part rows = part(z.batch, thread, crew.threads);
+    const int64_t begin = rows.begin * z.outputs, count = (rows.end - rows.begin) * z.outputs;
+    const S* h0 = args.h0 + direction * z.batch * z.outputs + begin;
+    copy(state + begin, h0, count);
+    copy(next + begin, h0, count);
+    if (Cell::kHasCell) {
+      const int64_t from = rows.begin * z.hidden;
+      copy(cell_state + from, args.c0 + direction * z.batch * z.hidden + from, (rows.end - rows.begin) * z.hidden);
+    }
+  }
+
+  // The gates of L units side by side, block after block, for each k.
+  void pack_panel(int64_t p, const S* w, int64_t depth, S* to) const {
+    if ((p + 1) * kBlocks * L > z.hidden) clear(to, depth * kWidth);
+    for (int block = 0; block < kBlocks; ++block) {
+      const int64_t unit = (p * kBlocks + block) * L;
+      if (unit >= z.hidden) break;
+      const int64_t count = smaller<int64_t>(L, z.hidden - unit);
+      for (int gate = 0; gate < G; ++gate)
+        transpose(w + (gate * z.hidden + unit) * depth, depth, count, depth, to + (block * G + gate) * L, kWidth);
+    }
+  }
+
+  void pack_bias(int64_t p) const {
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
+      const bool there = weights.b_ih && unit < z.hidden;
+      const S b_ih = there ? weights.b_ih[gate * z.hidden + unit] : S(0);
+      const S b_hh = there ? weights.b_hh[gate * z.hidden + unit] : S(0);
+      init_ih[p * kWidth + i] = Cell::kSeparate ? b_ih : b_ih + b_hh;
+      init_hh[p * kWidth + i] = b_hh;
+    }
+  }
+
+  S* product_at(int64_t p, int64_t row_in_chunk) const {
+    return products + (p * chunk * z.batch + row_in_chunk) * kWidth;
+  }
+
+  void multiply_inputs(int64_t s, int64_t end, Part own_panels, Part own_rows) const {
+    const int64_t first = steps.first_row(s, end), last = first + steps.rows_between(s, end);
+    for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
+      const auto rows = [&](int64_t from, int64_t to) {
+        multiply<S, Cell::kVectors>(args.x + from * z.inputs, z.inputs, to - from, z.inputs,
+                                    w_ih + p * kWidth * z.inputs, init_ih + p * kWidth, 0, product_at(p, from - first));
+      };
+      if (!crew.by_rows)
+        rows(first, last);
+      else
+        for (int64_t i = s; i < end; ++i) rows(steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);
+    }
+  }
+
+  // One step of the units of panel p: gates, c and h of some rows.
+  void step(int64_t s, int64_t p, Part rows, const S* before, S* after, S* mine) const {
+    if (rows.begin >= rows.end) return;
+    const int64_t stretch = s / chunk * chunk, count = rows.end - rows.begin;
+    const int64_t first = steps.first_row(stretch, smaller(stretch + chunk, z.steps));
+    S* inputs = product_at(p, steps.offset(s) + rows.begin - first);
+    S* sums = Cell::kSeparate ? mine : inputs;
+    multiply<S, Cell::kVectors>(before + rows.begin * z.outputs, z.outputs, count, z.outputs,
+                                w_hh + p * kWidth * z.outputs, Cell::kSeparate ? init_hh + p * kWidth : inputs,
+                                Cell::kSeparate ? 0 : kWidth, sums);
+    const int64_t ending = steps.rows(s + 1);
+    for (int block = 0; block < kBlocks; ++block) {
+      const int64_t unit = (p * kBlocks + block) * L;
+      if (unit >= z.hidden) break;
+      const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
+      for (int64_t i = 0; i < count; ++i)
+        finish(steps.offset(s), rows.begin + i, unit, lanes, inputs + i * kWidth + block * G * L,
+               sums + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
+    }
+  }
+
+  // The pointwise half of a step: L units of row r, whose place in x is offset + r.
+  FASTRNN_INLINE void finish(int64_t offset, int64_t r, int64_t unit, int lanes, const S* from_input,
+                             const S* from_state, const S* before, S* after, bool ending) const {
+    using V = Vec<S>;
+    V a[G], b[G], kept[Cell::kSaved + 1], c{}, h{};
+    for (int gate = 0; gate < G; ++gate) {
+      if (Cell::kSeparate) a[gate] = load(from_input + gate * L);
+      b[gate] = load(from_state + gate * L);
+    }
+    if (Cell::kSeparate) h = load_part(before + r * z.hidden + unit, lanes);
+    if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
+    h = Cell::forward(a, b, h, c, kept);
+    const int64_t n = direction * z.rows + offset + r;
+    if (Cell::kHasCell) {
+      store_part(cell_state + r * z.hidden + unit, c, lanes);
+      if (args.saved.cells) store_part(args.saved.cells + n * z.hidden + unit, c, lanes);
+    }
+    if (Cell::kSaved && args.saved.gates)
+      for (int i = 0; i < Cell::kSaved; ++i)
+        store_part(args.saved.gates + (n * Cell::kSaved + i) * z.hidden + unit, kept[i], lanes);
+    if (projected)
+      store_part(unprojected + r * z.hidden + unit, h, lanes);
+    else
+      emit(offset, r, unit, h, lanes, after, ending);
+  }
+
+  // h of some outputs of row r, to all that want it.
+  FASTRNN_INLINE void emit(int64_t offset, int64_t r, int64_t column, Vec<S> h, int lanes, S* after, bool ending) const {
+    const int64_t P = z.outputs;
+    store_part(after + r * P + column, h, lanes);
+    store_part(args.y + ((offset + r) * z.directions + direction) * P + column, h, lanes);
+    if (args.saved.hidden) store_part(args.saved.hidden + (direction * z.rows + offset + r) * P + column, h, lanes);
+    if (ending) store_part(args.hn + (direction * z.batch + r) * P + column, h, lanes);
+  }
+
+  void project(int64_t s, int64_t p, Part rows, S* after, S* mine) const {
+    if (rows.begin >= rows.end) return;
+    const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
+    multiply<S, kPlain>(unprojected + rows.begin * z.hidden, z.hidden, count, z.hidden, w_hr + p * kWide * z.hidden,
+                        nullptr, 0, mine);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t column = p * kWide; column < smaller(z.outputs, (p + 1) * kWide); column += L)
+        emit(steps.offset(s), rows.begin + i, column, load(mine + i * kWide + column - p * kWide),
+             static_cast<int>(smaller<int64_t>(L, z.outputs - column)), after, rows.begin + i >= ending);
+  }
+};

@@ -1,0 +1,113 @@
+// The one product of this library: C = init + A * panel, for a few rows of A and one packed panel of columns.
+//
+// A panel is NV vectors wide and stands packed: for each k, NV * kLanes numbers side by side, zero where it stands over
+// the edge. Every result is one chain of multiply-adds in the order of k, whatever the tile it was computed in, so results
+// do not depend on batch size or number of threads.
+
+// Rows of a tile: with NV vectors a row they fill the registers, less those for the panel and for A.
+template <int NV>
+constexpr int kTileRows = kRegisters == 32 ? 24 / NV : 12 / NV;
+
+// The width of the panels of plain matrix products.
+constexpr int kPlain = 4;
+
+template <class S, int NV>
+constexpr int kPanel = NV * kLanes<S>;
+
+// A panel's share of k that a core's L2 cache holds beside the rest, in bytes.
+constexpr int64_t kPanelBytes = 512 * 1024;
+
+// c (R, NV vectors, dense) = init (rows ld_init apart; null: zero) + a (R, depth; rows lda apart) * panel (depth, NV).
+// A function of its own: with other code around it compilers spill the accumulators.
+template <class S, int NV, int R>
+__attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t depth, const S* panel, const S* init,
+                                             int64_t ld_init, S* c) {
+  constexpr int L = kLanes<S>;
+  Vec<S> sum[R][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sum[r][v] = init ? load(init + r * ld_init + v * L) : Vec<S>{};
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<S> b[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) b[v] = load(panel + (k * NV + v) * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const S left = a[r * lda + k];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) sum[r][v] += left * b[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store(c + (r * NV + v) * L, sum[r][v]);
+}
+
+template <class S, int NV>
+struct Tiles {
+  using Function = void (*)(const S*, int64_t, int64_t, const S*, const S*, int64_t, S*);
+  static constexpr int size = kTileRows<NV>;
+  Function by_rows[size + 1];
+  template <int... R>
+  static constexpr Tiles make(std::integer_sequence<int, R...>) {
+    return {{nullptr, multiply_tile<S, NV, R + 1>...}};
+  }
+};
+
+// Any number of rows, cut into tiles of about the same height, and any depth, cut so that the panel stays in L2.
+template <class S, int NV>
+FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const S* init,
+                             int64_t ld_init, S* c) {
+  static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<NV>>());
+  constexpr int64_t width = kPanel<S, NV>;
+  const int64_t count = ceil_div(rows, kTileRows<NV>);
+  const int64_t cuts = ceil_div(depth * width * int64_t(sizeof(S)), kPanelBytes);
+  for (int64_t cut = 0; cut < cuts; ++cut) {
+    const int64_t begin = depth * cut / cuts, end = depth * (cut + 1) / cuts;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t top = rows * i / count, bottom = rows * (i + 1) / count;
+      const S* start = cut ? c + top * width : init ? init + top * ld_init : nullptr;
+      tiles.by_rows[bottom - top](a + top * lda + begin, lda, end - begin, panel + begin * width, start,
+                                  cut ? width : ld_init, c + top * width);
+    }
+  }
+}
+
+// Panels [begin, end) of a matrix (depth, columns) whose rows are ld apart, row k standing in row `source(k)`.
+template <class S, class Source>
+void pack_rows(Source source, int64_t depth, int64_t columns, int64_t begin, int64_t end, S* panels) {
+  constexpr int L = kLanes<S>;
+  constexpr int64_t width = kPanel<S, kPlain>;
+  for (int64_t p = begin; p < end; ++p) {
+    S* to = panels + p * depth * width;
+    const int64_t count = smaller<int64_t>(width, columns - p * width);
+    for (int64_t k = 0; k < depth; ++k, to += width) {
+      const S* from = source(k) + p * width;
+      if (count == width) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kPlain; ++v) store(to + v * L, load(from + v * L));
+      } else {
+        for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+        for (int64_t i = count; i < width; ++i) to[i] = 0;
+      }
+    }
+  }
+}
+
+// Rows of `from`, ld apart, become the columns of `to`, ld_to apart: to[k * ld_to + i] = from[i * ld + k].
+// Small blocks, so that the lines being written stay in L1.
+template <class S>
+FASTRNN_INLINE void transpose(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
+  constexpr int64_t block = 16;
+  for (int64_t k0 = 0; k0 < depth; k0 += block) {
+    const int64_t k1 = smaller(k0 + block, depth);
+    for (int64_t i0 = 0; i0 < rows; i0 += block) {
+      const int64_t i1 = smaller(i0 + block, rows);
+      for (int64_t k = k0; k < k1; ++k)
+        for (int64_t i = i0; i < i1; ++i) to[k * ld_to + i] = from[i * ld + k];
+    }
+  }
+}

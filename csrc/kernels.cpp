@@ -1,0 +1,43 @@
+// All kernels, compiled once per instruction set: FASTRNN_NAMESPACE names it, the compiler's flags choose it. Nothing in
+// here may be an inline function with external linkage outside the namespace (the standard library's templates, say):
+// the linker would keep one copy for all, perhaps one that this machine cannot run.
+#include <cstdint>
+#include <utility>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "runtime.h"
+#include "scan.h"
+
+#define FASTRNN_INLINE inline __attribute__((always_inline))
+#define FASTRNN_TEXT_(name) #name
+#define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
+
+namespace fastrnn {
+namespace FASTRNN_NAMESPACE {
+
+#include "vector-inl.h"
+
+#include "math-inl.h"
+
+#include "gemm-inl.h"
+
+#include "cells-inl.h"
+
+#include "plan-inl.h"
+
+#include "forward-inl.h"
+
+#include "backward-inl.h"
+
+#include "layer-inl.h"
+
+const Kernels& table() {
+  static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE), forward<float>, forward<double>, backward<float>,
+                           backward<double>};
+  return all;
+}
+
+}  // namespace FASTRNN_NAMESPACE
+}  // namespace fastrnn

@@ -1,0 +1,70 @@
+// A whole layer: its directions on a team of threads.
+
+// Runs scans[direction]->run(thread) for all directions, side by side or one after the other.
+template <class Scan>
+void run_scans(Scan* first, Scan* second, Crew crew) {
+  struct Team {
+    Scan* scans[2];
+    Crew crew;
+  } team{{first, second}, crew};
+  run_team(
+      crew.side_by_side ? 2 * crew.threads : crew.threads,
+      [](void* context, int thread) {
+        const Team& team = *static_cast<Team*>(context);
+        if (team.crew.side_by_side) return team.scans[thread / team.crew.threads]->run(thread % team.crew.threads);
+        for (Scan* scan : team.scans)
+          if (scan) scan->run(thread);
+      },
+      &team);
+}
+
+template <class S, class Cell>
+void forward_cell(const Forward<S>& args) {
+  using Scan = ForwardScan<S, Cell>;
+  Scratch scratch;
+  Barrier barriers[2];
+  const Crew crew = make_crew<S, Cell>(args, Scan::panel_count(args.sizes));
+  const int64_t* offsets = make_offsets(args.sizes, scratch);
+  Scan first(args, 0, offsets, crew, barriers[0], scratch);
+  if (args.sizes.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
+  Scan second(args, 1, offsets, crew, barriers[1], scratch);
+  run_scans(&first, &second, crew);
+}
+
+template <class S, class Cell>
+void backward_cell(const Backward<S>& args) {
+  using Scan = BackwardScan<S, Cell>;
+  Scratch scratch;
+  Barrier barriers[2];
+  const Sizes& z = args.sizes;
+  const Crew crew = make_crew<S, Cell>(args, ceil_div(z.outputs, Scan::kWide));
+  const int64_t* offsets = make_offsets(z, scratch);
+  Scan first(args, 0, offsets, crew, barriers[0], args.grad_x, scratch);
+  if (z.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
+  // The second direction's share of the gradient of x is added when both are done.
+  S* share = args.grad_x ? scratch.take<S>(z.rows * z.inputs) : nullptr;
+  Scan second(args, 1, offsets, crew, barriers[1], share, scratch);
+  run_scans(&first, &second, crew);
+  if (share)
+    for (int64_t i = 0; i < z.rows * z.inputs; ++i) args.grad_x[i] += share[i];
+}
+
+template <class S>
+void forward(const Forward<S>& args) {
+  switch (args.mode) {
+    case Mode::rnn_tanh: return forward_cell<S, Rnn<S, false>>(args);
+    case Mode::rnn_relu: return forward_cell<S, Rnn<S, true>>(args);
+    case Mode::gru: return forward_cell<S, Gru<S>>(args);
+    case Mode::lstm: return forward_cell<S, Lstm<S>>(args);
+  }
+}
+
+template <class S>
+void backward(const Backward<S>& args) {
+  switch (args.mode) {
+    case Mode::rnn_tanh: return backward_cell<S, Rnn<S, false>>(args);
+    case Mode::rnn_relu: return backward_cell<S, Rnn<S, true>>(args);
+    case Mode::gru: return backward_cell<S, Gru<S>>(args);
+    case Mode::lstm: return backward_cell<S, Lstm<S>>(args);
+  }
+}

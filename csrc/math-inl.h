@@ -1,0 +1,76 @@
+// sigmoid and tanh over a vector, within a few ulp, NaN kept, for any finite or infinite argument.
+//
+// Both stand on e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, as in Cephes' expf and exp: n comes from adding
+// a number so large that the sum's last bit is worth 1, and stands in the low bits of that sum, ready to be shifted into
+// an exponent. e^r - 1 is a polynomial, so that tanh keeps its relative accuracy near zero.
+
+template <class S>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float log2e = 1.44269504088896341f;
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float limit = 87.0f;       // e^-limit and e^limit are normal numbers
+  static constexpr float tanh_limit = 10.0f;  // tanh is 1 from 9.01 on
+  // (e^r - 1 - r) / r^2
+  static constexpr float polynomial[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                         4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double log2e = 1.4426950408889634074;
+  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double limit = 708.0;
+  static constexpr double tanh_limit = 20.0;
+  // Taylor's: 1/13! ... 1/2!; the next term is below 1e-17 of the sum.
+  static constexpr double polynomial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
+                                          1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
+                                          1.0 / 120,        1.0 / 24,        1.0 / 6,        1.0 / 2};
+};
+
+template <class S>
+struct Exponential {
+  Vec<S> scale;   // 2^n
+  Vec<S> excess;  // e^r - 1
+};
+
+template <class S>
+FASTRNN_INLINE Exponential<S> exponential(Vec<S> x) {
+  using C = ExpConstants<S>;
+  const Vec<S> rounded = x * C::log2e + C::rounder;
+  const Vec<S> n = rounded - C::rounder;
+  const Vec<S> r = (x - n * C::ln2_high) - n * C::ln2_low;
+  Vec<S> p = broadcast(C::polynomial[0]);
+#pragma GCC unroll 16
+  for (unsigned i = 1; i < sizeof(C::polynomial) / sizeof(S); ++i) p = p * r + C::polynomial[i];
+  const Bits<S> exponent = (bit_cast<Bits<S>>(rounded) + C::bias) << C::mantissa;
+  return {bit_cast<Vec<S>>(exponent), p * (r * r) + r};
+}
+
+template <class S>
+FASTRNN_INLINE Vec<S> clamp(Vec<S> x, S limit) {  // a NaN compares false twice and passes
+  x = x > limit ? broadcast(limit) : x;
+  return x < -limit ? broadcast(-limit) : x;
+}
+
+template <class S>
+FASTRNN_INLINE Vec<S> sigmoid(Vec<S> x) {
+  const auto e = exponential<S>(clamp<S>(-x, ExpConstants<S>::limit));
+  return S(1) / (S(1) + (e.scale * e.excess + e.scale));
+}
+
+template <class S>
+FASTRNN_INLINE Vec<S> tanh(Vec<S> x) {
+  // tanh |x| = -E / (2 + E) with E = e^(-2|x|) - 1
+  const Vec<S> size = clamp<S>(x < S(0) ? -x : x, ExpConstants<S>::tanh_limit);
+  const auto e = exponential<S>(S(-2) * size);
+  const Vec<S> minus = e.scale * e.excess + (e.scale - S(1));
+  const Vec<S> t = -minus / (S(2) + minus);
+  return x < S(0) ? -t : t;
+}

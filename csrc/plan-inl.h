@@ -1,0 +1,68 @@
+// What forward and backward share: the order of the steps, and who does what.
+
+// One direction's steps, s = 0 .. T-1 in the order in which its forward pass takes them.
+struct Steps {
+  int64_t count, batch;
+  const int64_t* sizes;    // null: every step has `batch` rows
+  const int64_t* offsets;  // (T + 1), with sizes
+  bool reverse;
+
+  int64_t time(int64_t s) const { return reverse ? count - 1 - s : s; }
+  // Rows of a step; none before the first and after the last.
+  int64_t rows(int64_t s) const {
+    if (s < 0 || s >= count) return 0;
+    return sizes ? sizes[time(s)] : batch;
+  }
+  int64_t offset(int64_t s) const { return offset_at(time(s)); }
+  // First row of steps [s, end) in the order of x, which is one stretch of rows in either direction.
+  int64_t first_row(int64_t s, int64_t end) const { return offset_at(reverse ? count - end : s); }
+  int64_t rows_between(int64_t s, int64_t end) const {
+    const int64_t first = reverse ? count - end : s;
+    return offset_at(first + end - s) - offset_at(first);
+  }
+  int64_t offset_at(int64_t t) const { return sizes ? offsets[t] : t * batch; }
+};
+
+inline const int64_t* make_offsets(const Sizes& sizes, Scratch& scratch) {
+  if (!sizes.batch_sizes) return nullptr;
+  int64_t* offsets = scratch.take<int64_t>(sizes.steps + 1);
+  offsets[0] = 0;
+  for (int64_t t = 0; t < sizes.steps; ++t) offsets[t + 1] = offsets[t] + sizes.batch_sizes[t];
+  return offsets;
+}
+
+// Part `index` of `count` near-equal parts of [0, size).
+struct Part {
+  int64_t begin, end;
+};
+FASTRNN_INLINE Part part(int64_t size, int64_t index, int64_t count) {
+  return {size * index / count, size * (index + 1) / count};
+}
+
+// How the threads share one layer. Directions run side by side when the threads are even in number; within one, threads
+// share either rows (each takes its own sequences to the end, alone) or panels of hidden units (a barrier a step).
+struct Crew {
+  int threads;  // of one direction
+  bool side_by_side;
+  bool by_rows;
+};
+
+// Multiply-adds of the whole call, and of one step, below which a second thread costs more than it brings.
+constexpr double kCallWork = 1e6, kStepWork = 3e4;
+// Recurrent weights that each thread's L2 cache can hold for itself.
+constexpr double kSharedBytes = 768 * 1024;
+
+template <class S, class Cell>
+Crew make_crew(const Inputs<S>& args, int64_t panels) {
+  const Sizes& z = args.sizes;
+  const double state = double(Cell::kGates) * z.hidden * z.outputs;
+  const double inputs = double(Cell::kGates) * z.hidden * z.inputs;
+  const int threads = (state + inputs) * z.rows * z.directions < kCallWork ? 1 : team_size(args.threads);
+  const bool side_by_side = z.directions == 2 && threads % 2 == 0;
+  const int own = side_by_side ? threads / 2 : threads;
+  if (own == 1) return {1, side_by_side, false};
+  const bool tall = !z.batch_sizes && z.batch >= own * kTileRows<Cell::kVectors> / 2;
+  if (tall && (state * sizeof(S) < kSharedBytes || panels < own)) return {own, side_by_side, true};
+  const bool worth = state * z.rows / z.steps >= kStepWork && panels > 1;
+  return {worth ? own : 1, side_by_side, false};
+}

@@ -1,0 +1,90 @@
+// The contract of the kernels: one recurrent layer, forward and backward. Free of any instruction set.
+//
+// Letters: T steps, B rows (sequences), N rows of all steps, I inputs, H hidden units, P outputs (H, or the size of the
+// projection), D directions, G gates, S saved values (4 for LSTM: i f g o; 4 for GRU: r z n b_n; none for RNN).
+//
+// Every array is dense, row-major and aligned to its element. Inputs are never written, outputs never read. Arrays
+// belong to the caller and need live only for the call; no output overlaps another array.
+#pragma once
+
+#include <cstdint>
+
+namespace fastrnn {
+
+enum class Mode : int { rnn_tanh, rnn_relu, gru, lstm };
+
+struct Sizes {
+  int64_t steps;      // T >= 1
+  int64_t batch;      // B >= 1
+  int64_t rows;       // N, the sum of batch_sizes, or T * B
+  int64_t inputs;     // I >= 1
+  int64_t hidden;     // H >= 1
+  int64_t outputs;    // P; P == H unless there is a projection
+  int directions;     // D, 1 or 2; the second runs backwards in time
+  const int64_t* batch_sizes;  // (T,), never increasing, from B down to >= 1; null where every step has B rows
+};
+
+// One direction's parameters, in torch's layout. Biases are both there or both null; w_hr null without projection.
+template <class S>
+struct Parameters {
+  S* w_ih;  // (G*H, I)
+  S* w_hh;  // (G*H, P)
+  S* b_ih;  // (G*H)
+  S* b_hh;  // (G*H)
+  S* w_hr;  // (P, H)
+};
+
+template <class S>
+struct Inputs {
+  Mode mode;
+  Sizes sizes;
+  int threads;
+  const S* x;   // (N, I), rows in order of their step
+  const S* h0;  // (D, B, P)
+  const S* c0;  // (D, B, H), LSTM only
+  Parameters<const S> weights[2];
+};
+
+// What backward reads: null members of `Forward` are not saved.
+template <class S>
+struct Saved {
+  S* gates;   // (D, N, S*H), LSTM and GRU
+  S* cells;   // (D, N, H), LSTM
+  S* hidden;  // (D, N, P)
+};
+
+template <class S>
+struct Forward : Inputs<S> {
+  S* y;   // (N, D*P)
+  S* hn;  // (D, B, P)
+  S* cn;  // (D, B, H), LSTM only
+  Saved<S> saved;
+};
+
+template <class S>
+struct Backward : Inputs<S> {
+  Saved<const S> saved;
+  const S* grad_y;   // (N, D*P), null for zeros
+  const S* grad_hn;  // (D, B, P), null for zeros
+  const S* grad_cn;  // (D, B, H), null for zeros
+  S* grad_x;         // (N, I), null where not wanted
+  S* grad_h0;        // (D, B, P)
+  S* grad_c0;        // (D, B, H), LSTM only
+  Parameters<S> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted
+};
+
+// One instruction set's kernels. They trust their arguments: module.cpp checks them.
+struct Kernels {
+  const char* name;
+  void (*forward_float)(const Forward<float>&);
+  void (*forward_double)(const Forward<double>&);
+  void (*backward_float)(const Backward<float>&);
+  void (*backward_double)(const Backward<double>&);
+};
+
+// The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.
+const Kernels& kernels();
+// The compiled instruction sets that this machine runs, best first; null after the last.
+const Kernels* const* supported_kernels();
+
+}  // namespace fastrnn

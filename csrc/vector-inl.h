@@ -1,0 +1,120 @@
+// Vectors of the instruction set that this file is compiled for, as GCC and Clang vector types: + - * / and comparisons
+// work on them as on numbers, on x86 and Arm alike. Included once per instruction set, inside its namespace.
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kRegisters = 16;
+#else
+constexpr int kVectorBytes = 16;
+#if defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+#endif
+
+template <class S>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(S));
+
+template <class S>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <class S>
+using Vec = typename VectorOf<S>::type;
+template <class S>
+using Bits = typename VectorOf<S>::bits;
+
+template <class To, class From>
+FASTRNN_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class S>
+FASTRNN_INLINE Vec<S> load(const S* from) {
+  Vec<S> v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <class S>
+FASTRNN_INLINE void store(S* to, Vec<S> v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+template <class S>
+FASTRNN_INLINE Vec<S> broadcast(S value) {
+  return Vec<S>{} + value;
+}
+
+// The first `count` lanes, 1 <= count <= kLanes; the others load as zero and are not stored.
+template <class S>
+FASTRNN_INLINE Vec<S> load_part(const S* from, int count) {
+  if (count == kLanes<S>) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    return bit_cast<Vec<S>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
+  else
+    return bit_cast<Vec<S>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from));
+#else
+  Vec<S> v{};
+  for (int i = 0; i < count; ++i) v[i] = from[i];
+  return v;
+#endif
+}
+
+template <class S>
+FASTRNN_INLINE void store_part(S* to, Vec<S> v, int count) {
+  if (count == kLanes<S>) return store(to, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), bit_cast<__m512>(v));
+  else
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), bit_cast<__m512d>(v));
+#else
+  for (int i = 0; i < count; ++i) to[i] = v[i];
+#endif
+}
+
+template <class S>
+FASTRNN_INLINE S sum_lanes(Vec<S> v) {
+  S sum = 0;
+  for (int i = 0; i < kLanes<S>; ++i) sum += v[i];
+  return sum;
+}
+
+template <class T>
+FASTRNN_INLINE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+FASTRNN_INLINE T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+FASTRNN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class S>
+FASTRNN_INLINE void copy(S* to, const S* from, int64_t count) {
+  __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(S));
+}
+
+template <class S>
+FASTRNN_INLINE void clear(S* to, int64_t count) {
+  __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(S));
+}

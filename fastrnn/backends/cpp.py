@@ -1,0 +1,118 @@
+"""The C++ kernels, for float32 and float64 on a CPU.
+
+Thin: dense tensors and sizes go in, :mod:`fastrnn._core` checks them and runs.  Interface: :mod:`fastrnn.backends`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends import Backward, Forward, Saved
+from fastrnn.cells import CELLS
+
+try:
+    from fastrnn import _core
+except ImportError as error:  # a pure-Python installation: see unavailable()
+    _core, _missing = None, str(error)
+
+_MODES = {"RNN_TANH": 0, "RNN_RELU": 1, "GRU": 2, "LSTM": 3}
+
+
+def unavailable() -> str | None:
+    if _core is not None:
+        return None
+    return f"the compiled core is missing ({_missing}); reinstall fastrnn where a C++ compiler is at hand"
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"it runs on the CPU, the tensors are on {device}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"it serves float32 and float64, not {dtype}"
+    return None
+
+
+def isa() -> str:
+    """Name of the instruction set in use: avx512, avx2 or generic."""
+    return _core.isa()
+
+
+def _layer(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, w_ih: Tensor):
+    """The sizes of a layer, as :mod:`fastrnn._core` takes them."""
+    directions, batch, outputs = h0.shape
+    hidden = outputs if c0 is None else c0.shape[2]
+    if batch_sizes is None:
+        steps, rows = x.shape[0], x.shape[0] * batch
+    else:
+        steps, rows = batch_sizes.shape[0], x.shape[0]
+    threads = torch.get_num_threads()
+    return _MODES[mode], threads, steps, batch, rows, w_ih.shape[1], hidden, outputs, directions, batch_sizes
+
+
+def forward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    save: bool,
+) -> Forward:
+    """See :mod:`fastrnn.backends`."""
+    layer = _layer(mode, x, batch_sizes, h0, c0, weights[0])
+    _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
+    empty = x.new_empty
+    y = empty((*x.shape[:-1], directions * outputs))
+    hn = empty((directions, batch, outputs))
+    cn = empty(0) if c0 is None else empty((directions, batch, hidden_size))
+    gates = cells = hidden = None
+    if save:
+        kept = len(CELLS[mode].saved)
+        gates = empty((directions, rows, kept * hidden_size)) if kept else None
+        cells = None if c0 is None else empty((directions, rows, hidden_size))
+        hidden = empty((directions, rows, outputs))
+    if batch:
+        call = _core.forward_double if x.dtype == torch.float64 else _core.forward_float
+        own = [w.contiguous() for w in weights]
+        cell_state = None if c0 is None else c0.contiguous()
+        call(layer, x.contiguous(), h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
+    saved = Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden)))
+    return Forward(y, hn, cn, saved)
+
+
+def backward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Saved,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    need_x: bool,
+    need_weights: bool,
+) -> Backward:
+    """See :mod:`fastrnn.backends`."""
+    layer = _layer(mode, x, batch_sizes, h0, c0, weights[0])
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
+    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    grads = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights] if need_weights else None
+    if h0.shape[1] == 0:  # no rows: nothing ran
+        return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])
+
+    def dense(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.contiguous()
+
+    call = _core.backward_double if x.dtype == torch.float64 else _core.backward_float
+    own = [w.contiguous() for w in weights]
+    call(
+        layer, dense(x), dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn), dense(grad_cn),
+        grad_x, grad_h0, grad_c0, grads,
+    )  # fmt: skip
+    return Backward(grad_x, grad_h0, grad_c0, grads)
