@@ -31,8 +31,9 @@ class Target(NamedTuple):
 
 
 def _targets() -> list:
-    on_gpu = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("triton", "reference")]
-    return [pytest.param((name, "cpu"), id=name) for name in backends.NAMES] + on_gpu
+    on_cpu = [pytest.param((name, "cpu"), id=name) for name in backends.NAMES]
+    gpu = pytest.mark.gpu
+    return on_cpu + [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=gpu) for name in ("triton", "reference")]
 
 
 @pytest.fixture(params=_targets())

@@ -70,7 +70,7 @@ _FORMS = [
 ]
 _PROJECTED = [
     Case("projection", proj_size=5, small=True),
-    Case("projection of one unit, both directions, packed, no bias", lengths=RAGGED, proj_size=1, directions=2, bias=False),
+    Case("projection: one unit, packed, no bias", lengths=RAGGED, proj_size=1, directions=2, bias=False),
     Case("projection, whole vectors", steps=5, rows=6, hidden=64, proj_size=32),
 ]
 _LARGE = [
@@ -114,12 +114,20 @@ class Inputs(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Every floating point tensor replaced by ``function`` of it."""
 
-        def apply(value: object) -> object:
-            if isinstance(value, list):
-                return [function(tensor) for tensor in value]
-            return function(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+        def apply(value: Tensor | None) -> Tensor | None:
+            return None if value is None else function(value)
 
-        return Inputs(*(apply(value) for value in self))  # type: ignore[arg-type]
+        return Inputs(
+            self.mode,
+            function(self.x),
+            self.batch_sizes,
+            function(self.h0),
+            apply(self.c0),
+            [function(weight) for weight in self.weights],
+            apply(self.grad_y),
+            apply(self.grad_hn),
+            apply(self.grad_cn),
+        )
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -265,8 +273,8 @@ def assert_close(actual: Tensor, exact: Tensor, budget: float, dtype: torch.dtyp
     if worst > budget:
         where = tuple(torch.unravel_index(error.argmax(), error.shape))
         raise AssertionError(
-            f"{name}: {int((error > budget).sum())} of {error.numel()} elements off by more than {budget:.3g}, the worst "
-            f"by {worst:.3g} at {[int(i) for i in where]}: {values[where]} where {exact[where]} is right"
+            f"{name}: {int((error > budget).sum())} of {error.numel()} elements off by more than {budget:.3g}, "
+            f"the worst by {worst:.3g} at {[int(i) for i in where]}: {values[where]} where {exact[where]} is right"
         )
 
 

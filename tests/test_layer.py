@@ -67,7 +67,10 @@ def test_what_backward_needs_is_saved_in_the_documented_shapes_or_not_at_all(tar
     assert hidden.shape == (*lead, outputs)
 
 
-@pytest.mark.parametrize("case", [Case("narrow", dtype=t, small=True) for t in (torch.bfloat16, torch.float16)], ids=str)
+NARROW = [Case("narrow", dtype=dtype, small=True) for dtype in (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize("case", NARROW, ids=str)
 def test_the_cell_state_of_a_narrow_dtype_is_saved_in_float32(target, case: Case):
     assert forward(target, make(case).map(target.move)).saved.cells.dtype == torch.float32
 
