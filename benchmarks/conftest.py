@@ -1,0 +1,24 @@
+"""Makes the modules of this folder importable, and lets ``--group`` choose the cases."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--group", nargs="+", default=None, help="groups of benchmarks/cases.py; the standard ones if none"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    from cases import STANDARD, cases
+    from peers import peers
+
+    groups = metafunc.config.getoption("--group") or STANDARD
+    every = [(case, peer) for case in cases(groups) for peer in peers() if peer.refusal(case, 1) is None]
+    metafunc.parametrize(("case", "peer"), every, ids=lambda value: str(value).replace(" ", "-"))
+    metafunc.parametrize("threads", [1, 2])

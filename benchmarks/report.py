@@ -1,0 +1,230 @@
+"""Time every peer on the chosen cases: a table, ratios over torch.nn, geometric means, and a plot.
+
+    python benchmarks/report.py --group measured --cells LSTM GRU --threads 1 --mode train
+    python benchmarks/report.py --write          the standard groups, into benchmarks/RESULTS.md
+
+Each peer first passes the correctness gate of its case; one that fails it ends the report, and no time is printed for
+it.  All peers of a case are then timed in turn in this process.  ``share`` is the time that the machine's own limit
+would take over the time taken: the larger of (operations / rate of the best matrix product that torch has) and (bytes
+of weights read / rate at which a plain loop reads an array of their size), both measured in this process.  ``gate`` is
+the largest error as a share of what the gate allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cases import CELLS, GROUPS, STANDARD, WORKS, Case, cases
+from peers import Peer, peers
+from problem import Problem
+from timing import product_rate, race, stream_rate
+
+from fastrnn.backends import BackendError
+
+FOLDER = Path(__file__).resolve().parent
+FIRST = "torch.nn"
+COLUMNS = ("case", "threads", "peer", "ms", "x torch.nn", "GF/s", "share", "gate")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One peer's median on one case."""
+
+    case: Case
+    threads: int
+    peer: str
+    seconds: float
+    ratio: float
+    share: float
+    gate: float
+
+    def fields(self) -> tuple[str, ...]:
+        ratio = "" if self.peer == FIRST else f"{self.ratio:.2f}"
+        rate = self.case.flops / self.seconds / 1e9
+        milliseconds = f"{self.seconds * 1e3:.4g}"
+        return (
+            *(str(self.case), str(self.threads), self.peer, milliseconds),
+            *(ratio, f"{rate:.1f}", f"{self.share:.0%}", f"{self.gate:.2f}"),
+        )
+
+
+def measure(case: Case, threads: int, sides: Sequence[Peer], seconds: float) -> list[Row]:
+    """Gate every peer, then time them all in turn."""
+    torch.set_num_threads(threads)
+    problem = Problem(case)
+    racing, gates = {}, {}
+    for peer in sides:
+        reason = peer.refusal(case, threads)
+        if reason is None:
+            try:
+                side, results = peer.build(problem, threads)
+                gates[peer.name] = problem.check(results())
+                racing[peer.name] = side
+            except BackendError as refused:
+                reason = str(refused)
+        if reason is not None and peer.name.startswith("fastrnn"):
+            print(f"# {case}: {peer.name} does not run it: {reason}", file=sys.stderr)
+    medians = {name: statistics.median(taken) for name, taken in race(racing, seconds).items()}
+    product = case.flops / product_rate(threads, getattr(torch, case.shape.dtype))
+    limit = max(product, case.bytes_read / stream_rate(threads, case.weight_bytes))
+    return [
+        Row(case, threads, name, taken, medians[FIRST] / taken, limit / taken, gates[name])
+        for name, taken in medians.items()
+    ]
+
+
+def means(rows: Iterable[Row]) -> list[str]:
+    """Geometric mean and smallest ratio over torch.nn for each cell, kind of work, number of threads and peer; and
+    fastrnn's over the fastest foreign library on each case, where there is one."""
+    ratios: dict[str, list[float]] = {}
+    fastest: dict[tuple[Case, int], float] = {}
+    rows = list(rows)
+    for row in rows:
+        if row.peer != FIRST and not row.peer.startswith("fastrnn"):
+            key = (row.case, row.threads)
+            fastest[key] = min(row.seconds, fastest.get(key, row.seconds))
+    for row in rows:
+        what = f"{row.case.mode} {row.case.work}, {row.threads} thread{'s' * (row.threads > 1)}: {row.peer}"
+        if row.peer != FIRST:
+            ratios.setdefault(f"{what} over torch.nn", []).append(row.ratio)
+        if row.peer.startswith("fastrnn") and (row.case, row.threads) in fastest:
+            best = fastest[row.case, row.threads]
+            ratios.setdefault(f"{what} over the fastest other", []).append(best / row.seconds)
+    return [
+        f"{what}: geometric mean {statistics.geometric_mean(found):.2f}x, least {min(found):.2f}x, {len(found)} cases"
+        for what, found in sorted(ratios.items())
+    ]
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Ratios over torch.nn, a panel for each cell and kind of work."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import ScalarFormatter
+
+    shown = [row for row in rows if row.peer != FIRST]
+    panels = sorted({(row.case.mode, row.case.work) for row in shown})
+    series = sorted({(row.peer, row.threads) for row in shown})
+    names = sorted({peer for peer, _ in series}, key=lambda name: (not name.startswith("fastrnn"), name))
+    if not panels:
+        return
+    tallest = max(len({str(row.case) for row in shown if (row.case.mode, row.case.work) == panel}) for panel in panels)
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(9, len(panels) * (1.2 + 0.24 * tallest)), squeeze=False, layout="constrained"
+    )
+    for axis, (mode, work) in zip(axes[:, 0], panels, strict=True):
+        own = [row for row in shown if (row.case.mode, row.case.work) == (mode, work)]
+        labels = list(dict.fromkeys(str(row.case) for row in own))
+        for peer, threads in series:
+            points = [row for row in own if (row.peer, row.threads) == (peer, threads)]
+            color = f"C{names.index(peer)}"
+            axis.scatter(
+                [row.ratio for row in points],
+                [labels.index(str(row.case)) for row in points],
+                s=36,
+                marker="o" if threads == 1 else "s",
+                facecolors=color if threads == 1 else "none",
+                edgecolors=color,
+                label=f"{peer}, {threads} thread{'s' * (threads > 1)}",
+            )
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set(title=f"{mode}, {work}: times as fast as torch.nn", xscale="log", yticks=range(len(labels)))
+        axis.set_yticklabels(labels, fontsize=8)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(ScalarFormatter())
+        axis.tick_params(axis="x", which="both", labelsize=7)
+        axis.invert_yaxis()
+        axis.grid(alpha=0.3, which="both")
+    axes[0, 0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def machine() -> str:
+    """The processor, its cores, and the libraries: what a table means nothing without."""
+    model, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = (named or [model])[0]
+    instructions, cores = torch.backends.cpu.get_cpu_capability(), len(os.sched_getaffinity(0))
+    return f"{model}, {cores} cores, {instructions}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def markdown(rows: Sequence[Row], where: str, limits: Sequence[str], image: str) -> str:
+    lines = [
+        "# Benchmark results",
+        "",
+        "Machine: " + where + ".",
+        "",
+        *limits,
+        "",
+        f"Command: `python benchmarks/report.py {shlex.join(sys.argv[1:])}`.  The columns are explained in that file.",
+        "",
+        f"![ratios over torch.nn]({image})",
+        "",
+        *(f"- {line}" for line in means(rows)),
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * len(COLUMNS),
+        *("| " + " | ".join(row.fields()) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", nargs="+", choices=GROUPS, default=STANDARD)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
+    parser.add_argument("--mode", nargs="+", choices=WORKS, default=WORKS)
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, torch.get_num_threads()}))
+    parser.add_argument("--peers", nargs="+", help="names of the peers beside torch.nn; all that are live by default")
+    parser.add_argument("--match", default="", help="only the cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each peer on each case")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md and its plot")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    where = machine()
+    sides = peers()
+    if options.peers is not None:
+        if unknown := set(options.peers) - {peer.name for peer in sides}:
+            raise SystemExit(f"unknown or missing: {', '.join(unknown)}; there are {', '.join(map(str, sides))}")
+        sides = [peer for peer in sides if peer.name in (FIRST, *options.peers)]
+    limits = [
+        f"{threads} thread{'s' * (threads > 1)}: matrix product {product_rate(threads, torch.float32) / 1e9:.0f} GF/s."
+        for threads in options.threads
+    ]
+    print(where, *limits, sep="\n")
+    widths = (34, 7, 14, 9, 10, 7, 6, 5)
+    print(*(f"{name:<{width}}" for name, width in zip(COLUMNS, widths, strict=True)))
+    rows: list[Row] = []
+    for threads in options.threads:
+        for case in cases(options.group, options.cells, options.mode):
+            if options.match in str(case):
+                for row in measure(case, threads, sides, options.seconds):
+                    rows.append(row)
+                    print(*(f"{x:<{width}}" for x, width in zip(row.fields(), widths, strict=True)), flush=True)
+    print(*means(rows), sep="\n")
+    plot(rows, FOLDER / "out" / "ratios.png")
+    (FOLDER / "out" / "table.md").write_text(markdown(rows, where, limits, "ratios.png"))
+    if options.write:
+        plot(rows, FOLDER / "RESULTS.png")
+        (FOLDER / "RESULTS.md").write_text(markdown(rows, where, limits, "RESULTS.png"))
+
+
+if __name__ == "__main__":
+    main()

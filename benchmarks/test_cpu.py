@@ -1,0 +1,39 @@
+"""The cases and peers of this folder under pytest-benchmark, for its statistics, its histories and its comparisons.
+
+    pytest benchmarks --group measured -k "LSTM and fastrnn" --benchmark-autosave
+
+Peers are timed one after another here; :mod:`report` times them in turn, which is fairer on a busy machine.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from cases import Case
+from peers import Peer
+from problem import Problem
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from fastrnn.backends import BackendError
+
+recent_problem = functools.lru_cache(maxsize=1)(Problem)
+
+
+def test_cpu(benchmark: BenchmarkFixture, case: Case, peer: Peer, threads: int) -> None:
+    if reason := peer.refusal(case, threads):
+        pytest.skip(reason)
+    torch.set_num_threads(threads)
+    problem = recent_problem(case)
+    try:
+        side, results = peer.build(problem, threads)
+        problem.check(results())
+    except BackendError as refused:
+        pytest.skip(str(refused))
+    benchmark.group = f"{case}, {threads} threads"
+    with side.context():
+        if side.before is None:
+            benchmark(side.call)
+        else:
+            benchmark.pedantic(side.call, setup=side.before, rounds=10, warmup_rounds=2)

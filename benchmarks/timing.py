@@ -1,0 +1,82 @@
+"""Sides timed in turn in one process, and what the machine can do at most."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+BLOCK_SECONDS = 2e-3  # calls shorter than this are timed several in a row, so that the clock costs no share of them
+
+
+@dataclass(frozen=True)
+class Side:
+    """``call`` is timed inside ``context``.  ``before``, if any, runs untimed before each call: in training the
+    parameters change between two steps, and nothing derived from them may outlive a step."""
+
+    call: Call
+    before: Callable[[], None] | None = None
+    context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    def sample(self, number: int = 1) -> float:
+        """Seconds a call, over ``number`` calls in a row."""
+        with self.context():
+            if self.before is not None:
+                self.before()
+            elif number > 1:
+                self.call()  # the side before this one has just filled the caches
+            begin = time.perf_counter()
+            for _ in range(number):
+                self.call()
+            return (time.perf_counter() - begin) / number
+
+
+def race(sides: Mapping[str, Side], seconds: float) -> dict[str, list[float]]:
+    """Seconds a call for each side, as many samples as fit into ``seconds`` a side (at least five): one sample of each
+    side in turn, so that whatever else the machine does hits all sides alike."""
+    for side in sides.values():
+        side.sample()
+    first = {name: max(side.sample(), 1e-7) for name, side in sides.items()}
+    number = {
+        name: 1 if side.before is not None else max(1, round(BLOCK_SECONDS / first[name]))
+        for name, side in sides.items()
+    }
+    rounds = round(seconds * len(sides) / sum(number[name] * first[name] for name in sides))
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(max(5, min(1000, rounds))):
+        for name, side in sides.items():
+            samples[name].append(side.sample(number[name]))
+    return samples
+
+
+@functools.cache
+def product_rate(threads: int, dtype: torch.dtype) -> float:
+    """Floating point operations a second of the best large matrix product that torch has: its own choice of library,
+    or oneDNN's, which is up to three times as fast on AMD.  Median, as for the sides: a peak that no second run
+    reaches would flatter nobody."""
+    torch.set_num_threads(threads)
+    size = 1024
+    x, w = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    sides = {"torch": Side(lambda: torch.nn.functional.linear(x, w))}
+    if torch.backends.mkldnn.is_available() and dtype != torch.float64:
+        sides["oneDNN"] = Side(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+    return 2 * size**3 / min(sorted(taken)[len(taken) // 2] for taken in race(sides, 0.5).values())
+
+
+@functools.cache
+def stream_rate(threads: int, size: int) -> float:
+    """Bytes a second at which plain loops (sums) read an array of ``size`` bytes again and again: what one thread reads
+    of its share of the array, times the threads, for each has caches of its own."""
+    torch.set_num_threads(1)
+    floats = max(1, size // threads // 4)
+    repeats = max(1, 2**20 // floats)
+    array = torch.randn(1, floats).expand(repeats, floats)
+    taken = sorted(race({"sum": Side(lambda: array.sum(1))}, 0.1)["sum"])
+    torch.set_num_threads(threads)
+    return threads * 4 * repeats * floats / taken[len(taken) // 2]
