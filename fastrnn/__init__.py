@@ -1,1 +1,27 @@
-from fastrnn.backends import use_backend
+"""Drop-in RNN, LSTM and GRU for PyTorch on fused kernels: torch.nn's modules, arguments and results, in less time."""
+
+from fastrnn import backends
+from fastrnn.backends import BackendError, use_backend
+from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
+from fastrnn.convert import convert, revert
+from fastrnn.functional import gru, lstm, rnn
+from fastrnn.modules import GRU, LSTM, RNN
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "BackendError",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "backends",
+    "convert",
+    "gru",
+    "lstm",
+    "revert",
+    "rnn",
+    "use_backend",
+]

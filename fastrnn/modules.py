@@ -1,0 +1,220 @@
+"""`RNN`, `LSTM` and `GRU`: subclasses of torch.nn's that run on fastrnn's kernels.
+
+All but running is inherited: construction, parameters, initial values, state_dict, repr, pickles.  So is every error:
+arguments that make no network are given to torch.nn's forward, which raises.  torch.nn's forward also runs where
+:func:`fastrnn.functional.watched` or :func:`fastrnn.functional.plan` leave it to torch.
+"""
+
+from types import FunctionType
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.backends import BackendError, requested
+from fastrnn.functional import Sizes, first_states, plan, walk, watched
+
+Pair = tuple[Tensor, Tensor]
+
+
+def scriptable(forward: Any, name: str, annotations: dict[str, Any]) -> Any:
+    """torch.nn's forward as a method of this name that TorchScript compiles for arguments of these types.
+
+    A copy, because TorchScript neither follows ``super()`` nor knows the types of an overloaded method's arguments.
+    """
+    copy = FunctionType(forward.__code__, forward.__globals__, name, forward.__defaults__)
+    copy.__annotations__ = annotations
+    return copy
+
+
+def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
+    """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
+    result = base.forward(module, input, hx)
+    if problem is not None and (name := requested()):
+        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {problem}") from problem
+    return result
+
+
+def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
+    """The forward of a layer module, ours or that of ``base``, its class in torch.nn."""
+    packed = isinstance(input, PackedSequence)
+    x, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
+    mode = module.mode
+    if watched() or not isinstance(x, Tensor) or x.is_nested:
+        return base.forward(module, input, hx)
+    rank = x.dim()
+    single = rank == 2 and not packed
+    if not (single or rank == (2 if packed else 3)) or not is_state(hx, mode, 2 if single else 3):
+        return base.forward(module, input, hx)
+    turn = module.batch_first and rank == 3
+    if turn:
+        x = x.transpose(0, 1)
+    elif single:
+        x = x.unsqueeze(1)
+
+    parameters, weights = module._parameters, module._flat_weights
+    for name, weight in zip(module._flat_weights_names, weights, strict=False):
+        if parameters.get(name) is not weight:  # swapped or computed; torch.nn's own look takes microseconds
+            module._update_flat_weights()
+            weights = module._flat_weights
+            break
+    hidden = module.hidden_size
+    sizes = Sizes(
+        module.input_size, hidden, module.proj_size or hidden, module.num_layers, 2 if module.bidirectional else 1
+    )
+    if hx is None:
+        h0, c0 = first_states(mode, x, batch_sizes, sizes)
+    else:
+        h0, c0 = hx if mode == "LSTM" else (hx, None)
+        if single:
+            h0, c0 = h0.unsqueeze(1), c0 if c0 is None else c0.unsqueeze(1)
+        elif sorted_indices is not None:
+            h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
+
+    road = plan(mode, x, batch_sizes, h0, c0, weights, sizes)
+    if road is None or isinstance(road, Exception):
+        return hand_over(module, base, input, hx, road)
+    dropout = module.dropout if module.training else 0.0
+    y, hn, cn = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    if turn:
+        y = y.transpose(0, 1)
+    elif single:
+        y, hn = y.squeeze(1), hn.squeeze(1)
+        cn = cn if c0 is None else cn.squeeze(1)
+    elif packed:
+        y = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        if unsorted_indices is not None:
+            hn = hn.index_select(1, unsorted_indices)
+            cn = cn if c0 is None else cn.index_select(1, unsorted_indices)
+    return y, hn if c0 is None else (hn, cn)
+
+
+def is_state(hx: Any, mode: str, rank: int) -> bool:
+    """Whether ``hx`` is a state of this many dimensions, for an LSTM a pair of two, or None."""
+    if hx is None:
+        return True
+    if mode != "LSTM":
+        return isinstance(hx, Tensor) and hx.dim() == rank
+    pair = isinstance(hx, tuple | list) and len(hx) == 2
+    return pair and all(isinstance(state, Tensor) and state.dim() == rank for state in hx)
+
+
+class RNN(nn.RNN):
+    """:class:`torch.nn.RNN` on fastrnn's kernels: ``h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)``, or relu.
+
+    ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
+    """
+
+    @overload
+    @torch._jit_internal._overload_method
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pass
+
+    @overload
+    @torch._jit_internal._overload_method
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:
+        pass
+
+    def forward(self, input, hx=None):
+        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed ``input``, from state ``hx``.
+
+        Returns the last layer's output and the last states.
+        """
+        if not torch.jit.is_scripting():
+            return _run(self, nn.RNN, input, hx)
+        if isinstance(input, PackedSequence):
+            return self._torch_packed(input, hx)
+        else:
+            return self._torch_padded(input, hx)
+
+    _torch_padded = scriptable(
+        nn.RNN.forward, "_torch_padded", {"input": Tensor, "hx": Tensor | None, "return": tuple[Tensor, Tensor]}
+    )
+    _torch_packed = scriptable(
+        nn.RNN.forward,
+        "_torch_packed",
+        {"input": PackedSequence, "hx": Tensor | None, "return": tuple[PackedSequence, Tensor]},
+    )
+
+
+class LSTM(nn.LSTM):
+    """:class:`torch.nn.LSTM` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
+
+    ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
+    proj_size=0, device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
+    """
+
+    @overload  # type: ignore[override]
+    @torch._jit_internal._overload_method
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        pass
+
+    @overload
+    @torch._jit_internal._overload_method
+    def forward(
+        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        pass
+
+    def forward(self, input, hx=None):
+        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed ``input``, from state ``hx``,
+        ``(h_0, c_0)``.
+
+        Returns the last layer's output and the last states ``(h_n, c_n)``.
+        """
+        if not torch.jit.is_scripting():
+            return _run(self, nn.LSTM, input, hx)
+        if isinstance(input, PackedSequence):
+            return self._torch_packed(input, hx)
+        else:
+            return self._torch_padded(input, hx)
+
+    _torch_padded = scriptable(
+        nn.LSTM.forward, "_torch_padded", {"input": Tensor, "hx": Pair | None, "return": tuple[Tensor, Pair]}
+    )
+    _torch_packed = scriptable(
+        nn.LSTM.forward,
+        "_torch_packed",
+        {"input": PackedSequence, "hx": Pair | None, "return": tuple[PackedSequence, Pair]},
+    )
+
+
+class GRU(nn.GRU):
+    """:class:`torch.nn.GRU` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
+
+    ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
+    device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
+    """
+
+    @overload  # type: ignore[override]
+    @torch._jit_internal._overload_method
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pass
+
+    @overload
+    @torch._jit_internal._overload_method
+    def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:
+        pass
+
+    def forward(self, input, hx=None):
+        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed ``input``, from state ``hx``.
+
+        Returns the last layer's output and the last states.
+        """
+        if not torch.jit.is_scripting():
+            return _run(self, nn.GRU, input, hx)
+        if isinstance(input, PackedSequence):
+            return self._torch_packed(input, hx)
+        else:
+            return self._torch_padded(input, hx)
+
+    _torch_padded = scriptable(
+        nn.GRU.forward, "_torch_padded", {"input": Tensor, "hx": Tensor | None, "return": tuple[Tensor, Tensor]}
+    )
+    _torch_packed = scriptable(
+        nn.GRU.forward,
+        "_torch_packed",
+        {"input": PackedSequence, "hx": Tensor | None, "return": tuple[PackedSequence, Tensor]},
+    )

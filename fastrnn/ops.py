@@ -1,0 +1,352 @@
+"""One layer as two operators of torch.library: their schemas, shapes without values, and derivatives.
+
+``fastrnn::layer`` and ``fastrnn::layer_backward`` call the functions of a backend (:mod:`fastrnn.backends`) of the same
+meaning; what may be None there is an empty tensor of shape (0,), or an empty list, in what an operator returns.  The
+first derivative is a backend's; the derivative of that one, and so every higher one, comes from the equations
+(:func:`fastrnn.backends.reference.layer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastrnn.backends import Saved, load, reference
+from fastrnn.cells import CELLS
+
+_library = torch.library.Library("fastrnn", "FRAGMENT")
+_library.define(
+    "layer(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, str mode, str backend, bool save)"
+    " -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells, Tensor hidden)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "layer_backward(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, Tensor gates, Tensor cells,"
+    " Tensor hidden, Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, str mode, str backend, bool need_x,"
+    " bool need_weights) -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
+
+
+def layer(
+    backend: str,
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+) -> Outputs:
+    """One layer on a backend, differentiable: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`."""
+    save = torch.is_grad_enabled()
+    return torch.ops.fastrnn.layer.default(x, batch_sizes, h0, c0, weights, mode, backend, save)[:3]
+
+
+def _forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    mode: str,
+    backend: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    y, hn, cn, saved = load(backend).forward(mode, x, batch_sizes, h0, c0, weights, save)
+    return y, hn, cn, *saved
+
+
+def _backward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    gates: Tensor,
+    cells: Tensor,
+    hidden: Tensor,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    mode: str,
+    backend: str,
+    need_x: bool,
+    need_weights: bool,
+) -> Gradients:
+    # An operator runs with autograd's dispatch keys switched off, and `reference` differentiates its own equations.
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+        found = load(backend).backward(
+            mode,
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            weights,
+            Saved(gates, cells, hidden),
+            grad_y,
+            grad_hn,
+            grad_cn,
+            need_x,
+            need_weights,
+        )
+    return _or_empty(found.x, x), found.h0, _or_empty(found.c0, h0), found.weights or []
+
+
+def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor
+
+
+def _fake_forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    mode: str,
+    backend: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    cell, (directions, rows, outputs), lead = CELLS[mode], h0.shape, x.shape[:-1]
+    hidden_size = outputs if c0 is None else c0.shape[2]
+    steps = lead[0] if batch_sizes is not None else lead[0] * lead[1]
+    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+    y = x.new_empty(*lead, directions * outputs)
+    cn = x.new_empty(0) if c0 is None else x.new_empty(directions, rows, hidden_size)
+    gates, cells, hidden = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    if save:
+        hidden = x.new_empty(directions, steps, outputs)
+        if cell.saved:
+            gates = x.new_empty(directions, steps, len(cell.saved) * hidden_size)
+        if cell.has_cell_state:
+            cells = x.new_empty(directions, steps, hidden_size, dtype=wide)
+    return y, x.new_empty(directions, rows, outputs), cn, gates, cells, hidden
+
+
+def _fake_backward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    gates: Tensor,
+    cells: Tensor,
+    hidden: Tensor,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    mode: str,
+    backend: str,
+    need_x: bool,
+    need_weights: bool,
+) -> Gradients:
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        h0.new_empty(h0.shape),
+        h0.new_empty(0 if c0 is None else c0.shape),
+        [weight.new_empty(weight.shape) for weight in weights] if need_weights else [],
+    )
+
+
+class _Layer(Function):
+    """The derivative of ``fastrnn::layer``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mode: str,
+        backend: str,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        h0: Tensor,
+        c0: Tensor | None,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            out = torch.ops.fastrnn.layer.default(x, batch_sizes, h0, c0, weights, mode, backend, True)
+        ctx.mode, ctx.backend = mode, backend
+        ctx.set_materialize_grads(False)  # zeros in the place of gates, cells and hidden would be as large as they are
+        ctx.mark_non_differentiable(*out[3:] if c0 is not None else out[2:])
+        ctx.save_for_backward(x, batch_sizes, h0, c0, *out[3:], *weights)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, batch_sizes, h0, c0, gates, cells, hidden, *weights = ctx.saved_tensors
+        none = (None,) * len(weights)
+        if all(grad is None for grad in grads[:3]):
+            return (None,) * 6 + none
+        need_x, need_weights = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
+        grad_x, grad_h0, grad_c0, grad_weights = torch.ops.fastrnn.layer_backward.default(
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            weights,
+            gates,
+            cells,
+            hidden,
+            *grads[:3],
+            ctx.mode,
+            ctx.backend,
+            need_x,
+            need_weights,
+        )
+        grads_of_inputs = (grad_x if need_x else None, None, grad_h0, None if c0 is None else grad_c0)
+        return (None, None, *grads_of_inputs, *(grad_weights if need_weights else none))
+
+
+class _LayerBackward(Function):
+    """The derivative of ``fastrnn::layer_backward``, by the equations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mode: str,
+        backend: str,
+        need_x: bool,
+        need_weights: bool,
+        batch_sizes: Tensor | None,
+        gates: Tensor,
+        cells: Tensor,
+        hidden: Tensor,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        grad_y, grad_hn, grad_cn, x, h0, c0, *weights = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            grad_x, grad_h0, grad_c0, grad_weights = torch.ops.fastrnn.layer_backward.default(
+                x,
+                batch_sizes,
+                h0,
+                c0,
+                weights,
+                gates,
+                cells,
+                hidden,
+                grad_y,
+                grad_hn,
+                grad_cn,
+                mode,
+                backend,
+                need_x,
+                need_weights,
+            )
+        ctx.mode = mode
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(batch_sizes, *tensors)
+        return grad_x, grad_h0, grad_c0, *grad_weights
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        batch_sizes, *tensors = ctx.saved_tensors
+        with torch.enable_grad():
+            own = [_alias(tensor) for tensor in tensors]
+            seeds, inputs = own[:3], own[3:]
+            outputs = reference.layer(ctx.mode, inputs[0], batch_sizes, inputs[1], inputs[2], inputs[3:])
+            seeded = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
+            present = [tensor for tensor in inputs if tensor is not None]
+            first = torch.autograd.grad(
+                [out for out, _ in seeded], present, [seed for _, seed in seeded], create_graph=True, materialize_grads=True
+            )
+            if inputs[2] is None:  # the place that grad_c0 has among the outputs of forward
+                first = (*first[:2], None, *first[2:])
+            # Where a gradient was not needed forward returned none of it, so no cotangent comes for it.
+            pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
+            pairs = [(grad, given) for grad, given in pairs if grad is not None and grad.requires_grad]
+            leaves = [tensor for tensor in own if tensor is not None]
+            found: Iterator[Tensor | None] = iter(
+                torch.autograd.grad(
+                    [grad for grad, _ in pairs],
+                    leaves,
+                    [given for _, given in pairs],
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+                if pairs
+                else [None] * len(leaves)
+            )
+        return (None,) * 8 + tuple(None if tensor is None else next(found) for tensor in own)
+
+
+def _alias(tensor: Tensor | None) -> Tensor | None:
+    """The same values as a tensor of its own in the graph: a derivative by it counts no path through other inputs."""
+    if tensor is None:
+        return None
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _autograd_forward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    mode: str,
+    backend: str,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    if _needs_grad(x, h0, c0, *weights):
+        return _Layer.apply(mode, backend, x, batch_sizes, h0, c0, *weights)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fastrnn.layer.default(x, batch_sizes, h0, c0, weights, mode, backend, save)
+
+
+def _autograd_backward(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    gates: Tensor,
+    cells: Tensor,
+    hidden: Tensor,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    mode: str,
+    backend: str,
+    need_x: bool,
+    need_weights: bool,
+) -> Gradients:
+    tensors = (grad_y, grad_hn, grad_cn, x, h0, c0, *weights)
+    if _needs_grad(*tensors):
+        found = _LayerBackward.apply(mode, backend, need_x, need_weights, batch_sizes, gates, cells, hidden, *tensors)
+        return found[0], found[1], found[2], list(found[3:])
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fastrnn.layer_backward.default(
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            weights,
+            gates,
+            cells,
+            hidden,
+            grad_y,
+            grad_hn,
+            grad_cn,
+            mode,
+            backend,
+            need_x,
+            need_weights,
+        )
+
+
+for _name, _run, _fake, _autograd in (
+    ("layer", _forward, _fake_forward, _autograd_forward),
+    ("layer_backward", _backward, _fake_backward, _autograd_backward),
+):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    _library.impl(_name, _autograd, "Autograd")
+    torch.library.register_fake(f"fastrnn::{_name}", _fake, lib=_library)
