@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +95,35 @@ def test_a_missing_result_is_caught():
         verify(results, expected)
 
 
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A product as a plain loop sums it: one long chain of multiply-adds an element."""
+    total = x.new_zeros(len(x), len(weight))
+    for column, row in zip(x.unbind(1), weight.unbind(1), strict=True):
+        total = torch.addcmul(total, column[:, None], row)
+    return total if bias is None else total + bias
+
+
+def variant(old: str = "", new: str = "") -> ModuleType:
+    """The reference backend with one piece of its source replaced."""
+    source = inspect.getsource(reference)
+    assert not old or source.count(old) == 1
+    module = ModuleType("variant")
+    exec(compile(source.replace(old, new) if old else source, "variant", "exec"), module.__dict__)
+    return module
+
+
+HONEST = [Case("", mode, steps=5, rows=17, inputs=40, hidden=256) for mode in CELLS]
+HONEST += [case for case in CASES if case.small and case.rows and case.dtype == torch.float32]
+
+
+@pytest.mark.parametrize("case", HONEST, ids=str)
+def test_an_honest_program_passes_whatever_its_order_of_summation(case: Case):
+    expected = expect(case)
+    honest = variant()
+    honest.F = SimpleNamespace(linear=plain_linear)
+    verify(run(honest, expected.inputs), expected)
+
+
 MUTANTS = {
     "gates swapped": ("LSTM", "i, f, g, o = (a + b)", "f, i, g, o = (a + b)"),
     "candidate before output gate": ("LSTM", "i, f, g, o = (a + b)", "i, f, o, g = (a + b)"),
@@ -119,10 +148,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("mode", "old", "new"), MUTANTS.values(), ids=MUTANTS.keys())
 def test_the_suite_fails_on_a_wrong_backend(mode: str, old: str, new: str):
-    source = inspect.getsource(reference)
-    assert source.count(old) == 1
-    mutant = ModuleType("mutant")
-    exec(compile(source.replace(old, new), "mutant", "exec"), mutant.__dict__)
+    mutant = variant(old, new)
     with pytest.raises(AssertionError, match="off by more"):
         for case in CASES:
             if case.mode == mode and case.small and case.dtype == torch.float32 and case.magnitude == 1:
