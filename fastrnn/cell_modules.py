@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn.functional import Sizes, first_states, plan, watched
-from fastrnn.modules import Pair, hand_over, is_state, scriptable
+from fastrnn.modules import hand_over, is_state
+from fastrnn.scripting import copied
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -55,9 +56,7 @@ class RNNCell(nn.RNNCell):
             return _step(self, nn.RNNCell, mode, input, hx)
         return self._torch_forward(input, hx)
 
-    _torch_forward = scriptable(
-        nn.RNNCell.forward, "_torch_forward", {"input": Tensor, "hx": Tensor | None, "return": Tensor}
-    )
+    _torch_forward = copied(nn.RNNCell.forward)
 
 
 class LSTMCell(nn.LSTMCell):
@@ -74,9 +73,7 @@ class LSTMCell(nn.LSTMCell):
             return _step(self, nn.LSTMCell, "LSTM", input, hx)
         return self._torch_forward(input, hx)
 
-    _torch_forward = scriptable(
-        nn.LSTMCell.forward, "_torch_forward", {"input": Tensor, "hx": Pair | None, "return": Pair}
-    )
+    _torch_forward = copied(nn.LSTMCell.forward)
 
 
 class GRUCell(nn.GRUCell):
@@ -92,6 +89,4 @@ class GRUCell(nn.GRUCell):
             return _step(self, nn.GRUCell, "GRU", input, hx)
         return self._torch_forward(input, hx)
 
-    _torch_forward = scriptable(
-        nn.GRUCell.forward, "_torch_forward", {"input": Tensor, "hx": Tensor | None, "return": Tensor}
-    )
+    _torch_forward = copied(nn.GRUCell.forward)

@@ -23,6 +23,7 @@ from fastrnn.cells import CELLS
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward
 Road = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Tensor]], Sequence[Tensor]]
 
+
 def rnn(
     input: Tensor,
     hx: Tensor | None,

@@ -5,7 +5,6 @@ arguments that make no network are given to torch.nn's forward, which raises.  t
 :func:`fastrnn.functional.watched` or :func:`fastrnn.functional.plan` leave it to torch.
 """
 
-from types import FunctionType
 from typing import Any, overload
 
 import torch
@@ -14,18 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import BackendError, requested
 from fastrnn.functional import Sizes, first_states, plan, walk, watched
-
-Pair = tuple[Tensor, Tensor]
-
-
-def scriptable(forward: Any, name: str, annotations: dict[str, Any]) -> Any:
-    """torch.nn's forward as a method of this name that TorchScript compiles for arguments of these types.
-
-    A copy, because TorchScript neither follows ``super()`` nor knows the types of an overloaded method's arguments.
-    """
-    copy = FunctionType(forward.__code__, forward.__globals__, name, forward.__defaults__)
-    copy.__annotations__ = annotations
-    return copy
+from fastrnn import scripting
+from fastrnn.scripting import Pair
 
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
@@ -107,6 +96,8 @@ class RNN(nn.RNN):
     bidirectional=False, device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
     """
 
+    _padded_state, _packed_state = scripting._padded_state, scripting._packed_state
+
     @overload
     @torch._jit_internal._overload_method
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -125,18 +116,9 @@ class RNN(nn.RNN):
         if not torch.jit.is_scripting():
             return _run(self, nn.RNN, input, hx)
         if isinstance(input, PackedSequence):
-            return self._torch_packed(input, hx)
+            return self._packed_state(input, hx)
         else:
-            return self._torch_padded(input, hx)
-
-    _torch_padded = scriptable(
-        nn.RNN.forward, "_torch_padded", {"input": Tensor, "hx": Tensor | None, "return": tuple[Tensor, Tensor]}
-    )
-    _torch_packed = scriptable(
-        nn.RNN.forward,
-        "_torch_packed",
-        {"input": PackedSequence, "hx": Tensor | None, "return": tuple[PackedSequence, Tensor]},
-    )
+            return self._padded_state(input, hx)
 
 
 class LSTM(nn.LSTM):
@@ -146,16 +128,16 @@ class LSTM(nn.LSTM):
     proj_size=0, device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
     """
 
+    _padded_pair, _packed_pair = scripting._padded_pair, scripting._packed_pair
+
     @overload  # type: ignore[override]
     @torch._jit_internal._overload_method
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, Pair]:
         pass
 
     @overload
     @torch._jit_internal._overload_method
-    def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+    def forward(self, input: PackedSequence, hx: Pair | None = None) -> tuple[PackedSequence, Pair]:
         pass
 
     def forward(self, input, hx=None):
@@ -167,18 +149,9 @@ class LSTM(nn.LSTM):
         if not torch.jit.is_scripting():
             return _run(self, nn.LSTM, input, hx)
         if isinstance(input, PackedSequence):
-            return self._torch_packed(input, hx)
+            return self._packed_pair(input, hx)
         else:
-            return self._torch_padded(input, hx)
-
-    _torch_padded = scriptable(
-        nn.LSTM.forward, "_torch_padded", {"input": Tensor, "hx": Pair | None, "return": tuple[Tensor, Pair]}
-    )
-    _torch_packed = scriptable(
-        nn.LSTM.forward,
-        "_torch_packed",
-        {"input": PackedSequence, "hx": Pair | None, "return": tuple[PackedSequence, Pair]},
-    )
+            return self._padded_pair(input, hx)
 
 
 class GRU(nn.GRU):
@@ -187,6 +160,8 @@ class GRU(nn.GRU):
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
     """
+
+    _padded_state, _packed_state = scripting._padded_state, scripting._packed_state
 
     @overload  # type: ignore[override]
     @torch._jit_internal._overload_method
@@ -206,15 +181,6 @@ class GRU(nn.GRU):
         if not torch.jit.is_scripting():
             return _run(self, nn.GRU, input, hx)
         if isinstance(input, PackedSequence):
-            return self._torch_packed(input, hx)
+            return self._packed_state(input, hx)
         else:
-            return self._torch_padded(input, hx)
-
-    _torch_padded = scriptable(
-        nn.GRU.forward, "_torch_padded", {"input": Tensor, "hx": Tensor | None, "return": tuple[Tensor, Tensor]}
-    )
-    _torch_packed = scriptable(
-        nn.GRU.forward,
-        "_torch_packed",
-        {"input": PackedSequence, "hx": Tensor | None, "return": tuple[PackedSequence, Tensor]},
-    )
+            return self._padded_state(input, hx)

@@ -253,7 +253,11 @@ class _LayerBackward(Function):
             seeded = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
             present = [tensor for tensor in inputs if tensor is not None]
             first = torch.autograd.grad(
-                [out for out, _ in seeded], present, [seed for _, seed in seeded], create_graph=True, materialize_grads=True
+                [out for out, _ in seeded],
+                present,
+                [seed for _, seed in seeded],
+                create_graph=True,
+                materialize_grads=True,
             )
             if inputs[2] is None:  # the place that grad_c0 has among the outputs of forward
                 first = (*first[:2], None, *first[2:])
