@@ -1,0 +1,176 @@
+"""NVIDIA and AMD GPUs, through the kernels of :mod:`fastrnn.kernels.triton_scan` and its mirror for backward.
+
+The kernels see the recurrence alone: the input product before it and the products for the gradients of x and of the
+weights after it are one ``torch.mm`` each, and follow ``torch.backends.cuda.matmul``.  The recurrent product uses
+TF32 where ``torch.backends.cudnn`` allows it for RNNs, as torch.nn does.  A projection is folded away, with
+``m = o * tanh(c)`` as the recurrent state::
+
+    gates = W_ih x + W_hh h_(t-1) = W_ih x + (W_hh W_hr) m_(t-1)         h = W_hr m, one product for all steps
+
+With ``TRITON_INTERPRET=1`` in the environment from the start, the same kernels serve CPU tensors, slowly.
+Interface: :mod:`fastrnn.backends`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends import Backward, Forward, Saved
+from fastrnn.backends.triton_roads import INTERPRETED, Rows, launch_backward, launch_forward
+from fastrnn.cells import CELLS, Weights, split_weights
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); install fastrnn[triton]"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
+        return f"triton {triton.__version__} is too old; install triton>=3.6"
+    if not (INTERPRETED or torch.cuda.is_available()):
+        return "torch finds no GPU; TRITON_INTERPRET=1, set before Python starts, tries the kernels on the CPU"
+    return None
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
+        return f"its kernels run on a GPU, the tensors are on {device}"
+    if dtype not in DTYPES:
+        return f"{dtype} is none of {', '.join(str(served) for served in DTYPES)}"
+    return None
+
+
+def forward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    save: bool,
+) -> Forward:
+    """See :mod:`fastrnn.backends`."""
+    cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
+    hidden_size, projected = own[0].w_hh.shape[0] // len(cell.gates), own[0].w_hr is not None
+    flat, every = x.reshape(rows.total, x.shape[-1]), (len(own), rows.total)
+
+    a = x.new_empty(*every, len(cell.gates) * hidden_size)
+    for d, w in enumerate(own):
+        torch.mm(flat, w.w_ih.t(), out=a[d])
+        if (bias := _input_bias(mode, w)) is not None:
+            a[d] += bias
+        if projected:
+            a[d][rows.first_of(d)] += h0[d] @ w.w_hh.t()
+    start = h0.new_zeros(*h0.shape[:2], hidden_size) if projected else h0.contiguous()
+    c = None if c0 is None else c0.to(torch.float32, copy=True).contiguous()
+    states, last = x.new_empty(*every, hidden_size), torch.empty_like(start)
+    gates = x.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else (0,))
+    cells = x.new_empty((*every, hidden_size) if save and c is not None else (0,), dtype=torch.float32)
+    launch_forward(mode, rows, a, _recurrent(own), _b_n(mode, own), start, c, states, last, gates, cells, save)
+    if projected:
+        states, last = _times_each(states, [w.w_hr.t() for w in own]), _times_each(last, [w.w_hr.t() for w in own])
+    y = states.transpose(0, 1).reshape(*x.shape[:-1], len(own) * states.shape[-1])
+    if save and len(own) == 1:
+        y = y.clone()  # with two directions, reshape has copied
+    cn = x.new_empty(0) if c is None else c.to(x.dtype, copy=True)
+    return Forward(y, last, cn, Saved(gates, cells, states if save else x.new_empty(0)))
+
+
+def backward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Saved,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    need_x: bool,
+    need_weights: bool,
+) -> Backward:
+    """See :mod:`fastrnn.backends`."""
+    own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
+    hidden_size, projected = own[0].w_hh.shape[0] // len(CELLS[mode].gates), own[0].w_hr is not None
+    dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)
+    dm, dmn, start = dy, grad_hn, h0
+    if projected:
+        dm, dmn = (None if g is None else _times_each(g, [w.w_hr for w in own]) for g in (dy, grad_hn))
+        start = h0.new_zeros(*h0.shape[:2], hidden_size)
+    carry = x.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
+    if grad_cn is not None:
+        carry.copy_(grad_cn)
+    d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, carry)
+
+    flat = x.reshape(rows.total, x.shape[-1])
+    dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    dx = torch.zeros_like(flat, memory_format=torch.contiguous_format) if need_x else None
+    grads: list[Tensor] = []
+    for d, w in enumerate(own):
+        width = w.w_hh.shape[0]
+        d_a, d_b = d_ab[d, :, :width], d_ab[d, :, -width:]
+        dh0[d] = d_b[rows.first_of(d)] @ w.w_hh
+        if mode == "GRU":
+            dh0[d] += carry[d]
+        if dx is not None:
+            dx.addmm_(d_a, _as_stored(mode, w.w_ih))
+        if need_weights:
+            grads += [_as_gates(mode, d_a.t() @ flat), d_b.t() @ rows.before(saved.hidden[d], h0[d], d)]
+            if w.b_ih is not None:
+                grads += [_as_gates(mode, d_a.sum(0)), d_b.sum(0)]
+            if w.w_hr is not None:
+                grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
+    dc0 = None if c0 is None else carry.to(x.dtype, copy=True)
+    return Backward(None if dx is None else dx.view(x.shape), dh0, dc0, grads if need_weights else None)
+
+
+def _input_bias(mode: str, w: Weights) -> Tensor | None:
+    """What is added to the input product: both biases, but for the n gate of GRU, whose b_hh stands behind r."""
+    if w.b_ih is None or w.b_hh is None:
+        return None
+    if mode != "GRU":
+        return w.b_ih + w.b_hh
+    bias = w.b_ih.clone()
+    bias[: len(bias) // 3 * 2] += w.b_hh[: len(bias) // 3 * 2]
+    return bias
+
+
+def _b_n(mode: str, own: list[Weights]) -> Tensor | None:
+    biases = [w.b_hh for w in own if w.b_hh is not None]
+    return torch.stack([b[len(b) // 3 * 2 :] for b in biases]) if mode == "GRU" and biases else None
+
+
+def _recurrent(own: list[Weights]) -> Tensor:
+    """(D, G*H, H): what the gates take of the last h, or of the last m where there is a projection."""
+    return torch.stack([w.w_hh if w.w_hr is None else w.w_hh @ w.w_hr for w in own])
+
+
+def _times_each(values: Tensor, matrices: list[Tensor]) -> Tensor:
+    return torch.stack([values[d] @ matrix for d, matrix in enumerate(matrices)])
+
+
+# GRU's backward kernel stores n, r, z, b_n, so that the side of the input and that of the state are one block each.
+def _as_stored(mode: str, weight: Tensor) -> Tensor:
+    return weight.roll(len(weight) // 3, 0) if mode == "GRU" else weight
+
+
+def _as_gates(mode: str, grad: Tensor) -> Tensor:
+    return grad.roll(-(len(grad) // 3), 0) if mode == "GRU" else grad
+
+
+def _projection_gradient(
+    rows: Rows, d: int, w: Weights, saved: Saved, d_b: Tensor, dy: Tensor | None, grad_hn: Tensor | None
+) -> Tensor:
+    """Gradient of W_hr: h of each step goes to y and to the next step's gates, or at a row's last step to hn."""
+    last = d_b.new_zeros(rows.sequences, w.w_hh.shape[1]) if grad_hn is None else grad_hn[d]
+    dh = rows.before(d_b @ w.w_hh, last, 1 - d)
+    if dy is not None:
+        dh = dh + dy[d]
+    o = saved.gates[d, :, -saved.cells.shape[-1] :]
+    return dh.t() @ (o * saved.cells[d].tanh()).to(o.dtype)
