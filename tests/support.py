@@ -52,9 +52,9 @@ class Case:
 
 RAGGED = (6, 4, 4, 1)
 _FORMS = [
-    Case("the plain layer; H no multiple of any vector", small=True),
+    Case("the plain layer; H no multiple of any vector"),
     Case("both directions", directions=2, small=True),
-    Case("packed: ties, a tail of one row, a sequence of length 1", lengths=RAGGED, small=True),
+    Case("packed: ties, a tail of one row, a sequence of length 1", lengths=RAGGED),
     Case("packed, both directions: rows enter late in reverse", lengths=RAGGED, directions=2, hidden=3, small=True),
     Case("no bias", bias=False, small=True),
     Case("one step, one row, one input, one unit", steps=1, rows=1, inputs=1, hidden=1, small=True),
@@ -66,7 +66,7 @@ _FORMS = [
     Case("whole vectors, no tail", steps=3, rows=8, inputs=16, hidden=64),
     Case("more inputs than units, several tiles and a tail", steps=7, rows=5, inputs=130, hidden=100, directions=2),
     Case("many rows: row tiles and a tail", steps=3, rows=37, inputs=6, hidden=33),
-    Case("x up to 1e4: saturated gates stay finite and right", magnitude=3e3, small=True),
+    Case("x up to 1e4: saturated gates stay finite and right", steps=3, magnitude=3e3, small=True),
 ]
 _PROJECTED = [
     Case("projection", proj_size=5, small=True),
