@@ -1,5 +1,6 @@
-"""`RNNCell`, `LSTMCell` and `GRUCell`: torch.nn's cells as layers of one step, on the plan of :mod:`fastrnn.modules`."""
+"""`RNNCell`, `LSTMCell` and `GRUCell`: torch.nn's as layers of one step; the plan is that of :mod:`fastrnn.modules`."""
 
+# pyright: reportPrivateImportUsage=false
 from typing import Any
 
 import torch

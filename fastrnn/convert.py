@@ -35,7 +35,7 @@ def convert(model: Model) -> Model:
 
 
 def revert(model: Model) -> Model:
-    """Undoes :func:`convert`, in place: every fastrnn module in ``model`` becomes torch.nn's again; returns ``model``."""
+    """Undoes :func:`convert`, in place: every fastrnn module in ``model`` becomes torch.nn's; returns ``model``."""
     return _swap(model, {ours: theirs for theirs, ours in _PAIRS.items()})
 
 

@@ -1,4 +1,4 @@
-"""`rnn`, `lstm` and `gru` over plain tensors: checks the arguments, walks layers and directions, drops out between them.
+"""`rnn`, `lstm` and `gru` over plain tensors: checks arguments, walks layers and directions, drops out between them.
 
 A *road* is what runs one layer: a backend's forward where no derivative is wanted, else the operator of
 :mod:`fastrnn.ops`, or the equations themselves (:func:`fastrnn.backends.reference.layer`) under torch.func and
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -205,7 +206,7 @@ def plan(
         return _torch_or_error("autocast is on")
     if problem := _misfit(mode, x, batch_sizes, h0, c0, weights, sizes):
         return problem
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return reference.layer
     name = choose(x.device, x.dtype)
     if name is None:

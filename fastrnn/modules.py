@@ -5,15 +5,17 @@ arguments that make no network are given to torch.nn's forward, which raises.  t
 :func:`fastrnn.functional.watched` or :func:`fastrnn.functional.plan` leave it to torch.
 """
 
+# pyright: reportPrivateImportUsage=false
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import _overload_method
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn import scripting
 from fastrnn.backends import BackendError, requested
 from fastrnn.functional import Sizes, first_states, plan, walk, watched
-from fastrnn import scripting
 from fastrnn.scripting import Pair
 
 
@@ -99,17 +101,17 @@ class RNN(nn.RNN):
     _padded_state, _packed_state = scripting._padded_state, scripting._packed_state
 
     @overload
-    @torch._jit_internal._overload_method
+    @_overload_method
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         pass
 
     @overload
-    @torch._jit_internal._overload_method
+    @_overload_method
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:
         pass
 
     def forward(self, input, hx=None):
-        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed ``input``, from state ``hx``.
+        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from state ``hx``.
 
         Returns the last layer's output and the last states.
         """
@@ -131,18 +133,17 @@ class LSTM(nn.LSTM):
     _padded_pair, _packed_pair = scripting._padded_pair, scripting._packed_pair
 
     @overload  # type: ignore[override]
-    @torch._jit_internal._overload_method
+    @_overload_method
     def forward(self, input: Tensor, hx: Pair | None = None) -> tuple[Tensor, Pair]:
         pass
 
     @overload
-    @torch._jit_internal._overload_method
+    @_overload_method
     def forward(self, input: PackedSequence, hx: Pair | None = None) -> tuple[PackedSequence, Pair]:
         pass
 
     def forward(self, input, hx=None):
-        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed ``input``, from state ``hx``,
-        ``(h_0, c_0)``.
+        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from ``(h_0, c_0)``.
 
         Returns the last layer's output and the last states ``(h_n, c_n)``.
         """
@@ -164,17 +165,17 @@ class GRU(nn.GRU):
     _padded_state, _packed_state = scripting._padded_state, scripting._packed_state
 
     @overload  # type: ignore[override]
-    @torch._jit_internal._overload_method
+    @_overload_method
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         pass
 
     @overload
-    @torch._jit_internal._overload_method
+    @_overload_method
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:
         pass
 
     def forward(self, input, hx=None):
-        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed ``input``, from state ``hx``.
+        """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from state ``hx``.
 
         Returns the last layer's output and the last states.
         """

@@ -30,72 +30,40 @@ _library.define(
     " bool need_weights) -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_layer_op, _backward_op = torch.ops.fastrnn.layer.default, torch.ops.fastrnn.layer_backward.default
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 
 def layer(
-    backend: str,
-    mode: str,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
+    backend: str, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
-) -> Outputs:
+) -> Outputs:  # fmt: skip
     """One layer on a backend, differentiable: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`."""
     save = torch.is_grad_enabled()
-    return torch.ops.fastrnn.layer.default(x, batch_sizes, h0, c0, weights, mode, backend, save)[:3]
+    return _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)[:3]
 
 
 def _forward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    mode: str,
-    backend: str,
-    save: bool,
-) -> tuple[Tensor, ...]:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
+    backend: str, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     y, hn, cn, saved = load(backend).forward(mode, x, batch_sizes, h0, c0, weights, save)
     return y, hn, cn, *saved
 
 
 def _backward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    gates: Tensor,
-    cells: Tensor,
-    hidden: Tensor,
-    grad_y: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    mode: str,
-    backend: str,
-    need_x: bool,
-    need_weights: bool,
-) -> Gradients:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
+    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, mode: str,
+    backend: str, need_x: bool, need_weights: bool,
+) -> Gradients:  # fmt: skip
     # An operator runs with autograd's dispatch keys switched off, and `reference` differentiates its own equations.
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
         found = load(backend).backward(
-            mode,
-            x,
-            batch_sizes,
-            h0,
-            c0,
-            weights,
-            Saved(gates, cells, hidden),
-            grad_y,
-            grad_hn,
-            grad_cn,
-            need_x,
+            mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, need_x,
             need_weights,
-        )
+        )  # fmt: skip
     return _or_empty(found.x, x), found.h0, _or_empty(found.c0, h0), found.weights or []
 
 
@@ -104,15 +72,9 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _fake_forward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    mode: str,
-    backend: str,
-    save: bool,
-) -> tuple[Tensor, ...]:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
+    backend: str, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     cell, (directions, rows, outputs), lead = CELLS[mode], h0.shape, x.shape[:-1]
     hidden_size = outputs if c0 is None else c0.shape[2]
     steps = lead[0] if batch_sizes is not None else lead[0] * lead[1]
@@ -130,22 +92,10 @@ def _fake_forward(
 
 
 def _fake_backward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    gates: Tensor,
-    cells: Tensor,
-    hidden: Tensor,
-    grad_y: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    mode: str,
-    backend: str,
-    need_x: bool,
-    need_weights: bool,
-) -> Gradients:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
+    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, mode: str,
+    backend: str, need_x: bool, need_weights: bool,
+) -> Gradients:  # fmt: skip
     return (
         x.new_empty(x.shape if need_x else 0),
         h0.new_empty(h0.shape),
@@ -169,7 +119,7 @@ class _Layer(Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            out = torch.ops.fastrnn.layer.default(x, batch_sizes, h0, c0, weights, mode, backend, True)
+            out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, True)
         ctx.mode, ctx.backend = mode, backend
         ctx.set_materialize_grads(False)  # zeros in the place of gates, cells and hidden would be as large as they are
         ctx.mark_non_differentiable(*out[3:] if c0 is not None else out[2:])
@@ -183,21 +133,10 @@ class _Layer(Function):
         if all(grad is None for grad in grads[:3]):
             return (None,) * 6 + none
         need_x, need_weights = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
-        grad_x, grad_h0, grad_c0, grad_weights = torch.ops.fastrnn.layer_backward.default(
-            x,
-            batch_sizes,
-            h0,
-            c0,
-            weights,
-            gates,
-            cells,
-            hidden,
-            *grads[:3],
-            ctx.mode,
-            ctx.backend,
-            need_x,
+        grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
+            x, batch_sizes, h0, c0, weights, gates, cells, hidden, *grads[:3], ctx.mode, ctx.backend, need_x,
             need_weights,
-        )
+        )  # fmt: skip
         grads_of_inputs = (grad_x if need_x else None, None, grad_h0, None if c0 is None else grad_c0)
         return (None, None, *grads_of_inputs, *(grad_weights if need_weights else none))
 
@@ -220,23 +159,10 @@ class _LayerBackward(Function):
     ) -> tuple[Tensor, ...]:
         grad_y, grad_hn, grad_cn, x, h0, c0, *weights = tensors
         with torch._C._AutoDispatchBelowAutograd():
-            grad_x, grad_h0, grad_c0, grad_weights = torch.ops.fastrnn.layer_backward.default(
-                x,
-                batch_sizes,
-                h0,
-                c0,
-                weights,
-                gates,
-                cells,
-                hidden,
-                grad_y,
-                grad_hn,
-                grad_cn,
-                mode,
-                backend,
-                need_x,
-                need_weights,
-            )
+            grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
+                x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, mode, backend,
+                need_x, need_weights,
+            )  # fmt: skip
         ctx.mode = mode
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, *tensors)
@@ -247,7 +173,7 @@ class _LayerBackward(Function):
         create_graph = torch.is_grad_enabled()
         batch_sizes, *tensors = ctx.saved_tensors
         with torch.enable_grad():
-            own = [_alias(tensor) for tensor in tensors]
+            own: list[Any] = [_alias(tensor) for tensor in tensors]
             seeds, inputs = own[:3], own[3:]
             outputs = reference.layer(ctx.mode, inputs[0], batch_sizes, inputs[1], inputs[2], inputs[3:])
             seeded = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
@@ -291,60 +217,29 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _autograd_forward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    mode: str,
-    backend: str,
-    save: bool,
-) -> tuple[Tensor, ...]:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
+    backend: str, save: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     if _needs_grad(x, h0, c0, *weights):
         return _Layer.apply(mode, backend, x, batch_sizes, h0, c0, *weights)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastrnn.layer.default(x, batch_sizes, h0, c0, weights, mode, backend, save)
+        return _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
 
 
 def _autograd_backward(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    gates: Tensor,
-    cells: Tensor,
-    hidden: Tensor,
-    grad_y: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    mode: str,
-    backend: str,
-    need_x: bool,
-    need_weights: bool,
-) -> Gradients:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
+    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, mode: str,
+    backend: str, need_x: bool, need_weights: bool,
+) -> Gradients:  # fmt: skip
     tensors = (grad_y, grad_hn, grad_cn, x, h0, c0, *weights)
     if _needs_grad(*tensors):
         found = _LayerBackward.apply(mode, backend, need_x, need_weights, batch_sizes, gates, cells, hidden, *tensors)
         return found[0], found[1], found[2], list(found[3:])
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.fastrnn.layer_backward.default(
-            x,
-            batch_sizes,
-            h0,
-            c0,
-            weights,
-            gates,
-            cells,
-            hidden,
-            grad_y,
-            grad_hn,
-            grad_cn,
-            mode,
-            backend,
-            need_x,
+        return _backward_op(
+            x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, mode, backend, need_x,
             need_weights,
-        )
+        )  # fmt: skip
 
 
 for _name, _run, _fake, _autograd in (

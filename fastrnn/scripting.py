@@ -8,10 +8,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 Pair = tuple[Tensor, Tensor]
+_operators: Any = torch._VF  # its type annotations know one form of each function
 
 
 def copied(forward: Any) -> Any:
@@ -37,11 +38,11 @@ def _padded_state(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tenso
     bias, layers, bidirectional, batch_first = self.bias, self.num_layers, self.bidirectional, self.batch_first
     weights, dropout, training = self._flat_weights, self.dropout, self.training
     if self.mode == "GRU":
-        y, hn = _VF.gru(input, hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
+        y, hn = _operators.gru(input, hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
     elif self.mode == "RNN_TANH":
-        y, hn = _VF.rnn_tanh(input, hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
+        y, hn = _operators.rnn_tanh(input, hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
     else:
-        y, hn = _VF.rnn_relu(input, hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
+        y, hn = _operators.rnn_relu(input, hx, weights, bias, layers, dropout, training, bidirectional, batch_first)
     return (y.squeeze(batch_dim), hn.squeeze(1)) if single else (y, hn)
 
 
@@ -56,11 +57,11 @@ def _packed_state(self, input: PackedSequence, hx: Tensor | None) -> tuple[Packe
     bias, layers, bidirectional = self.bias, self.num_layers, self.bidirectional
     weights, dropout, training = self._flat_weights, self.dropout, self.training
     if self.mode == "GRU":
-        y, hn = _VF.gru(data, sizes, hx, weights, bias, layers, dropout, training, bidirectional)
+        y, hn = _operators.gru(data, sizes, hx, weights, bias, layers, dropout, training, bidirectional)
     elif self.mode == "RNN_TANH":
-        y, hn = _VF.rnn_tanh(data, sizes, hx, weights, bias, layers, dropout, training, bidirectional)
+        y, hn = _operators.rnn_tanh(data, sizes, hx, weights, bias, layers, dropout, training, bidirectional)
     else:
-        y, hn = _VF.rnn_relu(data, sizes, hx, weights, bias, layers, dropout, training, bidirectional)
+        y, hn = _operators.rnn_relu(data, sizes, hx, weights, bias, layers, dropout, training, bidirectional)
     return PackedSequence(y, sizes, sorted_indices, unsorted_indices), self.permute_hidden(hn, unsorted_indices)
 
 
@@ -84,7 +85,7 @@ def _padded_pair(self, input: Tensor, hx: Pair | None) -> tuple[Tensor, Pair]:
     elif single:
         hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
     self.check_forward_args(input, hx, None)
-    y, hn, cn = _VF.lstm(
+    y, hn, cn = _operators.lstm(
         input,
         hx,
         self._flat_weights,
@@ -107,7 +108,7 @@ def _packed_pair(self, input: PackedSequence, hx: Pair | None) -> tuple[PackedSe
         hx = (h0, torch.zeros(count, rows, self.hidden_size, dtype=data.dtype, device=data.device))
     else:
         hx = self.permute_hidden(hx, sorted_indices)
-    y, hn, cn = _VF.lstm(
+    y, hn, cn = _operators.lstm(
         data,
         sizes,
         hx,
