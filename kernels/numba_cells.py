@@ -1,0 +1,201 @@
+"""The pointwise half of each cell: one unit of one row, once a step.  Plain scalar code, which LLVM vectorises.
+
+``forward(p0, p1, p2, p3, h, c) -> (s0, s1, s2, s3, h, c)`` takes the pre-activations and the state before the step, and
+gives the values that backward needs and the state after it.
+``backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc) -> (d0, d1, d2, d3, dh0, dc0, h)`` takes those values, the state before
+(``h0``, ``c0``) and after the step and the gradients of the state after; it gives the gradients of the
+pre-activations, what reaches ``dh0`` past them, ``dc0``, and the output again (:class:`Cell` names the slots).
+
+The equations are those of :mod:`fastrnn.cells`.  Numba makes float64 of float32 and a literal, so formulas here hold
+no literals: ``i - i * i`` is ``i * (1 - i)``, and :func:`like` gives a constant the type of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+# 'contract' lets a product and a sum become one FMA.  No other liberty: NaN and infinity must come through.
+# The numpy error model drops the test for a zero divisor, whose branch would keep LLVM from vectorising.
+OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
+device = register_jitable(**OPTIONS)
+
+
+class Cell(NamedTuple):
+    """A cell as the scan sees it.
+
+    A unit owns ``slots`` values a step.  The recurrent product adds to the first ``gates`` of them and the product with
+    the input to ``gates`` of them from ``input_slot`` on; only GRU needs them apart, because its b_n = W_hn h + b_hn
+    stands behind r: its slots are b_n, r, z, n.  ``shift`` is by how many blocks its rows of W_hh are rotated for that.
+    """
+
+    forward: Callable[..., object]
+    backward: Callable[..., object]
+    gates: int
+    slots: int
+    input_slot: int = 0
+    shift: int = 0
+
+
+def like(value, x):
+    """``value`` in the type of ``x``."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(like, jit_options=OPTIONS)
+def _like(value, x):
+    if x == types.float32:
+        return lambda value, x: np.float32(value)
+    return lambda value, x: np.float64(value)
+
+
+def _exp_parts_float32(x):
+    x = _clamp(x, np.float32(-87.0), np.float32(89.0))
+    t = x * np.float32(1.44269504) + np.float32(12582912.0)
+    n = t - np.float32(12582912.0)
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    q = np.float32(1.9875691500e-4)
+    q = q * r + np.float32(1.3981999507e-3)
+    q = q * r + np.float32(8.3334519073e-3)
+    q = q * r + np.float32(4.1665795894e-2)
+    q = q * r + np.float32(1.6666665459e-1)
+    q = q * r + np.float32(5.0000001201e-1)
+    s = np.int32((np.float32(t).view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return q * (r * r) + r, s
+
+
+def _exp_parts_float64(x):
+    x = _clamp(x, -708.0, 710.0)
+    t = x * 1.4426950408889634 + 6755399441055744.0
+    n = t - 6755399441055744.0
+    r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6
+    q = 1.0 / 6227020800.0
+    q = q * r + 1.0 / 479001600.0
+    q = q * r + 1.0 / 39916800.0
+    q = q * r + 1.0 / 3628800.0
+    q = q * r + 1.0 / 362880.0
+    q = q * r + 1.0 / 40320.0
+    q = q * r + 1.0 / 5040.0
+    q = q * r + 1.0 / 720.0
+    q = q * r + 1.0 / 120.0
+    q = q * r + 1.0 / 24.0
+    q = q * r + 1.0 / 6.0
+    q = q * r + 0.5
+    return q * (r * r) + r, np.int64((np.float64(t).view(np.int64) + 1023) << 52).view(np.float64)
+
+
+def _exp_parts(x):
+    """p and s with exp(x) = s (1 + p): x = n ln 2 + r, s = 2^n, p = exp(r) - 1 to full relative precision.
+
+    Adding 1.5 * 2^(bits of the fraction) rounds to the integer n and leaves it in the lowest bits, where a shift makes
+    it the exponent of s.  ln 2 is subtracted in two parts, the first short enough that n times it is exact.  Beyond
+    the range of normal numbers s is infinite or stays at the smallest.
+    Source of the constants: Cephes' expf for float32, the Taylor series (error 1e-17) for float64.
+    """
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(_exp_parts, jit_options=OPTIONS)
+def _exp_parts_for(x):
+    return _exp_parts_float32 if x == types.float32 else _exp_parts_float64
+
+
+@device
+def _clamp(x, low, high):
+    x = low if x < low else x  # in this order NaN stays NaN
+    return high if x > high else x
+
+
+@device
+def exp(x):
+    p, s = _exp_parts(x)
+    return s * (like(1.0, x) + p)  # not s p + s, which is infinity less infinity where s has overflown
+
+
+@device
+def sigmoid(x):
+    one = like(1.0, x)
+    return one / (one + exp(-x))
+
+
+@device
+def tanh(x):
+    """(e^2x - 1) / (e^2x + 1) with e^2x - 1 in one piece, so that small x keep their precision."""
+    limit = like(22.0, x)  # tanh is 1 to the last bit of float64
+    x = _clamp(x, -limit, limit)
+    p, s = _exp_parts(x + x)
+    m = s * p + (s - like(1.0, x))
+    return m / (m + like(2.0, x))
+
+
+@device
+def lstm_forward(i, f, g, o, h, c):
+    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    c = f * c + i * g
+    return i, f, g, o, o * tanh(c), c
+
+
+@device
+def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
+    t = tanh(c)
+    d = dh * o
+    dc = dc + (d - d * t * t)
+    dg = dc * i
+    return (
+        dc * g * (i - i * i),
+        dc * c0 * (f - f * f),
+        dg - dg * g * g,
+        dh * t * (o - o * o),
+        like(0.0, dh),
+        dc * f,
+        o * t,
+    )
+
+
+@device
+def gru_forward(b_n, r, z, n, h, c):
+    r, z = sigmoid(r), sigmoid(z)
+    n = tanh(n + r * b_n)
+    return b_n, r, z, n, n + z * (h - n), c
+
+
+@device
+def gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
+    dn = dh - dh * z
+    dn = dn - dn * n * n
+    return dn * r, dn * b_n * (r - r * r), dh * (h0 - n) * (z - z * z), dn, dh * z, dc, h
+
+
+@device
+def tanh_forward(a, p1, p2, p3, h, c):
+    return a, p1, p2, p3, tanh(a), c
+
+
+@device
+def tanh_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
+    zero = like(0.0, dh)
+    return dh - dh * h * h, zero, zero, zero, zero, dc, h
+
+
+@device
+def relu_forward(a, p1, p2, p3, h, c):
+    zero = like(0.0, a)
+    return a, p1, p2, p3, zero if a < zero else a, c  # in this order NaN stays NaN
+
+
+@device
+def relu_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
+    zero = like(0.0, dh)
+    return dh if h > zero else zero, zero, zero, zero, zero, dc, h
+
+
+CELLS = {
+    "RNN_TANH": Cell(tanh_forward, tanh_backward, gates=1, slots=1),
+    "RNN_RELU": Cell(relu_forward, relu_backward, gates=1, slots=1),
+    "LSTM": Cell(lstm_forward, lstm_backward, gates=4, slots=4),
+    "GRU": Cell(gru_forward, gru_backward, gates=3, slots=4, input_slot=1, shift=2),
+}
