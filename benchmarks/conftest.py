@@ -1,4 +1,4 @@
-"""Makes the modules of this folder importable, and lets ``--group`` choose the cases."""
+"""Makes the modules of this folder importable, and lets ``--group`` and ``--threads`` choose what is timed."""
 
 import sys
 from pathlib import Path
@@ -15,10 +15,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "peer" not in metafunc.fixturenames:
+        return
     from cases import STANDARD, cases
     from peers import peers
 
     groups = metafunc.config.getoption("--group") or STANDARD
     every = [(case, peer) for case in cases(groups) for peer in peers() if peer.refusal(case, 1) is None]
     metafunc.parametrize(("case", "peer"), every, ids=lambda value: str(value).replace(" ", "-"))
-    metafunc.parametrize("threads", [1, 2])
+    metafunc.parametrize("threads", metafunc.config.getoption("--threads"))

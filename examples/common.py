@@ -1,0 +1,217 @@
+"""What the examples share: two sides trained in turn, their time and loss side by side, a progress bar, a plot.
+
+A *side* is one copy of the example's model with its own optimizer: ``torch.nn`` as it was built, and ``fastrnn``, the
+same model after :func:`fastrnn.convert`.  Both begin with the same parameters, see the same batches and draw the same
+dropout masks, so their losses may differ by rounding only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fastrnn
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+
+# Losses nearer to each other than this share of their size count as equal: the loss is itself a float32.
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+BLOCK = 10  # steps that one side runs before the other has its turn
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every example has."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: as many as torch takes")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--quick", action="store_true", help="small sizes and few steps: does it run?")
+    options.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "out", help="where plots go")
+    return options
+
+
+def parse(options: argparse.ArgumentParser, **quick: object) -> argparse.Namespace:
+    """The arguments; under ``--quick`` these defaults replace the example's own.  Sets torch's threads."""
+    if options.parse_known_args()[0].quick:
+        options.set_defaults(**quick)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+class Bars:
+    """One progress bar a side on standard error, drawn in place on a terminal, else a line each tenth of the way."""
+
+    def __init__(self, names: Sequence[str], total: int) -> None:
+        self.lines = dict.fromkeys(names, "")
+        self.total = max(total, 1)
+        self.terminal = sys.stderr.isatty()
+        if self.terminal:
+            print("\n" * (len(names) - 1), file=sys.stderr)
+
+    def update(self, name: str, done: int, text: str) -> None:
+        full = 30 * done // self.total
+        self.lines[name] = f"{name:<9}{'#' * full}{'.' * (30 - full)} {done}/{self.total}  {text}"
+        if self.terminal:
+            drawn = "".join(f"\033[K{line}\n" for line in self.lines.values())
+            print(f"\033[{len(self.lines)}A{drawn}", end="", file=sys.stderr)
+        elif done * 10 // self.total > (done - 1) * 10 // self.total:
+            print(self.lines[name], file=sys.stderr)
+
+
+class Stopwatch:
+    """Seconds that a recurrent module takes in a step, forward and backward.
+
+    The forward pass is what lies between the module's two hooks.  The backward pass runs from the gradient of the
+    output to the gradient of the input; where the input has none it is not counted.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.seconds = self._begin = 0.0
+        self._handles = (module.register_forward_pre_hook(self._start), module.register_forward_hook(self._stop))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._begin = time.perf_counter()
+
+    def _stop(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.seconds += time.perf_counter() - self._begin
+        x, y = (value.data if isinstance(value, PackedSequence) else value for value in (inputs[0], output[0]))
+        if x.requires_grad and y.requires_grad:
+            y.register_hook(self._enter_backward)
+            x.register_hook(self._leave_backward)
+
+    def _enter_backward(self, grad: Tensor) -> None:
+        self._begin = time.perf_counter()
+
+    def _leave_backward(self, grad: Tensor) -> None:
+        self.seconds += time.perf_counter() - self._begin
+
+
+class Side:
+    """A model with its optimizer, what it carries from step to step, and what was measured on the way."""
+
+    def __init__(self, name: str, model: nn.Module, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+        self.name = name
+        self.model = model
+        self.optimizer = optimizer(model.parameters())
+        self.state: Any = None
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self.recurrent_seconds: list[float] = []
+        self.stopwatches = [Stopwatch(module) for module in model.modules() if isinstance(module, nn.RNNBase)]
+
+    def step(self, loss_of: Callable[[nn.Module, Any, Any], tuple[Tensor, Any]], batch: Any, clip: float) -> None:
+        """One training step, timed: forward, backward, gradient clipping, optimizer."""
+        for stopwatch in self.stopwatches:
+            stopwatch.seconds = 0.0
+        begin = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss, self.state = loss_of(self.model, batch, self.state)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+        self.losses.append(loss.item())
+        self.seconds.append(time.perf_counter() - begin)
+        self.recurrent_seconds.append(sum(stopwatch.seconds for stopwatch in self.stopwatches))
+
+
+def two_sides(model: nn.Module, optimizer: Callable[..., torch.optim.Optimizer]) -> tuple[Side, Side]:
+    """The model on torch.nn, and an identical copy of it on fastrnn."""
+    return Side("torch.nn", model, optimizer), Side("fastrnn", fastrnn.convert(copy.deepcopy(model)), optimizer)
+
+
+def train(
+    sides: Sequence[Side],
+    batches: Sequence[Any],
+    loss_of: Callable[[nn.Module, Any, Any], tuple[Tensor, Any]],
+    clip: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Train every side on every batch: ``loss, state = loss_of(model, batch, state)``, state None at first.
+
+    The sides take turns of a few steps, in changing order, so that whatever else the machine does hits them alike.
+    The generator is seeded before each step, which gives all sides the same dropout masks.  The stopwatches come off at
+    the end: what is timed later is the bare model.
+    """
+    bars = Bars([side.name for side in sides], len(batches))
+    for start in range(0, len(batches), BLOCK):
+        for side in sides if start // BLOCK % 2 == 0 else reversed(sides):
+            for number, batch in enumerate(batches[start : start + BLOCK], start):
+                torch.manual_seed(seed + number)
+                side.step(loss_of, batch, clip)
+                typical = statistics.median(side.seconds[-50:])
+                bars.update(side.name, number + 1, f"loss {side.losses[-1]:.3f}  {typical * 1e3:.1f} ms/step")
+    for side in sides:
+        while side.stopwatches:
+            side.stopwatches.pop().remove()
+
+
+def report(sides: Sequence[Side]) -> None:
+    """Loss and milliseconds a step side by side, the ratios, and how far apart the loss curves lie."""
+    first, second = sides
+    rows = [
+        ("loss, mean of the last tenth", *(statistics.fmean(_tail(side.losses)) for side in sides), None),
+        *_ratio_rows("training step, ms", [side.seconds for side in sides]),
+        *_ratio_rows("recurrent part of it, ms", [side.recurrent_seconds for side in sides]),
+    ]
+    print(f"\n{'':<30}{first.name:>10}{second.name:>10}{'ratio':>9}")
+    for what, left, right, ratio in rows:
+        print(f"{what:<30}{left:>10.3f}{right:>10.3f}" + ("" if ratio is None else f"{ratio:>8.2f}x"))
+    apart = differences(first, second)
+    farthest = max(range(len(apart)), key=apart.__getitem__)
+    parted = next((i for i, gap in enumerate(apart) if gap > ROUNDING * abs(first.losses[i])), None)
+    when = "never part by" if parted is None else f"first part at step {parted + 1} by"
+    print(f"The losses {when} more than rounding ({ROUNDING:.0e} of the loss); their largest difference")
+    where = f"at step {farthest + 1} of {len(apart)}, loss {first.losses[farthest]:.3f}"
+    print(f"is {apart[farthest]:.1e}, {where}.")
+
+
+def _tail(values: Sequence[float]) -> Sequence[float]:
+    return values[-max(1, len(values) // 10) :]
+
+
+def _ratio_rows(what: str, seconds: Sequence[Sequence[float]]) -> Iterable[tuple[str, float, float, float]]:
+    left, right = (statistics.median(values) * 1e3 for values in seconds)
+    return [(what, left, right, left / right)] if right else []
+
+
+def differences(first: Side, second: Side) -> list[float]:
+    """How far the losses of two sides lie apart at each step."""
+    return [abs(left - right) for left, right in zip(first.losses, second.losses, strict=True)]
+
+
+def plot(sides: Sequence[Side], title: str, path: Path) -> None:
+    """Loss curves, their difference and the time of each step, as a PNG."""
+    figure, (losses, apart, times) = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    steps = range(1, len(sides[0].losses) + 1)
+    for side, style in zip(sides, ("-", "--"), strict=True):
+        losses.plot(steps, side.losses, style, label=side.name, linewidth=1.2)
+        milliseconds = [taken * 1e3 for taken in side.seconds]
+        label = f"{side.name}, median {statistics.median(milliseconds):.1f}"
+        times.plot(steps, milliseconds, ".", markersize=3, label=label)
+    losses.set(title=title, xlabel="step", ylabel="loss")
+    losses.legend()
+    apart.plot(steps, [max(gap, 1e-9) for gap in differences(*sides)], linewidth=0.8, color="C2")
+    apart.set(title="distance of the two losses", xlabel="step", yscale="log")
+    middle = statistics.median(sides[0].seconds) * 1e3
+    times.set(title="time of a training step, ms", xlabel="step", ylim=(0, 2 * middle))
+    times.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    print(f"Plot: {path}")
