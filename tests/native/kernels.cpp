@@ -1,0 +1,361 @@
+// Every instruction set that this machine runs, on both dtypes, against the oracle: values, gradients, threads, and
+// that nothing outside an output is written. Prints one line a check that fails and a count at the end.
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <type_traits>
+
+#include "oracle.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size)
+#define ASAN_UNPOISON_MEMORY_REGION(address, size)
+#endif
+
+namespace {
+
+using fastrnn::Backward;
+using fastrnn::Forward;
+using fastrnn::Kernels;
+using fastrnn::Mode;
+using oracle::Numbers;
+using Values = std::vector<double>;
+
+struct Case {
+  const char* isolates;
+  Mode mode;
+  int64_t steps, batch, inputs, hidden;
+  int directions = 1;
+  int64_t projection = 0;
+  std::vector<int64_t> batch_sizes = {};
+  bool bias = true, gradients_of_x = true, gradients_of_weights = true, seeds = true;
+  double spread = 1;  // of x: a large one drives the gates to their ends
+
+  int64_t outputs() const { return projection ? projection : hidden; }
+  int64_t rows() const {
+    int64_t sum = 0;
+    for (const int64_t size : batch_sizes) sum += size;
+    return batch_sizes.empty() ? steps * batch : sum;
+  }
+};
+
+const Case kCases[] = {
+    {"the smallest layer", Mode::lstm, 1, 1, 1, 1},
+    {"the smallest layer", Mode::gru, 1, 1, 1, 1},
+    {"the smallest layer", Mode::rnn_tanh, 1, 1, 1, 1},
+    {"the smallest layer", Mode::rnn_relu, 1, 1, 1, 1},
+    {"less than a vector", Mode::lstm, 4, 3, 2, 3},
+    {"less than a vector", Mode::gru, 4, 3, 2, 3},
+    {"less than a vector", Mode::rnn_tanh, 4, 3, 2, 3},
+    {"less than a vector", Mode::rnn_relu, 4, 3, 2, 3},
+    {"whole vectors", Mode::lstm, 3, 8, 16, 32},
+    {"whole vectors", Mode::gru, 3, 8, 16, 32},
+    {"whole panels", Mode::rnn_tanh, 3, 8, 16, 128},
+    {"one more than whole vectors", Mode::lstm, 3, 7, 5, 33},
+    {"one more than whole vectors", Mode::gru, 3, 7, 5, 33},
+    {"one more than whole panels", Mode::rnn_relu, 3, 7, 5, 65},
+    {"two directions", Mode::lstm, 5, 3, 4, 9, 2},
+    {"two directions", Mode::gru, 5, 3, 4, 9, 2},
+    {"two directions", Mode::rnn_tanh, 5, 3, 4, 9, 2},
+    {"packed", Mode::lstm, 5, 7, 3, 10, 2, 0, {7, 7, 4, 2, 1}},
+    {"packed", Mode::gru, 5, 7, 3, 10, 2, 0, {7, 7, 4, 2, 1}},
+    {"packed", Mode::rnn_tanh, 5, 7, 3, 10, 2, 0, {7, 7, 4, 2, 1}},
+    {"packed, many rows end at once", Mode::lstm, 3, 30, 2, 3, 2, 0, {30, 1, 1}},
+    {"packed in name only", Mode::gru, 3, 4, 2, 5, 1, 0, {4, 4, 4}},
+    {"projection", Mode::lstm, 4, 5, 6, 19, 2, 7},
+    {"projection to one unit, packed", Mode::lstm, 4, 5, 6, 19, 2, 1, {5, 3, 3, 1}},
+    {"no bias", Mode::lstm, 3, 4, 5, 6, 2, 0, {}, false},
+    {"no bias, projection", Mode::lstm, 3, 4, 5, 6, 2, 3, {}, false},
+    {"no bias", Mode::gru, 3, 4, 5, 6, 2, 0, {}, false},
+    {"no gradient of x", Mode::lstm, 3, 4, 5, 6, 2, 0, {}, true, false},
+    {"no gradient of the weights", Mode::gru, 3, 4, 5, 6, 2, 0, {}, true, true, false},
+    {"gradient of y alone", Mode::lstm, 3, 4, 5, 6, 2, 0, {}, true, true, true, false},
+    {"gradient of y alone", Mode::gru, 3, 4, 5, 6, 2, 0, {}, true, true, true, false},
+    {"saturated gates", Mode::lstm, 3, 4, 5, 18, 1, 0, {}, true, true, true, true, 1e3},
+    {"saturated gates", Mode::gru, 3, 4, 5, 18, 1, 0, {}, true, true, true, true, 1e3},
+    {"a panel cut in depth", Mode::lstm, 2, 1, 9000, 2},
+    {"a panel cut in depth", Mode::gru, 2, 1, 9000, 2},
+    {"as many rows as a panel is cut at", Mode::rnn_tanh, 3, 3000, 2, 1},
+    {"steps taken one by one", Mode::gru, 90, 1, 3, 4, 2},
+    {"threads share units", Mode::lstm, 4, 6, 30, 70, 2},
+    {"threads share units", Mode::gru, 4, 6, 30, 80, 2},
+    {"threads share units, packed", Mode::gru, 4, 14, 20, 83, 1, 0, {14, 9, 9, 2}},
+    {"threads share units", Mode::rnn_tanh, 3, 7, 40, 230},
+    {"threads share rows", Mode::lstm, 4, 41, 10, 33},
+    {"threads share rows", Mode::gru, 4, 41, 12, 40, 2},
+    {"threads share rows", Mode::rnn_relu, 4, 79, 20, 50},
+};
+
+// A copy of an array between two bands of a pattern, not aligned to more than its element. Under AddressSanitizer the
+// first band may not be touched, and the second is the sanitizer's own, so that reading outside is noticed as well.
+template <class S>
+class Guarded {
+ public:
+  Guarded(std::size_t count, S fill) : count_(count), block_(new S[kBand + count + kTail]) {
+    std::fill_n(block_.get(), kBand + count + kTail, kPattern);
+    std::fill_n(data(), count, fill);
+    ASAN_POISON_MEMORY_REGION(block_.get(), 64);
+  }
+  explicit Guarded(const Values& values) : Guarded(values.size(), S(0)) {
+    std::copy(values.begin(), values.end(), data());
+  }
+  ~Guarded() { ASAN_UNPOISON_MEMORY_REGION(block_.get(), 64); }
+
+  S* data() { return block_.get() + kBand; }
+  const S* data() const { return block_.get() + kBand; }
+  std::size_t size() const { return count_; }
+  S* or_null() { return count_ ? data() : nullptr; }
+
+  bool intact() {
+    ASAN_UNPOISON_MEMORY_REGION(block_.get(), 64);
+    const auto all = [&](const S* from, std::size_t n) {
+      return std::all_of(from, from + n, [](S s) { return s == kPattern; });
+    };
+    return all(block_.get(), kBand) && all(data() + count_, kTail);
+  }
+
+ private:
+  static constexpr std::size_t kBand = 64 / sizeof(S) + 1;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr std::size_t kTail = 0;
+#else
+  static constexpr std::size_t kTail = kBand;
+#endif
+  static constexpr S kPattern = S(-12345.5);
+  std::size_t count_;
+  std::unique_ptr<S[]> block_;
+};
+
+struct Named {
+  std::string name;
+  Values values;
+};
+
+// One case's inputs, every value a float, and what the oracle makes of them.
+struct Problem {
+  const Case& c;
+  oracle::Sizes sizes;
+  int gates;
+  bool lstm;
+  Values x, h0, c0, weights[2][5];  // in the order of fastrnn::Parameters
+  Values grad_y, grad_hn, grad_cn;
+  std::vector<Named> expected;
+
+  explicit Problem(const Case& from)
+      : c(from),
+        sizes{c.steps,  c.batch,     c.rows(),     c.inputs,
+              c.hidden, c.outputs(), c.directions, c.batch_sizes.empty() ? nullptr : c.batch_sizes.data()},
+        gates(oracle::gates(c.mode)),
+        lstm(c.mode == Mode::lstm) {
+    const int64_t N = sizes.rows, B = c.batch, H = c.hidden, P = sizes.outputs, D = c.directions, G = gates;
+    const double spread = 1 / std::sqrt(double(H));
+    x = draw(N * c.inputs, c.spread), h0 = draw(D * B * P, 1), c0 = draw(lstm ? D * B * H : 0, 1);
+    for (int64_t d = 0; d < D; ++d) {
+      weights[d][0] = draw(G * H * c.inputs, spread), weights[d][1] = draw(G * H * P, spread);
+      weights[d][2] = draw(c.bias ? G * H : 0, spread), weights[d][3] = draw(c.bias ? G * H : 0, spread);
+      weights[d][4] = draw(c.projection ? P * H : 0, spread);
+    }
+    grad_y = draw(N * D * P, 1);
+    if (c.seeds) grad_hn = draw(D * B * P, 1), grad_cn = draw(lstm ? D * B * H : 0, 1);
+    solve();
+  }
+
+  // As many roundings as the longest chain has, weights' gradients summed over all rows at its end; each is off by half
+  // an epsilon at random, and eight standard deviations are never seen.
+  double budget(double epsilon) const {
+    const int64_t step = c.inputs + sizes.outputs + 2 * gates * c.hidden + 32;
+    return 4 * epsilon * std::sqrt(double(c.steps * step + sizes.rows)) * c.spread;
+  }
+
+ private:
+  std::mt19937 generator{20};
+
+  Values draw(int64_t count, double spread) {
+    Values values(count);
+    for (double& v : values) v = static_cast<float>((generator() / 2147483648.0 - 1) * spread);
+    return values;
+  }
+
+  // Fills `expected`.
+  void solve() {
+    oracle::tape.clear();
+    const auto numbers = [](const Values& values) {
+      Numbers result;
+      for (const double v : values) result.push_back({v});
+      return result;
+    };
+    oracle::Layer layer{c.mode, sizes, numbers(x), numbers(h0), numbers(c0), {}, {}, {}, {}, {}, {}};
+    for (int d = 0; d < c.directions; ++d)
+      layer.weights[d] = {numbers(weights[d][0]), numbers(weights[d][1]), numbers(weights[d][2]),
+                          numbers(weights[d][3]), numbers(weights[d][4])};
+    oracle::forward(layer);
+    oracle::Gradient gradient;
+    gradient.seed(layer.y, grad_y), gradient.seed(layer.hn, grad_hn), gradient.seed(layer.cn, grad_cn);
+    gradient.run();
+    const auto add = [&](const char* name, const Numbers& result) {
+      expected.push_back({name, {}});
+      for (const auto& number : result) expected.back().values.push_back(number.value);
+    };
+    const auto add_gradient = [&](const char* name, const Numbers& input, bool wanted = true) {
+      expected.push_back({name, wanted ? gradient.of(input) : Values{}});
+    };
+    add("y", layer.y), add("hn", layer.hn), add("cn", layer.cn), add("hidden", layer.hidden), add("cells", layer.cells);
+    add_gradient("grad_x", layer.x, c.gradients_of_x);
+    add_gradient("grad_h0", layer.h0), add_gradient("grad_c0", layer.c0);
+    for (const oracle::Weights& w : layer.weights) {
+      add_gradient("grad_w_ih", w.w_ih, c.gradients_of_weights),
+          add_gradient("grad_w_hh", w.w_hh, c.gradients_of_weights);
+      add_gradient("grad_b_ih", w.b_ih, c.gradients_of_weights),
+          add_gradient("grad_b_hh", w.b_hh, c.gradients_of_weights);
+      add_gradient("grad_w_hr", w.w_hr, c.gradients_of_weights);
+    }
+  }
+};
+
+int checks = 0, failures = 0;
+
+void check(bool passed, const std::string& what) {
+  ++checks;
+  if (passed) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+// Values by name, in the order of Problem::expected; and whether nothing but the outputs was written.
+template <class S>
+std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bool save, bool& tidy) {
+  constexpr bool single = std::is_same_v<S, float>;
+  std::vector<const Values*> sources;
+  std::vector<std::unique_ptr<Guarded<S>>> inputs, outputs;
+  const auto input = [&](const Values& values) {
+    sources.push_back(&values);
+    inputs.push_back(std::make_unique<Guarded<S>>(values));
+    return static_cast<const S*>(inputs.back()->or_null());
+  };
+  const auto output = [&](std::size_t count) {
+    outputs.push_back(std::make_unique<Guarded<S>>(count, std::numeric_limits<S>::quiet_NaN()));
+    return outputs.back()->or_null();
+  };
+  const auto result = [&](std::size_t index) {
+    return Values(outputs[index]->data(), outputs[index]->data() + outputs[index]->size());
+  };
+
+  const fastrnn::Sizes& z = p.sizes;
+  const int64_t D = z.directions, N = z.rows, H = z.hidden, P = z.outputs;
+  const int64_t saved = p.c.mode == Mode::lstm || p.c.mode == Mode::gru ? 4 : 0;
+  fastrnn::Inputs<S> in{p.c.mode, z, threads, input(p.x), input(p.h0), input(p.c0), {}};
+  for (int64_t d = 0; d < D; ++d)
+    in.weights[d] = {input(p.weights[d][0]), input(p.weights[d][1]), input(p.weights[d][2]), input(p.weights[d][3]),
+                     input(p.weights[d][4])};
+
+  Forward<S> forward{in, output(N * D * P), output(D * z.batch * P), output(p.lstm ? D * z.batch * H : 0), {}};
+  forward.saved.hidden = output(save ? D * N * P : 0);
+  forward.saved.cells = output(save && p.lstm ? D * N * H : 0);
+  forward.saved.gates = output(save ? D * N * saved * H : 0);
+  if constexpr (single)
+    kernels.forward_float(forward);
+  else
+    kernels.forward_double(forward);
+  std::vector<Named> results{{"y", result(0)}, {"hn", result(1)}, {"cn", result(2)}};
+  if (save) {
+    results.push_back({"hidden", result(3)}), results.push_back({"cells", result(4)});
+    const fastrnn::Saved<const S> kept{forward.saved.gates, forward.saved.cells, forward.saved.hidden};
+    Backward<S> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), {}, {}, {}, {}};
+    const auto gradient = [&](const Values& of, bool wanted = true) { return output(wanted ? of.size() : 0); };
+    backward.grad_x = gradient(p.x, p.c.gradients_of_x);
+    backward.grad_h0 = gradient(p.h0);
+    backward.grad_c0 = gradient(p.c0);
+    for (int d = 0; d < 2; ++d) {
+      S* pointers[5];
+      for (int i = 0; i < 5; ++i) pointers[i] = gradient(p.weights[d][i], p.c.gradients_of_weights);
+      backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4]};
+    }
+    const Values gates = result(5);
+    if constexpr (single)
+      kernels.backward_float(backward);
+    else
+      kernels.backward_double(backward);
+    tidy = tidy && gates == result(5) && results[3].values == result(3) && results[4].values == result(4);
+    for (std::size_t i = 5; i < p.expected.size(); ++i) results.push_back({p.expected[i].name, result(i + 1)});
+  }
+  for (std::size_t i = 0; i < inputs.size(); ++i)
+    tidy =
+        tidy && inputs[i]->intact() && Values(inputs[i]->data(), inputs[i]->data() + inputs[i]->size()) == *sources[i];
+  for (auto& each : outputs) tidy = tidy && each->intact();
+  return results;
+}
+
+// Largest distance over the budget; infinite where one is NaN or the sizes differ.
+double distance(const Values& got, const Values& want, double budget) {
+  const double never = std::numeric_limits<double>::infinity();
+  if (got.size() != want.size()) return never;
+  double largest = 0, scale = 1;  // what goes in is of order one, and 1 - h^2 keeps the absolute error of h
+  for (const double w : want) scale = std::max(scale, std::abs(w));
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (std::isnan(got[i])) return never;
+    largest = std::max(largest, std::abs(got[i] - want[i]));
+  }
+  return largest / (budget * scale);
+}
+
+template <class S>
+void check_kernels(const Kernels& kernels, const Problem& p, const std::string& name, double& worst) {
+  const double budget = p.budget(std::numeric_limits<S>::epsilon());
+  bool tidy = true;
+  const std::vector<Named> results = run<S>(kernels, p, 1, true, tidy);
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const double off = distance(results[i].values, p.expected[i].values, budget);
+    worst = std::max(worst, off);
+    check(off <= 1, name + ": " + results[i].name + " is " + std::to_string(off) + " budgets off");
+  }
+  const auto same = [&](const std::vector<Named>& others) {
+    return std::equal(others.begin(), others.end(), results.begin(),
+                      [](const Named& a, const Named& b) { return a.values == b.values; });
+  };
+  check(same(run<S>(kernels, p, 1, false, tidy)), name + ": saving for backward changes the results");
+  for (const int threads : {2, 3, 4})
+    check(same(run<S>(kernels, p, threads, true, tidy)),
+          name + ": " + std::to_string(threads) + " threads change the results");
+  check(tidy, name + ": something beside the outputs was written");
+}
+
+// The judge itself: it must notice one value off by two budgets, a NaN, a missing value.
+void check_distance() {
+  const Values want{1, -2, 0.5};
+  check(distance(want, want, 1e-6) == 0, "equal values have no distance");
+  check(distance({1, -2 + 4e-6, 0.5}, want, 1e-6) > 1, "a value off by two budgets is noticed");
+  check(distance({1, -2, std::numeric_limits<double>::quiet_NaN()}, want, 1e-6) > 1, "a NaN is noticed");
+  check(distance({1, -2}, want, 1e-6) > 1, "a missing value is noticed");
+  Guarded<float> guarded(3, 0.0f);
+  check(guarded.intact(), "an untouched array is intact");
+  guarded.data()[-1] = 0;
+  check(!guarded.intact(), "a write before an array is noticed");
+}
+
+}  // namespace
+
+int main() {
+  check_distance();
+  std::string names;
+  double worst[2] = {0, 0};
+  for (const Case& c : kCases) {
+    const Problem problem(c);
+    for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) {
+      const std::string name = std::string((*k)->name) + ", mode " + std::to_string(int(c.mode)) + ", " + c.isolates;
+      check_kernels<float>(**k, problem, name + ", float", worst[0]);
+      check_kernels<double>(**k, problem, name + ", double", worst[1]);
+    }
+  }
+  for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
+  std::printf("instruction sets:%s; largest error %.2f (float) and %.2f (double) of its budget\n", names.c_str(),
+              worst[0], worst[1]);
+  std::printf("%d passed, %d failed\n", checks - failures, failures);
+  return failures != 0;
+}
