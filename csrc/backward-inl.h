@@ -99,7 +99,8 @@ struct BackwardScan {
     const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
     const int64_t depth = G * z.hidden;
     const Part outputs = share(output_panels);
-    pack_rows([&](int64_t k) { return weights.w_hh + k * z.outputs; }, depth, z.outputs, outputs.begin, outputs.end, w_hh);
+    pack_rows([&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, z.outputs,
+              outputs.begin, outputs.end, w_hh);
     if (grad_x) {
       const Part inputs = share(input_panels);
       pack_rows([&](int64_t k) { return weights.w_ih + Cell::row_ih(k, z.hidden) * z.inputs; }, depth, z.inputs,
@@ -139,7 +140,7 @@ struct BackwardScan {
     const int64_t columns = smaller(kWide, z.outputs - p * kWide);
     const int64_t depth = G * z.hidden;
     if (behind.begin < behind.end)
-      multiply<S, kPlain>(at_step(grad_gates, s + 1, ld) + behind.begin * ld + (kSides - G) * z.hidden, ld,
+      multiply<S, kPlain>(at_step(grad_gates, s + 1, ld) + behind.begin * ld, ld,
                           behind.end - behind.begin, depth, w_hh + p * kWide * depth, nullptr, 0, mine);
     for (int64_t c = 0; c < columns; c += L) {
       const int lanes = static_cast<int>(smaller<int64_t>(L, columns - c));
@@ -196,7 +197,7 @@ struct BackwardScan {
       c = load_part(cells + n * z.hidden + unit, lanes);
       c_before = load_part(state_before(s, r, cells, c0, z.hidden) + unit, lanes);
     }
-    if (Cell::kSeparate) h_before = load_part(state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
+    if (Cell::kReadsState) h_before = load_part(state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
     if (!Cell::kSaved) h = load_part(hidden + n * z.outputs + unit, lanes);
     if (Cell::kHasCarry) flow = load_part(carry + r * z.hidden + unit, lanes);
     Cell::backward(kept, h, h_before, c, c_before, grad_h, flow, grad);
@@ -211,7 +212,7 @@ struct BackwardScan {
     const S* grad = grad_gates[stretch_of(s) % 2];
     if (grad_x) {
       const Part own = part(rows, thread, crew.threads);
-      product(grad, ld, own, G * z.hidden, w_ih, input_panels, z.inputs, false,
+      product(grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, input_panels, z.inputs, false,
               [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
     }
     if (!grads.w_ih) return;
@@ -219,15 +220,15 @@ struct BackwardScan {
     pack_stretch(s, end, first, rows, grad, thread);
     barrier.wait(crew.threads);
     const Part own = part(G * z.hidden, thread, crew.threads);
-    const S *of_input = gates_by_column, *of_state = gates_by_column + (kSides - G) * z.hidden * chunk_rows;
+    const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * chunk_rows;
     product(of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
             [&](int64_t k) { return grads.w_ih + Cell::row_ih(k, z.hidden) * z.inputs; }, mine);
     product(of_state, chunk_rows, own, rows, states_packed, output_panels, z.outputs, add,
-            [&](int64_t k) { return grads.w_hh + k * z.outputs; }, mine);
+            [&](int64_t k) { return grads.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
         const S a = sum(of_input + k * chunk_rows, rows), b = sum(of_state + k * chunk_rows, rows);
-        S &to_a = grads.b_ih[Cell::row_ih(k, z.hidden)], &to_b = grads.b_hh[k];
+        S &to_a = grads.b_ih[Cell::row_ih(k, z.hidden)], &to_b = grads.b_hh[Cell::row_hh(k, z.hidden)];
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }

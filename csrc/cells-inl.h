@@ -1,18 +1,19 @@
 // The cells, each as data and two pointwise functions over vectors. The equations stand in fastrnn/cells.py.
 //
-// forward: `a` is the input's share of the gates and `b` the state's, where kSeparate; else `b` holds their sum.
+// forward: `a` is the input's share of the gates and `b` the state's, each with its bias.
 // backward: from the gradient of h and the gradient that flows along the time axis outside the product (`carry`: of c for
 // the LSTM, through z for the GRU), the gradients of the gates and the carry of the step before. kSides counts the
-// columns of gate gradients kept: those of `a` are the first kGates of them, those of `b` the last kGates.
+// columns of gate gradients kept: those of `b` are the first kGates of them, those of `a` the last kGates.
 
 template <class S>
 struct Lstm {
   static constexpr int kGates = 4, kSaved = 4, kSides = 4, kVectors = 4;
-  static constexpr bool kHasCell = true, kSeparate = false, kHasCarry = true;
+  static constexpr bool kHasCell = true, kReadsState = false, kHasCarry = true;
   using V = Vec<S>;
 
-  static FASTRNN_INLINE V forward(const V*, const V* b, V, V& c, V* saved) {
-    const V i = sigmoid<S>(b[0]), f = sigmoid<S>(b[1]), g = tanh<S>(b[2]), o = sigmoid<S>(b[3]);
+  static FASTRNN_INLINE V forward(const V* a, const V* b, V, V& c, V* saved) {
+    const V i = sigmoid<S>(a[0] + b[0]), f = sigmoid<S>(a[1] + b[1]);
+    const V g = tanh<S>(a[2] + b[2]), o = sigmoid<S>(a[3] + b[3]);
     c = f * c + i * g;
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
     return o * tanh<S>(c);
@@ -29,49 +30,50 @@ struct Lstm {
     carry = grad_c * f;
   }
 
-  // Row of weight_ih (weight_hh) that column k of the kept gate gradients belongs to.
+  // Row of weight_ih (weight_hh) that column k of the gate gradients of `a` (of `b`) belongs to.
   static FASTRNN_INLINE int64_t row_ih(int64_t k, int64_t) { return k; }
   static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t) { return k; }
 };
 
 template <class S>
 struct Gru {
-  // Kept gate gradients: a_n, r, z, b_n. So the columns of `a` and those of `b` are each contiguous.
+  // Kept gate gradients: b_n, r, z, a_n. So the columns of `a` and those of `b` are each contiguous.
   static constexpr int kGates = 3, kSaved = 4, kSides = 4, kVectors = 3;
-  static constexpr bool kHasCell = false, kSeparate = true, kHasCarry = true;
+  static constexpr bool kHasCell = false, kReadsState = true, kHasCarry = true;
   using V = Vec<S>;
 
   static FASTRNN_INLINE V forward(const V* a, const V* b, V h, V&, V* saved) {
     const V r = sigmoid<S>(a[0] + b[0]), z = sigmoid<S>(a[1] + b[1]);
     const V n = tanh<S>(a[2] + r * b[2]);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = b[2];
-    return n + z * (h - n);
+    return z * h + (n - z * n);
   }
 
   static FASTRNN_INLINE void backward(const V* saved, V, V h_before, V, V, V grad_h, V& carry, V* grad) {
     const V r = saved[0], z = saved[1], n = saved[2], b_n = saved[3];
     grad_h += carry;
     const V grad_n = grad_h * (S(1) - z) * (S(1) - n * n);
-    grad[0] = grad_n;
+    grad[0] = grad_n * r;
     grad[1] = grad_n * b_n * (r * (S(1) - r));
     grad[2] = grad_h * (h_before - n) * (z * (S(1) - z));
-    grad[3] = grad_n * r;
+    grad[3] = grad_n;
     carry = grad_h * z;
   }
 
-  static FASTRNN_INLINE int64_t row_ih(int64_t k, int64_t hidden) { return k < hidden ? k + 2 * hidden : k - hidden; }
-  static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t hidden) { return k - hidden; }
+  static FASTRNN_INLINE int64_t row_ih(int64_t k, int64_t) { return k; }
+  static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t hidden) { return k < hidden ? k + 2 * hidden : k - hidden; }
 };
 
 template <class S, bool kRelu>
 struct Rnn {
   static constexpr int kGates = 1, kSaved = 0, kSides = 1, kVectors = 4;
-  static constexpr bool kHasCell = false, kSeparate = false, kHasCarry = false;
+  static constexpr bool kHasCell = false, kReadsState = false, kHasCarry = false;
   using V = Vec<S>;
 
-  static FASTRNN_INLINE V forward(const V*, const V* b, V, V&, V*) {
-    if constexpr (kRelu) return b[0] < S(0) ? V{} : b[0];  // keeps a NaN
-    return tanh<S>(b[0]);
+  static FASTRNN_INLINE V forward(const V* a, const V* b, V, V&, V*) {
+    const V sum = a[0] + b[0];
+    if constexpr (kRelu) return sum < S(0) ? V{} : sum;  // keeps a NaN
+    return tanh<S>(sum);
   }
 
   static FASTRNN_INLINE void backward(const V*, V h, V, V, V, V grad_h, V&, V* grad) {

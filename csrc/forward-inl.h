@@ -120,10 +120,8 @@ struct ForwardScan {
     for (int64_t i = 0; i < kWidth; ++i) {
       const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
       const bool there = weights.b_ih && unit < z.hidden;
-      const S b_ih = there ? weights.b_ih[gate * z.hidden + unit] : S(0);
-      const S b_hh = there ? weights.b_hh[gate * z.hidden + unit] : S(0);
-      init_ih[p * kWidth + i] = Cell::kSeparate ? b_ih : b_ih + b_hh;
-      init_hh[p * kWidth + i] = b_hh;
+      init_ih[p * kWidth + i] = there ? weights.b_ih[gate * z.hidden + unit] : S(0);
+      init_hh[p * kWidth + i] = there ? weights.b_hh[gate * z.hidden + unit] : S(0);
     }
   }
 
@@ -150,11 +148,9 @@ struct ForwardScan {
     if (rows.begin >= rows.end) return;
     const int64_t stretch = s / chunk * chunk, count = rows.end - rows.begin;
     const int64_t first = steps.first_row(stretch, smaller(stretch + chunk, z.steps));
-    S* inputs = product_at(p, steps.offset(s) + rows.begin - first);
-    S* sums = Cell::kSeparate ? mine : inputs;
+    const S* inputs = product_at(p, steps.offset(s) + rows.begin - first);
     multiply<S, Cell::kVectors>(before + rows.begin * z.outputs, z.outputs, count, z.outputs,
-                                w_hh + p * kWidth * z.outputs, Cell::kSeparate ? init_hh + p * kWidth : inputs,
-                                Cell::kSeparate ? 0 : kWidth, sums);
+                                w_hh + p * kWidth * z.outputs, init_hh + p * kWidth, 0, mine);
     const int64_t ending = steps.rows(s + 1);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
@@ -162,7 +158,7 @@ struct ForwardScan {
       const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
       for (int64_t i = 0; i < count; ++i)
         finish(steps.offset(s), rows.begin + i, unit, lanes, inputs + i * kWidth + block * G * L,
-               sums + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
+               mine + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
     }
   }
 
@@ -172,10 +168,10 @@ struct ForwardScan {
     using V = Vec<S>;
     V a[G], b[G], kept[Cell::kSaved + 1], c{}, h{};
     for (int gate = 0; gate < G; ++gate) {
-      if (Cell::kSeparate) a[gate] = load(from_input + gate * L);
+      a[gate] = load(from_input + gate * L);
       b[gate] = load(from_state + gate * L);
     }
-    if (Cell::kSeparate) h = load_part(before + r * z.hidden + unit, lanes);
+    if (Cell::kReadsState) h = load_part(before + r * z.hidden + unit, lanes);
     if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
     h = Cell::forward(a, b, h, c, kept);
     const int64_t n = direction * z.rows + offset + r;

@@ -1,8 +1,8 @@
 // The one product of this library: C = init + A * panel, for a few rows of A and one packed panel of columns.
 //
 // A panel is NV vectors wide and stands packed: for each k, NV * kLanes numbers side by side, zero where it stands over
-// the edge. Every result is one chain of multiply-adds in the order of k, whatever the tile it was computed in, so results
-// do not depend on batch size or number of threads.
+// the edge. Every result is the same chains of multiply-adds in the order of k, whatever the tile it was computed in, so
+// results do not depend on batch size or number of threads.
 
 // Rows of a tile: with NV vectors a row they fill the registers, less those for the panel and for A.
 template <int NV>
@@ -14,10 +14,11 @@ constexpr int kPlain = 4;
 template <class S, int NV>
 constexpr int kPanel = NV * kLanes<S>;
 
-// A panel's share of k that a core's L2 cache holds beside the rest, in bytes.
-constexpr int64_t kPanelBytes = 512 * 1024;
+// Longest chain of multiply-adds. Chains that start anew round less than one long one, and as much of a panel stays in L2
+// while all rows pass over it.
+constexpr int64_t kChain = 128;
 
-// c (R, NV vectors, dense) = init (rows ld_init apart; null: zero) + a (R, depth; rows lda apart) * panel (depth, NV).
+// c (R, NV vectors, dense) = a (R, depth; rows lda apart) * panel (depth, NV) + init (rows ld_init apart; null: zero).
 // A function of its own: with other code around it compilers spill the accumulators.
 template <class S, int NV, int R>
 __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t depth, const S* panel, const S* init,
@@ -27,7 +28,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[r][v] = init ? load(init + r * ld_init + v * L) : Vec<S>{};
+    for (int v = 0; v < NV; ++v) sum[r][v] = Vec<S>{};
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
     Vec<S> b[NV];
@@ -43,7 +44,8 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) store(c + (r * NV + v) * L, sum[r][v]);
+    for (int v = 0; v < NV; ++v)
+      store(c + (r * NV + v) * L, init ? sum[r][v] + load(init + r * ld_init + v * L) : sum[r][v]);
 }
 
 template <class S, int NV>
@@ -57,14 +59,14 @@ struct Tiles {
   }
 };
 
-// Any number of rows, cut into tiles of about the same height, and any depth, cut so that the panel stays in L2.
+// Any number of rows, cut into tiles of about the same height, and any depth, cut into chains of about the same length.
 template <class S, int NV>
 FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const S* init,
                              int64_t ld_init, S* c) {
   static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<NV>>());
   constexpr int64_t width = kPanel<S, NV>;
   const int64_t count = ceil_div(rows, kTileRows<NV>);
-  const int64_t cuts = ceil_div(depth * width * int64_t(sizeof(S)), kPanelBytes);
+  const int64_t cuts = ceil_div(depth, kChain);
   for (int64_t cut = 0; cut < cuts; ++cut) {
     const int64_t begin = depth * cut / cuts, end = depth * (cut + 1) / cuts;
     for (int64_t i = 0; i < count; ++i) {
