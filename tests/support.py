@@ -223,15 +223,23 @@ DRAWS = 4
 def expect(case: Case, change: Callable[[Inputs], Inputs] = unchanged) -> Expected:
     """Inputs, exact results and, for each result, the error budget::
 
-        budget = 2 * (noise + eps * max |exact|)
+        budget = 2 * (noise + band * max |exact|)
 
     ``noise`` is what rounding does to an honest program: the largest error of the equations run in the tested dtype,
     against float64, over all elements of the result and over a few draws of the inputs (in a result of a handful of
-    elements a single draw may be right by luck).  ``eps * max |exact|`` is one rounding band of the tested dtype at
-    the result's scale, which a correct result may need even where the reference had no error.  The factor 2 grants
-    another order of summation and elementary functions that are good to a few ulp instead of one.  The norm is the
-    maximum over a result: errors of a recurrence are as large as its largest terms, whatever the element they land
-    in, so a relative norm per element would ask for more than the arithmetic can give.
+    elements a single draw may be right by luck).  ``band`` is one rounding, eps of the tested dtype: at the result's
+    scale a right result may need it even where the reference had no error.  The factor 2 grants another order of
+    summation and elementary functions that are good to a few ulp instead of one.  The norm is the maximum over a
+    result: errors of a recurrence are as large as its largest terms, whatever the element they land in, so a relative
+    norm per element would ask for more than the arithmetic can give.
+
+    One result needs a wider band.  A weight's gradient sums N products, one a row of x; the reference sums them in
+    blocks, step by step, where a program may use a single product of matrices, that is one chain of N roundings.  Each
+    is uniform over at most one eps at the result's scale, so together they have a standard deviation of sqrt(N / 12)
+    eps: that is the band where it is more than one eps.
+
+    Measured over all cases, torch.nn, plain loops (``test_support.py``) and the backends stay below 0.8 of a budget;
+    a recurrent product whose sum started from the input's share instead of zero was off by up to 2.
 
     The oracle has no wider type for a test in float64.  There the noise is that of float32 on the same values,
     scaled by the ratio of the two eps (rounding error is linear in eps), and counted once more for the oracle's own
@@ -249,7 +257,11 @@ def expect(case: Case, change: Callable[[Inputs], Inputs] = unchanged) -> Expect
         rounded = differentiate(draw.map(lambda tensor: tensor.to(narrow)))
         for name, value in rounded.items():
             noise[name] = max(noise.get(name, 0.0), _largest(value.to(wide) - exact[name]))
-    budgets = {name: 2 * (share * noise[name] + eps * _largest(value)) for name, value in exacts[0].items()}
+    chain = max(1.0, (draws[0].x.shape[:-1].numel() / 12) ** 0.5)
+    budgets = {
+        name: 2 * (share * noise[name] + eps * (chain if "weights" in name else 1.0) * _largest(value))
+        for name, value in exacts[0].items()
+    }
     return Expected(draws[0], exacts[0], budgets)
 
 

@@ -95,8 +95,8 @@ def test_import_loads_neither_numba_nor_triton():
 
 
 def test_import_takes_less_than_50_ms_beyond_torch():
-    """The minimum over a few interpreters: a busy machine can only make it longer."""
-    code = "import torch, time; start = time.perf_counter(); import fastrnn; print(time.perf_counter() - start)"
+    """Of the processor's time, and the least of a few tries: a busy machine can only add to it."""
+    code = "import torch, time; start = time.process_time(); import fastrnn; print(time.process_time() - start)"
     best = float("inf")
     for _ in range(5):
         best = min(best, float(python(code)))
