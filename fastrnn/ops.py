@@ -163,7 +163,7 @@ class _LayerBackward(Function):
                 x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, mode, backend,
                 need_x, need_weights,
             )  # fmt: skip
-        ctx.mode = mode
+        ctx.mode, ctx.need_x = mode, need_x
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, *tensors)
         return grad_x, grad_h0, grad_c0, *grad_weights
@@ -178,16 +178,16 @@ class _LayerBackward(Function):
             outputs = reference.layer(ctx.mode, inputs[0], batch_sizes, inputs[1], inputs[2], inputs[3:])
             seeded = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
             present = [tensor for tensor in inputs if tensor is not None]
-            first = torch.autograd.grad(
+            grad_x, grad_h0, *rest = torch.autograd.grad(
                 [out for out, _ in seeded],
                 present,
                 [seed for _, seed in seeded],
                 create_graph=True,
                 materialize_grads=True,
             )
-            if inputs[2] is None:  # the place that grad_c0 has among the outputs of forward
-                first = (*first[:2], None, *first[2:])
-            # Where a gradient was not needed forward returned none of it, so no cotangent comes for it.
+            # As forward returned them: what was not needed has an empty tensor's place there, or, of weights, none.
+            grad_c0 = None if inputs[2] is None else rest.pop(0)
+            first = (grad_x if ctx.need_x else None, grad_h0, grad_c0, *rest)
             pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
             pairs = [(grad, given) for grad, given in pairs if grad is not None and grad.requires_grad]
             leaves = [tensor for tensor in own if tensor is not None]

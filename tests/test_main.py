@@ -1,0 +1,47 @@
+"""`python -m fastrnn`: what it says about this machine, and what it advises where the core is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastrnn
+from fastrnn import __main__ as main
+from fastrnn import backends
+
+
+def test_it_names_versions_backends_and_machine():
+    out = subprocess.run([sys.executable, "-m", "fastrnn"], capture_output=True, text=True, check=True).stdout
+    assert f"fastrnn {fastrnn.__version__}" in out and f"torch {torch.__version__}" in out
+    for name in backends.NAMES:
+        assert f"\n  {name}" in out
+    assert "threads" in out and "GPU" in out and "cpu float32 runs on: " in out
+
+
+def test_it_names_the_instruction_set_of_a_live_core():
+    core = backends.load("cpp")
+    if reason := core.unavailable():
+        pytest.skip(reason)
+    assert f"instruction set {core.isa()}" in main.report()
+    assert "in place of the missing" not in main.report()
+
+
+def test_it_says_what_to_do_where_numba_stands_in_for_the_core(monkeypatch):
+    monkeypatch.setattr(backends.load("cpp"), "unavailable", lambda: "the core was not built; install a compiler")
+    monkeypatch.setattr(backends.load("numba"), "unavailable", lambda: None)
+    backends._automatic.cache_clear()
+    try:
+        text = main.report()
+    finally:
+        backends._automatic.cache_clear()
+    assert "instruction set" not in text
+    assert "cpu float32 runs on: numba" in text
+    assert "in place of the missing C++ core" in text and "install a compiler" in text.splitlines()[-1]
+
+
+def test_a_backend_asked_for_in_vain_is_reported(monkeypatch):
+    monkeypatch.setenv("FASTRNN_BACKEND", "fortran")
+    assert "cpu float32 runs on: nothing: unknown fastrnn backend 'fortran'" in main.report()
