@@ -9,9 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--group", nargs="+", default=None, help="groups of benchmarks/cases.py; the standard ones if none"
-    )
+    parser.addoption("--group", nargs="+", help="groups of cases.py; the standard ones if none")
+    parser.addoption("--threads", nargs="+", type=int, default=[1, 2])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -22,6 +22,9 @@ from torch import nn
 import fastrnn
 from fastrnn import backends
 
+# The backends made for a CPU: Triton's kernels run there under an interpreter only, the reference is not for speed.
+COMPILED = ("cpp", "numba")
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -98,8 +101,8 @@ def _torch_nn_cell(problem: Problem, threads: int) -> tuple[Side, Callable[[], R
 
 
 def peers() -> list[Peer]:
-    """Every peer that can run in this process, torch.nn first.  The reference backend is none: it is not for speed."""
-    live = [name for name, reason in backends.available().items() if reason is None and name != "reference"]
+    """Every peer that can run in this process, torch.nn first."""
+    live = [name for name, reason in backends.available().items() if reason is None and name in COMPILED]
     return [
         Peer("torch.nn", lambda case, threads: None, _torch_nn),
         Peer("torch.nn cell", _cell_refusal, _torch_nn_cell),
