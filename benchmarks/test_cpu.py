@@ -18,6 +18,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastrnn.backends import BackendError
 
+# Of what other libraries warn is not for this suite to judge.
+pytestmark = pytest.mark.filterwarnings("default")
 recent_problem = functools.lru_cache(maxsize=1)(Problem)
 
 
