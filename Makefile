@@ -21,7 +21,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/installed  ## train a character model with torch.nn and with fastrnn, side by side
-	$(BIN)/python examples/character_model.py $(ARGS)
+	$(BIN)/python examples/char_language_model.py $(ARGS)
 
 test: .venv/installed  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
@@ -74,10 +74,10 @@ aarch64: | .venv/installed  ## the native tests cross-compiled for aarch64, unde
 test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported torch (OLDEST_PYTHON=python3.10)
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n 2 $(ARGS)
 
-.venv-oldest/installed: constraints-oldest.txt $(SOURCES) $(shell find fastrnn kernels -name '*.py')
+.venv-oldest/installed: constraints-oldest.txt $(SOURCES)
 	test -x $(OLDEST)/python || $(OLDEST_PYTHON) -m venv .venv-oldest
 	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt torch $(BUILD_TOOLS)
-	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt --no-build-isolation '.[test]'
+	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt --no-build-isolation --editable '.[test]'
 	@touch $@
 
 clean:  ## remove what the other targets made

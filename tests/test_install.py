@@ -69,11 +69,11 @@ def test_the_source_distribution_holds_every_source(source: Path):
 
 
 def test_without_a_compiler_the_python_backends_are_installed(source: Path, tmp_path: Path):
-    """``pip install . -C wheel.cmake=false``, with no compiler and no CMake to be found."""
+    """``pip install . --config-settings=wheel.cmake=false``, with no compiler and no CMake to be found."""
     site, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    options = ["--no-build-isolation", "--no-deps", "-C", "wheel.cmake=false"]
+    options = ["--no-build-isolation", "--no-deps", "--config-settings=wheel.cmake=false"]
     run(*pip, "wheel", *options, "--wheel-dir", tmp_path, ".", cwd=source, PATH=str(empty))
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
