@@ -22,6 +22,7 @@ struct ForwardScan {
   const Crew crew;
   Barrier& barrier;
   const bool projected;
+  const bool packed;  // or the weights are read as they are, since so few rows would not repay packing them
   const int64_t panels, wide_panels;
   const int64_t chunk;  // steps whose inputs are multiplied at once
 
@@ -38,10 +39,10 @@ struct ForwardScan {
   ForwardScan(const Forward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        projected(weights.w_hr != nullptr), panels(panel_count(z)), wide_panels(ceil_div(z.outputs, kWide)),
+        projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)), panels(panel_count(z)), wide_panels(ceil_div(z.outputs, kWide)),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
-    w_ih = scratch.take<S>(panels * kWidth * z.inputs);
-    w_hh = scratch.take<S>(panels * kWidth * z.outputs);
+    w_ih = packed ? scratch.take<S>(panels * kWidth * z.inputs) : nullptr;
+    w_hh = packed ? scratch.take<S>(panels * kWidth * z.outputs) : nullptr;
     w_hr = projected ? scratch.take<S>(wide_panels * kWide * z.hidden) : nullptr;
     init_ih = scratch.take<S>(panels * kWidth);
     init_hh = scratch.take<S>(panels * kWidth);
@@ -80,8 +81,10 @@ struct ForwardScan {
   void prepare(int thread) const {
     const Part own = part(panels, thread, crew.threads);
     for (int64_t p = own.begin; p < own.end; ++p) {
-      pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * z.inputs);
-      pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * z.outputs);
+      if (packed) {
+        pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * z.inputs);
+        pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * z.outputs);
+      }
       pack_bias(p);
     }
     if (projected) {
@@ -125,6 +128,22 @@ struct ForwardScan {
     }
   }
 
+  // Some rows of the input or of the state times the weights of panel p, with their bias, to c (rows, kWidth).
+  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const S* init,
+               S* c) const {
+    init += p * kWidth;
+    if (packed) return multiply<S, Cell::kVectors>(a, depth, rows, depth, panels + p * kWidth * depth, init, 0, c);
+    for (int block = 0; block < kBlocks; ++block) {
+      const int64_t unit = (p * kBlocks + block) * L;
+      if (unit >= z.hidden) break;
+      const int64_t count = smaller<int64_t>(L, z.hidden - unit);
+      for (int gate = 0; gate < G; ++gate) {
+        const int64_t column = (block * G + gate) * L;
+        multiply_raw(a, depth, rows, depth, raw + (gate * z.hidden + unit) * depth, count, init + column, c + column, kWidth);
+      }
+    }
+  }
+
   S* product_at(int64_t p, int64_t row_in_chunk) const {
     return products + (p * chunk * z.batch + row_in_chunk) * kWidth;
   }
@@ -133,8 +152,7 @@ struct ForwardScan {
     const int64_t first = steps.first_row(s, end), last = first + steps.rows_between(s, end);
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
       const auto rows = [&](int64_t from, int64_t to) {
-        multiply<S, Cell::kVectors>(args.x + from * z.inputs, z.inputs, to - from, z.inputs,
-                                    w_ih + p * kWidth * z.inputs, init_ih + p * kWidth, 0, product_at(p, from - first));
+        product(args.x + from * z.inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih, product_at(p, from - first));
       };
       if (!crew.by_rows)
         rows(first, last);
@@ -149,8 +167,7 @@ struct ForwardScan {
     const int64_t stretch = s / chunk * chunk, count = rows.end - rows.begin;
     const int64_t first = steps.first_row(stretch, smaller(stretch + chunk, z.steps));
     const S* inputs = product_at(p, steps.offset(s) + rows.begin - first);
-    multiply<S, Cell::kVectors>(before + rows.begin * z.outputs, z.outputs, count, z.outputs,
-                                w_hh + p * kWidth * z.outputs, init_hh + p * kWidth, 0, mine);
+    product(before + rows.begin * z.outputs, count, z.outputs, p, w_hh, weights.w_hh, init_hh, mine);
     const int64_t ending = steps.rows(s + 1);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;

@@ -78,6 +78,55 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
   }
 }
 
+// The same product with weights as they are, (.., depth) row by row, for so few rows of A that packing would not pay:
+// c[r * ld_c + i] = a[r] . weights[i] + init[i] for R rows of A and C rows of weights, along the lanes.
+template <class S, int R, int C>
+__attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t depth, const S* weights, const S* init, S* c,
+                                             int64_t ld_c) {
+  constexpr int L = kLanes<S>;
+  Vec<S> sum[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < C; ++i) sum[r][i] = Vec<S>{};
+  const auto add = [&](int64_t k, int lanes) __attribute__((always_inline)) {
+    Vec<S> left[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) left[r] = load_part(a + r * lda + k, lanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < C; ++i) {
+      const Vec<S> right = load_part(weights + i * depth + k, lanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r][i] += left[r] * right;
+    }
+  };
+  int64_t k = 0;
+  for (; k + L <= depth; k += L) add(k, L);
+  if (k < depth) add(k, static_cast<int>(depth - k));
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < C; ++i) c[r * ld_c + i] = sum_lanes<S>(sum[r][i]) + init[i];
+}
+
+// `count` rows of weights, for any number of rows of A.
+template <class S>
+FASTRNN_INLINE void multiply_raw(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* weights, int64_t count,
+                                 const S* init, S* c, int64_t ld_c) {
+  constexpr int kMany = kRegisters == 32 ? 4 : 2;
+  int64_t r = 0;
+  const auto pass = [&](auto tile, auto single, int height, int width) {
+    for (; r + height <= rows; r += height) {
+      int64_t i = 0;
+      for (; i + width <= count; i += width)
+        tile(a + r * lda, lda, depth, weights + i * depth, init + i, c + r * ld_c + i, ld_c);
+      for (; i < count; ++i) single(a + r * lda, lda, depth, weights + i * depth, init + i, c + r * ld_c + i, ld_c);
+    }
+  };
+  pass(multiply_dots<S, kMany, 4>, multiply_dots<S, kMany, 1>, kMany, 4);
+  pass(multiply_dots<S, 1, 8>, multiply_dots<S, 1, 1>, 1, 8);
+}
+
 // Panels [begin, end) of a matrix (depth, columns) whose rows are ld apart, row k standing in row `source(k)`.
 template <class S, class Source>
 void pack_rows(Source source, int64_t depth, int64_t columns, int64_t begin, int64_t end, S* panels) {

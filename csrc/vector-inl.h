@@ -90,11 +90,19 @@ FASTRNN_INLINE void store_part(S* to, Vec<S> v, int count) {
 #endif
 }
 
-template <class S>
-FASTRNN_INLINE S sum_lanes(Vec<S> v) {
-  S sum = 0;
-  for (int i = 0; i < kLanes<S>; ++i) sum += v[i];
-  return sum;
+// Halves are added until one lane is left.
+template <class S, int kCount = kLanes<S>, class V>
+FASTRNN_INLINE S sum_lanes(V v) {
+  if constexpr (kCount == 2) {
+    return v[0] + v[1];
+  } else {
+    typedef S Half __attribute__((vector_size(kCount / 2 * sizeof(S))));
+    struct Halves {
+      Half low, high;
+    };
+    const Halves halves = bit_cast<Halves>(v);
+    return sum_lanes<S, kCount / 2>(halves.low + halves.high);
+  }
 }
 
 template <class T>
