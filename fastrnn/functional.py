@@ -307,13 +307,13 @@ def _misfit(
     expected = _weight_shapes(mode, sizes, len(weights))
     if expected is None:
         return RuntimeError(f"{sizes} is not a network of parameters {[list(weight.shape) for weight in weights]}")
-    dtype, device = x.dtype, x.get_device()
+    dtype, device = x.dtype, x.device
     for weight, shape in zip(weights, expected, strict=True):
         if weight.shape != shape:
             return RuntimeError(f"Expected a parameter of size {shape}, got {list(weight.shape)}")
         if weight.dtype is not dtype:
             return ValueError(f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})")
-        if weight.get_device() != device:
+        if weight.device != device:
             return RuntimeError(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
     count = sizes.num_layers * sizes.directions
     for name, state, units in (("hidden[0]", h0, sizes.outputs), ("hidden[1]", c0, sizes.hidden)):
@@ -323,6 +323,6 @@ def _misfit(
             return RuntimeError(f"Expected {name} size {(count, rows, units)}, got {list(state.shape)}")
         if state.dtype is not dtype:
             return RuntimeError(f"Input and {name} dtypes are not the same: {dtype}, {state.dtype}")
-        if state.get_device() != device:
+        if state.device != device:
             return RuntimeError(f"Input and {name} tensors are not at the same device: {x.device}, {state.device}")
     return None
