@@ -148,17 +148,40 @@ void pack_rows(Source source, int64_t depth, int64_t columns, int64_t begin, int
   }
 }
 
+// One round of transposing kLanes vectors: lanes whose index has bit `kBit` change places between two of them.
+template <class S, int kBit, int... lane>
+FASTRNN_INLINE void swap_lanes(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, lane...>) {
+  constexpr int L = kLanes<S>;
+  const Vec<S> low = __builtin_shufflevector(a, b, (lane & kBit ? L + lane - kBit : lane)...);
+  b = __builtin_shufflevector(a, b, (lane & kBit ? L + lane : lane + kBit)...);
+  a = low;
+}
+
+template <class S, int kBit = 1>
+FASTRNN_INLINE void transpose_block(Vec<S>* rows) {
+  constexpr int L = kLanes<S>;
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    if (!(i & kBit)) swap_lanes<S, kBit>(rows[i], rows[i | kBit], std::make_integer_sequence<int, L>());
+  if constexpr (kBit * 2 < L) transpose_block<S, kBit * 2>(rows);
+}
+
 // Rows of `from`, ld apart, become the columns of `to`, ld_to apart: to[k * ld_to + i] = from[i * ld + k].
-// Small blocks, so that the lines being written stay in L1.
 template <class S>
-FASTRNN_INLINE void transpose(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
-  constexpr int64_t block = 16;
-  for (int64_t k0 = 0; k0 < depth; k0 += block) {
-    const int64_t k1 = smaller(k0 + block, depth);
-    for (int64_t i0 = 0; i0 < rows; i0 += block) {
-      const int64_t i1 = smaller(i0 + block, rows);
-      for (int64_t k = k0; k < k1; ++k)
-        for (int64_t i = i0; i < i1; ++i) to[k * ld_to + i] = from[i * ld + k];
+void transpose(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
+  constexpr int L = kLanes<S>;
+  for (int64_t i = 0; i < rows; i += L) {
+    const int64_t height = smaller<int64_t>(L, rows - i);
+    int64_t k = 0;
+    for (; height == L && k + L <= depth; k += L) {
+      Vec<S> block[L];
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) block[l] = load(from + (i + l) * ld + k);
+      transpose_block<S>(block);
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) store(to + (k + l) * ld_to + i, block[l]);
     }
+    for (; k < depth; ++k)
+      for (int64_t l = i; l < i + height; ++l) to[k * ld_to + l] = from[l * ld + k];
   }
 }
