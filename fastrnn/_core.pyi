@@ -1,0 +1,61 @@
+"""The fused kernels for the CPU, built from csrc/module.cpp; called through :mod:`fastrnn.backends.cpp`.
+
+``layer`` is ``(mode, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)``, ``mode`` 0 to 3
+for RNN_TANH, RNN_RELU, GRU and LSTM.  Every tensor is dense, on the CPU, and holds what csrc/scan.h says of the
+argument of its name; results are written into the tensors given for them.
+
+Raises:
+    ValueError: an argument does not have the size that ``layer`` asks for; the message names it and both sizes.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+Layer = tuple[int, int, int, int, int, int, int, int, int, Tensor | None]
+
+def isa() -> str:
+    """Name of the instruction set in use: the best that this machine runs, or what ``FASTRNN_ISA`` names.
+
+    Raises:
+        RuntimeError: ``FASTRNN_ISA`` names one that this build or this machine lacks.
+    """
+
+def supported_isas() -> list[str]:
+    """Names of the compiled instruction sets that this machine runs, the best first."""
+
+def forward_float(
+    layer: Layer,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    hn: Tensor,
+    cn: Tensor,
+    gates: Tensor | None,
+    cells: Tensor | None,
+    hidden: Tensor | None,
+) -> None: ...
+
+forward_double = forward_float
+
+def backward_float(
+    layer: Layer,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    gates: Tensor,
+    cells: Tensor,
+    hidden: Tensor,
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    grad_x: Tensor | None,
+    grad_h0: Tensor | None,
+    grad_c0: Tensor | None,
+    grad_weights: Sequence[Tensor] | None,
+) -> None: ...
+
+backward_double = backward_float
