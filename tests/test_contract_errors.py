@@ -1,0 +1,174 @@
+"""Bad input: the exception that torch.nn raises, with its message, on every backend.
+
+torch.nn itself says what is right: each call is made on its module and on ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import fastrnn
+
+LAYERS, CELLS = ("RNN", "LSTM", "GRU"), ("RNNCell", "LSTMCell", "GRUCell")
+
+
+def both(name: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    return getattr(nn, name)(4, 5, **options), getattr(fastrnn, name)(4, 5, **options)
+
+
+def outcome(module: nn.Module, *arguments: Any) -> tuple[type, str] | None:
+    try:
+        module(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+def states(name: str, *shapes: tuple[int, ...], **options: Any) -> Any:
+    """A state for RNN and GRU of the first shape, for an LSTM a pair of the first and the last."""
+    first = torch.zeros(shapes[0], **options)
+    return (first, torch.zeros(shapes[-1], **options)) if name.startswith("LSTM") else first
+
+
+x, good = torch.zeros(3, 2, 4), (1, 2, 5)
+packed = pack_sequence([torch.zeros(3, 4), torch.zeros(2, 4)])
+LAYER_CALLS: dict[str, Any] = {
+    "input 1-D": lambda name: (x[0, 0],),
+    "input 4-D": lambda name: (x[None],),
+    "input 0-D": lambda name: (x[0, 0, 0],),
+    "input size": lambda name: (torch.zeros(3, 2, 7),),
+    "input size unbatched": lambda name: (torch.zeros(3, 7),),
+    "input float64": lambda name: (x.double(),),
+    "input int64": lambda name: (x.long(),),
+    "input complex": lambda name: (x.to(torch.complex64),),
+    "input on meta": lambda name: (x.to("meta"),),
+    "input a list": lambda name: ([[1.0]],),
+    "no steps": lambda name: (x[:0],),
+    "hx 2-D for 3-D": lambda name: (x, states(name, (1, 5))),
+    "hx 3-D for 2-D": lambda name: (x[:, 0], states(name, good)),
+    "hx 0-D for 2-D": lambda name: (x[:, 0], states(name, ())),
+    "hx size for 2-D": lambda name: (x[:, 0], states(name, (1, 6))),
+    "hx layers": lambda name: (x, states(name, (2, 2, 5))),
+    "hx rows": lambda name: (x, states(name, (1, 3, 5))),
+    "hx units": lambda name: (x, states(name, (1, 2, 6))),
+    "cx units": lambda name: (x, states(name, good, (1, 2, 6))),
+    "cx rank": lambda name: (x, states(name, good, (2, 5))),
+    "hx float64": lambda name: (x, states(name, good, dtype=torch.float64)),
+    "hx on meta": lambda name: (x, states(name, good, device="meta")),
+    "hx of the other kind": lambda name: (x, torch.zeros(good) if name == "LSTM" else (torch.zeros(good),) * 2),
+    "hx of three": lambda name: (x, [torch.zeros(good)] * 3),
+    "packed input size": lambda name: (pack_sequence([torch.zeros(3, 7)]),),
+    "packed input float64": lambda name: (pack_sequence([torch.zeros(3, 4).double()]),),
+    "packed hx rows": lambda name: (packed, states(name, (1, 3, 5))),
+    "packed hx units": lambda name: (packed, states(name, (1, 2, 6))),
+    "packed hx 2-D": lambda name: (packed, states(name, (2, 5))),
+    "packed 3-D data": lambda name: (PackedSequence(torch.zeros(3, 2, 4), torch.tensor([1, 1, 1])),),
+    "packed without steps": lambda name: (PackedSequence(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),),
+    "packed sum of lengths": lambda name: (PackedSequence(torch.zeros(4, 4), torch.tensor([2, 1])),),
+    "packed lengths grow": lambda name: (PackedSequence(torch.zeros(3, 4), torch.tensor([1, 2])),),
+}
+CELL_CALLS: dict[str, Any] = {
+    "input 3-D": lambda name: (x,),
+    "input 0-D": lambda name: (x[0, 0, 0],),
+    "input size": lambda name: (torch.zeros(2, 7),),
+    "input float64": lambda name: (x[0].double(),),
+    "input int64": lambda name: (x[0].long(),),
+    "hx 3-D": lambda name: (x[0], states(name, good)),
+    "hx 1-D for 2-D": lambda name: (x[0], states(name, (5,))),
+    "hx 2-D for 1-D": lambda name: (x[0, 0], states(name, (1, 5))),
+    "hx rows": lambda name: (x[0], states(name, (3, 5))),
+    "hx units": lambda name: (x[0], states(name, (2, 6))),
+    "cx units": lambda name: (x[0], states(name, (2, 5), (2, 6))),
+    "hx float64": lambda name: (x[0], states(name, (2, 5), dtype=torch.float64)),
+    "hx of the other kind": lambda name: (x[0], torch.zeros(2, 5) if name == "LSTMCell" else (torch.zeros(2, 5),) * 2),
+}
+CALLS = [(name, call) for name in LAYERS for call in LAYER_CALLS] + [(n, call) for n in CELLS for call in CELL_CALLS]
+CALLS = [(name, call) for name, call in CALLS if name.startswith("LSTM") or not call.startswith("cx")]
+
+
+@pytest.mark.parametrize(("name", "call"), CALLS, ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_bad_call(target, name: str, call: str):
+    if target.device.type != "cpu":
+        pytest.skip("the calls are on the CPU")
+    arguments = (LAYER_CALLS | CELL_CALLS if name in CELLS else CELL_CALLS | LAYER_CALLS)[call](name)
+    theirs, ours = both(name, {})
+    ours.load_state_dict(theirs.state_dict())
+    same_outcome(target, theirs, ours, *arguments)
+
+
+def same_outcome(target, theirs: nn.Module, ours: nn.Module, *arguments: Any) -> None:
+    expected = outcome(theirs, *arguments)
+    with fastrnn.use_backend(target.name):
+        found = outcome(ours, *arguments)
+    if expected is None:  # torch.nn computes what no kernel does; asked for by name, a backend must not pretend
+        assert found is not None and found[0] is fastrnn.BackendError
+        assert outcome(ours, *arguments) is None
+    else:
+        assert found == expected
+
+
+CONSTRUCTIONS: list[tuple[str, tuple, dict[str, Any]]] = [
+    *[(name, (4, 5), {"bias": 1}) for name in LAYERS],
+    *[(name, (4, 5), {"batch_first": 0}) for name in LAYERS],
+    *[(name, (4.0, 5), {}) for name in LAYERS],
+    *[(name, (4, 5.0), {}) for name in LAYERS],
+    *[(name, (0, 5), {}) for name in LAYERS],
+    *[(name, (4, 0), {}) for name in LAYERS],
+    *[(name, (4, 5, 0), {}) for name in LAYERS],
+    *[(name, (4, 5), {"dropout": value}) for name in LAYERS for value in (-0.1, 1.1, True)],
+    *[(name, (4, 5), {"proj_size": value}) for name in LAYERS for value in (-1, 5)],
+    ("RNN", (4, 5), {"proj_size": 0}),
+    ("GRU", (4, 5), {"proj_size": 0}),
+    ("RNN", (4, 5), {"nonlinearity": "sin"}),
+    ("RNN", (4, 5, 1, "sin"), {}),
+    ("LSTM", (4, 5), {"nonlinearity": "tanh"}),
+    ("LSTMCell", (4, -5), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), CONSTRUCTIONS)
+def test_bad_construction(name: str, arguments: tuple, options: dict[str, Any]):
+    errors = []
+    for package in (nn, fastrnn):
+        with pytest.raises(Exception) as caught:
+            getattr(package, name)(*arguments, **options)
+        errors.append((caught.type, str(caught.value)))
+    assert errors[0] == errors[1]
+
+
+def test_a_cell_of_an_unknown_nonlinearity_raises_in_forward():
+    theirs, ours = both("RNNCell", {"nonlinearity": "sin"})
+    assert outcome(ours, x[0]) == outcome(theirs, x[0]) == (RuntimeError, "Unknown nonlinearity: sin")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_parameter_of_a_wrong_shape_never_reaches_a_kernel(target, name: str):
+    theirs, ours = both(name, {})
+    for module in (theirs, ours):
+        module.weight_hh_l0 = nn.Parameter(torch.zeros(3, 5))
+    same_outcome(target, theirs, ours, x)
+
+
+def test_dropout_with_one_layer_warns():
+    with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
+        fastrnn.LSTM(4, 5, dropout=0.5)
+
+
+def test_a_backend_asked_for_by_name_says_why_it_cannot_serve():
+    lstm = fastrnn.LSTM(4, 5)
+    with fastrnn.use_backend("reference"), torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(fastrnn.BackendError, match="'reference' was asked for by name but cannot serve: autocast"):
+            lstm(x)
+
+    class Own(torch.Tensor):
+        pass
+
+    with fastrnn.use_backend("reference"), pytest.raises(fastrnn.BackendError, match="got a Own"):
+        lstm(x.as_subclass(Own))
+    assert lstm(x.as_subclass(Own))[0].shape == (3, 2, 5)
