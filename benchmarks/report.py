@@ -121,7 +121,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         return
     tallest = max(len({str(row.case) for row in shown if (row.case.mode, row.case.work) == panel}) for panel in panels)
     figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(9, len(panels) * (1.2 + 0.24 * tallest)), squeeze=False, layout="constrained"
+        len(panels),
+        1,
+        figsize=(9, len(panels) * (1.2 + 0.24 * tallest)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
     for axis, (mode, work) in zip(axes[:, 0], panels, strict=True):
         own = [row for row in shown if (row.case.mode, row.case.work) == (mode, work)]
