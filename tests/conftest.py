@@ -16,6 +16,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's, which the Triton interprete
 GPU = torch.cuda.is_available()
 if GPU:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    torch.backends.cudnn.allow_tf32 = False  # torch's default for RNNs; the budget of float32 is that of float32
 else:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; with it the backend serves CPU tensors
 
@@ -44,7 +45,7 @@ def target(request: pytest.FixtureRequest) -> Target:
     """Every live backend on every device; skips, with the backend's own reason, what it cannot serve."""
     name, device = request.param[0], torch.device(request.param[1])
     module = backends.load(name)
-    case = getattr(request.node, "callspec").params.get("case")  # noqa: B009
+    case = request.node.callspec.params.get("case")
     dtype = torch.float32 if case is None else case.dtype
     reason = module.unavailable() or module.unsupported(device, dtype)
     if reason:

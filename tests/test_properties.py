@@ -61,7 +61,7 @@ def assemble(pieces: list[Results], whole: Results, case: Case) -> Results:
 @MODES
 @pytest.mark.parametrize("lengths", [(), RAGGED], ids=["padded", "packed"])
 def test_a_row_alone_equals_the_row_in_its_batch(target, mode: str, lengths: tuple[int, ...]):
-    case = Case("", mode, rows=5, lengths=lengths, directions=2)
+    case = Case("", mode, lengths=lengths, directions=2)
     expected = expect(case)
     inputs = expected.inputs.map(target.move)
     whole = run(target.module, inputs)
