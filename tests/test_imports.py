@@ -22,8 +22,9 @@ FLOORS = [
     {"functional"},
     {"modules"},
     {"cell_modules"},
-    {"convert", "__main__"},
+    {"convert"},
     {"__init__"},
+    {"__main__"},
 ]
 HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 FILES = {
@@ -53,8 +54,8 @@ def test_each_part_imports_only_from_below(name: str):
         root, *inner = imported.split(".")
         if root != "fastrnn":
             continue
-        assert inner and inner[0] in HEIGHT, f"{name} imports {imported}, which no part of fastrnn owns"
-        assert HEIGHT[inner[0]] < HEIGHT[part] or same_room(name, ".".join(inner)), f"{name} may not import {imported}"
+        owner = inner[0] if inner and inner[0] in HEIGHT else "__init__"  # a public name
+        assert HEIGHT[owner] < HEIGHT[part] or same_room(name, ".".join(inner)), f"{name} may not import {imported}"
 
 
 def same_room(name: str, imported: str) -> bool:
