@@ -1,6 +1,6 @@
 """The cells as pointwise device functions: one forward and one backward, for every road and both languages of Triton.
 
-Equations and gate order: :mod:`fastrnn.cells`.  All values are float32 tiles of one shape, gates come as tuples of
+Equations and gate order: :mod:`fastrnn.cells`.  Values are float32 tiles of one shape, gates come as tuples of
 tiles in the cell's gate order, and ``CELL`` is a key of ``fastrnn.cells.CELLS``.
 """
 
@@ -28,9 +28,12 @@ def tanh(x):
 
 
 @triton.jit
-def cell_forward(CELL: tl.constexpr, a, b, h, c):
-    """One step: gates of the input ``a``, of the state ``b`` (with GRU's b_n bias), the last h and c ->
-    h, c, and the tuple of values saved for backward.  A cell without c hands it through."""
+def cell_forward(CELL: tl.constexpr, a, b, b_hn, h, c):
+    """One step: gates of the input ``a`` (with all biases but GRU's ``b_hn``) and of the state ``b``, the last h and c ->
+    h, c, and the tuple of values saved for backward.  A cell without c hands it through.
+
+    ``a``, ``b_hn`` and ``h`` may be in a narrower type: Triton's arithmetic with a float32 beside is in float32.
+    """
     if CELL == "LSTM":
         i = sigmoid(a[0] + b[0])
         f = sigmoid(a[1] + b[1])
@@ -42,9 +45,10 @@ def cell_forward(CELL: tl.constexpr, a, b, h, c):
     elif CELL == "GRU":
         r = sigmoid(a[0] + b[0])
         z = sigmoid(a[1] + b[1])
-        n = tanh(a[2] + r * b[2])
+        b_n = b[2] + b_hn[None, :]
+        n = tanh(a[2] + r * b_n)
         h = n + z * (h - n)
-        saved = (r, z, n, b[2])
+        saved = (r, z, n, b_n)
     elif CELL == "RNN_TANH":
         h = tanh(a[0] + b[0])
         saved = ()
@@ -57,34 +61,43 @@ def cell_forward(CELL: tl.constexpr, a, b, h, c):
 
 
 @triton.jit
-def cell_backward(CELL: tl.constexpr, dh, carry, saved, h, h_last, c, c_last):
-    """One step back: the gradient of h from y and from the recurrent product, and ``carry``, what the step after this
-    one in time hands back beside that product (LSTM: the gradient of c; GRU: that of h past the gates) ->
+def cell_backward(CELL: tl.constexpr, dh, carry, values):
+    """One step back: the gradient of h, and ``carry``, what the step after this one in time hands back beside it (LSTM:
+    the gradient of c; GRU: that of h past the gates) ->
     the tuple of pre-activation gradients in the order they are stored, and the new carry.
 
-    GRU stores n, r, z, b_n: the first three belong to ``a`` and the last three to ``b``, each as one block.
+    ``values`` are the cell's saved values, in float32 or narrower, and then for LSTM c and the last c, for GRU the
+    last h, for RNN h.  GRU stores n, r, z, b_n: the first three belong to ``a`` and the last three to ``b``, each as
+    one block.
     """
     if CELL == "LSTM":
-        i, f, g, o = saved[0], saved[1], saved[2], saved[3]
-        t = tanh(c)
+        i = values[0].to(tl.float32)
+        f = values[1].to(tl.float32)
+        g = values[2].to(tl.float32)
+        o = values[3].to(tl.float32)
+        t = tanh(values[4])
         dc = carry + dh * o * (1 - t * t)
         d_i = dc * g * i * (1 - i)
-        d_f = dc * c_last * f * (1 - f)
+        d_f = dc * values[5] * f * (1 - f)
         d_g = dc * i * (1 - g * g)
         d_o = dh * t * o * (1 - o)
         grads = (d_i, d_f, d_g, d_o)
         carry = dc * f
     elif CELL == "GRU":
-        r, z, n, b_n = saved[0], saved[1], saved[2], saved[3]
+        r = values[0].to(tl.float32)
+        z = values[1].to(tl.float32)
+        n = values[2].to(tl.float32)
+        b_n = values[3].to(tl.float32)
         dh += carry
         d_n = dh * (1 - z) * (1 - n * n)
         d_r = d_n * b_n * r * (1 - r)
-        d_z = dh * (h_last - n) * z * (1 - z)
+        d_z = dh * (values[4].to(tl.float32) - n) * z * (1 - z)
         grads = (d_n, d_r, d_z, d_n * r)
         carry = dh * z
     elif CELL == "RNN_TANH":
+        h = values[0].to(tl.float32)
         grads = (dh * (1 - h * h),)
     else:
         tl.static_assert(CELL == "RNN_RELU")
-        grads = (tl.where(h <= 0, 0.0, dh),)
+        grads = (tl.where(values[0] <= 0, 0.0, dh),)
     return grads, carry

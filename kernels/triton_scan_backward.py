@@ -1,28 +1,105 @@
 """The time loop, backward: one kernel over a range of steps, the mirror of :mod:`fastrnn.kernels.triton_scan`.
 
 Program (i_u, i_b, i_d) holds UNITS hidden units of ROWS rows; steps count from a direction's last one.  A step is:
-the pre-activation gradients of the step after it times the program's columns of W_hh, the cell, this step's gradients
-written to where the next step reads them.  From them the gradients of x and of the weights are one product each,
-outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n):
+the pre-activation gradients of the step after it in time times the program's columns of W_hh, the cell, this step's
+gradients written to where the next step reads them.  From them the gradients of x and of the weights are one product
+each, outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n):
 
     p_grads   (D, N, G'*H) out: pre-activation gradients, of which the last G*H of a row face W_hh
     p_w       (D, G*H, H)  W_hh
     p_gates   (D, N, S*H)  as forward saved them
-    p_cells   (D, N, H)    float32, as forward saved them
-    p_hidden  (D, N, H)    h of every step
-    p_h0      (D, B, H)    h before the first step
-    p_c0      (D, B, H)    c before the first step
+    p_cells   (D, N, H)    float32, as forward saved them; LSTM
+    p_hidden  (D, N, H)    h of every step; but LSTM
+    p_h0      (D, B, H)    h before the first step; GRU
+    p_c0      (D, B, H)    float32, c before the first step; LSTM
     p_dy      (N, D, H)    gradient of y where HAS_DY
     p_dhn     (D, B, H)    gradient of hn where HAS_DHN
-    p_carry   (D, B, H)    float32, in and out: gradient of c (LSTM), of h past the gates (GRU); else not read
+    p_carry   (D, B, H)    float32, in and out: gradient of c (LSTM), of h past the gates (GRU); but RNN
     p_offsets, p_arrived   as in forward
 """
 
 import triton
 import triton.language as tl
-
 from fastrnn.kernels.triton_cells import cell_backward
-from fastrnn.kernels.triton_scan import arrive, product, step_rows, wait
+from fastrnn.kernels.triton_product import dot, spread_product, spread_weights, stream_product, tile_weights
+from fastrnn.kernels.triton_steps import arrive, step_rows, wait
+
+
+@triton.jit
+def grads_product(
+    grads,
+    p_x,
+    m_x,
+    weights,
+    p_w,
+    o_u,
+    m_u,
+    H: tl.constexpr,
+    GATES: tl.constexpr,
+    ROAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradient of h (ROWS, UNITS) through the gates; ``grads`` are those that face W_hh."""
+    if ROAD == "tile":
+        b_dh = tl.zeros((ROWS, UNITS), tl.float32)
+        for g in tl.static_range(GATES):
+            b_dh = dot(tl.where(m_x[:, None], grads[g], 0.0), weights[g], b_dh, OPERAND, PRECISION)
+    elif ROAD == "spread":
+        b_dh = spread_product(p_x, m_x, weights, GATES * H, 1, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION)[0]
+    else:
+        tl.static_assert(ROAD == "stream")
+        b_dh = stream_product(p_x, m_x, p_w, o_u, m_u, GATES * H, 1, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION)[0]
+    return b_dh
+
+
+@triton.jit
+def load_values(
+    p_gates,
+    p_cells,
+    p_hidden,
+    p_h0,
+    p_c0,
+    o_t,
+    o_from,
+    m_from,
+    m,
+    o_b,
+    o_u,
+    H: tl.constexpr,
+    CELL: tl.constexpr,
+    SAVED: tl.constexpr,
+):
+    """What cell_backward asks for, of the rows where ``m``; the step before in time has rows ``m_from``."""
+    values = ()
+    p = p_gates + o_t * (SAVED * H) + o_b[:, None] * (SAVED * H) + o_u[None, :]
+    for g in tl.static_range(SAVED):
+        values = values + (tl.load(p + g * H, mask=m, other=0.0),)
+    if CELL == "LSTM":
+        values = values + (tl.load(p_cells + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
+        p = tl.where(m_from, p_cells + o_from * H + o_b * H, p_c0 + o_b * H)
+        values = values + (tl.load(p[:, None] + o_u[None, :], mask=m, other=0.0),)
+    elif CELL == "GRU":
+        p = tl.where(m_from, p_hidden + o_from * H + o_b * H, p_h0 + o_b * H)
+        values = values + (tl.load(p[:, None] + o_u[None, :], mask=m, other=0.0),)
+    else:
+        values = values + (tl.load(p_hidden + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
+    return values
+
+
+@triton.jit
+def load_outer(p_dy, p_dhn, o_hu, o_du, m, m_last, HAS_DY: tl.constexpr, HAS_DHN: tl.constexpr):
+    """The gradient of h from outside of the recurrence: from y, and at a row's last step from hn."""
+    b_dh = tl.zeros(o_hu.shape, tl.float32)
+    if HAS_DY:
+        b_dh += tl.load(p_dy + o_du, mask=m, other=0.0)
+    if HAS_DHN:
+        b_dh += tl.load(p_dhn + o_hu, mask=m_last, other=0.0)
+    return b_dh
 
 
 @triton.jit(do_not_specialize=["t_begin", "t_end", "T", "B", "N"])
@@ -49,9 +126,11 @@ def scan_backward(
     GATES: tl.constexpr,
     SAVED: tl.constexpr,
     GRADS: tl.constexpr,
+    ROAD: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
     PACKED: tl.constexpr,
     HAS_DY: tl.constexpr,
     HAS_DHN: tl.constexpr,
@@ -59,72 +138,99 @@ def scan_backward(
     PRECISION: tl.constexpr,
     POLL: tl.constexpr,
 ):
-    i_u, i_b, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    o_u = i_u * UNITS + tl.arange(0, UNITS)
-    o_b = i_b * ROWS + tl.arange(0, ROWS).to(tl.int64)
-    m_u = (o_u < H)[None, :]
-    o_state = (i_d * B + o_b)[:, None] * H
-    o_d = i_d * N.to(tl.int64)
-    p_arrived += i_d * tl.num_programs(1) + i_b
-    p_w += i_d.to(tl.int64) * (GATES * H * H)
-    p_grads += o_d * (GRADS * H)
-
+    D = tl.num_programs(2)
     HAS_CARRY: tl.constexpr = CELL == "LSTM" or CELL == "GRU"
+    i_u, i_b, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
+    o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)
+    m_u = o_u < H
+    o_hu = o_b[:, None] * H + o_u[None, :]
+    i_row = i_b * ROWS  # of the tile, among the rows of a step
+    o_state = (i_d * B + i_row) * H
+    m_state = (o_b < B - i_row)[:, None] & m_u[None, :]
+    o_du = o_b[:, None] * (D * H) + o_u[None, :]
+    p_grads += (i_d * N + i_row) * (GRADS * H)
+    p_gates += (i_d * N + i_row) * (SAVED * H)
+    p_w += i_d * (GATES * H * H)
+    p_arrived += i_d * tl.num_programs(1) + i_b
+    if CELL == "LSTM":
+        p_cells += (i_d * N + i_row) * H
+        p_c0 += o_state
+    else:
+        p_hidden += (i_d * N + i_row) * H
+        p_h0 += o_state
+    if HAS_DY:
+        p_dy += (i_row * D + i_d) * H
+    if HAS_DHN:
+        p_dhn += o_state
+
     b_carry = tl.zeros((ROWS, UNITS), tl.float32)
     if HAS_CARRY:
-        b_carry = tl.load(p_carry + o_state + o_u[None, :], mask=(o_b < B)[:, None] & m_u, other=0.0)
+        b_carry = tl.load(p_carry + o_state + o_hu, mask=m_state, other=0.0)
 
-    for s in range(t_begin, t_end):
-        t = tl.where(i_d == 0, T - 1 - s, s)
-        toward = tl.where(i_d == 0, 1, -1)
-        o_t, n = step_rows(p_offsets, t, T, B, PACKED)
-        o_from, n_from = step_rows(p_offsets, t - toward, T, B, PACKED)
-        o_to, n_to = step_rows(p_offsets, t + toward, T, B, PACKED)
-        m_b = (o_b < n)[:, None]
-        m = m_b & m_u
-        m_to = ((o_b < n) & (o_b < n_to))[:, None]
-        o_row = (o_t + o_b)[:, None]
+    earlier = tl.where(i_d == 0, -1, 1)
+    t = tl.where(i_d == 0, T - 1 - t_begin, t_begin)
+    o_late, n_late = step_rows(p_offsets, t - earlier, T, B, PACKED)
+    o_t, n = step_rows(p_offsets, t, T, B, PACKED)
+    o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
+    m_b = o_b < n - i_row
+    m_x = m_b & (o_b < n_late - i_row)  # rows that go on to the step after this one in time
+    m = m_b[:, None] & m_u[None, :]
+    b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
+    values = load_values(
+        p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, o_b < n_from - i_row, m, o_b, o_u, H, CELL, SAVED
+    )
 
-        b_dh = tl.zeros((ROWS, UNITS), tl.float32)
-        if HAS_DY:
-            p = p_dy + (o_row * tl.num_programs(2) + i_d) * H + o_u[None, :]
-            b_dh += tl.load(p, mask=m, other=0.0).to(tl.float32)
-        if HAS_DHN:
-            m_last = m & (o_b >= n_to)[:, None]
-            b_dh += tl.load(p_dhn + o_state + o_u[None, :], mask=m_last, other=0.0).to(tl.float32)
-        b_saved = ()
-        for g in tl.static_range(SAVED):
-            p = p_gates + (o_d + o_row) * (SAVED * H) + g * H + o_u[None, :]
-            b_saved = b_saved + (tl.load(p, mask=m, other=0.0).to(tl.float32),)
-        was = (o_b < n_from)[:, None]
-        b_h, b_h_last, b_c, b_c_last = b_dh, b_dh, b_dh, b_dh
-        if CELL == "LSTM":
-            b_c = tl.load(p_cells + (o_d + o_row) * H + o_u[None, :], mask=m, other=0.0)
-            p = tl.where(was, p_cells + (o_d + o_from + o_b)[:, None] * H, p_c0 + o_state)
-            b_c_last = tl.load(p + o_u[None, :], mask=m, other=0.0)
-        elif CELL == "GRU":
-            p = tl.where(was, p_hidden + (o_d + o_from + o_b)[:, None] * H, p_h0 + o_state)
-            b_h_last = tl.load(p + o_u[None, :], mask=m, other=0.0).to(tl.float32)
-        else:
-            b_h = tl.load(p_hidden + (o_d + o_row) * H + o_u[None, :], mask=m, other=0.0).to(tl.float32)
+    weights = ()
+    if ROAD == "tile":
+        weights = tile_weights(p_w, H, GATES, H * H, 1, H, UNITS)
+    elif ROAD == "spread":
+        weights = spread_weights(p_w, o_u, m_u, GATES * H, 1, 0, 1, H, DEPTH, SLICES)
+    # As in forward: the first step's product before the loop, the others at the end of the step before.
+    p_x = p_grads + o_late * (GRADS * H) + o_b * (GRADS * H) + (GRADS - GATES) * H
+    received = ()
+    if ROAD == "tile":
+        for g in tl.static_range(GATES):
+            p_g = p_x[:, None] + g * H + o_u[None, :]
+            received = received + (tl.load(p_g, mask=m_x[:, None] & m_u[None, :], other=0.0),)
+    b_dh = grads_product(
+        received, p_x, m_x, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
+    )
 
-        if s > t_begin:
-            wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), POLL)
-        p_to = p_grads + (o_to + o_b)[:, None] * (GRADS * H) + (GRADS - GATES) * H
-        for i_k in range(0, GATES * H, DEPTH):
-            o_k = i_k + tl.arange(0, DEPTH)
-            m_k = o_k < GATES * H
-            b_g = tl.load(p_to + o_k[None, :], mask=m_to & m_k[None, :], other=0.0, cache_modifier=".cg")
-            b_w = tl.load(p_w + o_k[:, None] * H + o_u[None, :], mask=m_k[:, None] & m_u, other=0.0)
-            b_dh = product(b_g, b_w, b_dh, OPERAND, PRECISION)
-
-        grads, b_carry_new = cell_backward(CELL, b_dh, b_carry, b_saved, b_h, b_h_last, b_c, b_c_last)
-        b_carry = tl.where(m_b, b_carry_new, b_carry)
+    s = t_begin
+    while s < t_end:
+        grads, b_carry_new = cell_backward(CELL, b_dh + b_outer, b_carry, values)
+        b_carry = tl.where(m_b[:, None], b_carry_new, b_carry)
+        p = p_grads + o_t * (GRADS * H) + o_b[:, None] * (GRADS * H) + o_u[None, :]
+        stored = ()
         for g in tl.static_range(GRADS):
-            p = p_grads + o_row * (GRADS * H) + g * H + o_u[None, :]
-            tl.store(p, grads[g].to(p_grads.dtype.element_ty), mask=m)
-        if s + 1 < t_end:
+            stored = stored + (grads[g].to(p_grads.dtype.element_ty),)
+            tl.store(p + g * H, stored[g], mask=m)
+        s += 1
+        if ROAD != "tile" and s < t_end:
             arrive(p_arrived)
 
+        # Until the others arrive: what the next step needs beside the product.
+        p_x = p_grads + o_t * (GRADS * H) + o_b * (GRADS * H) + (GRADS - GATES) * H
+        t += earlier
+        m_late, o_t, n = m_b, o_from, n_from
+        o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
+        m_b = o_b < n - i_row
+        m_x = m_b & m_late
+        m = m_b[:, None] & m_u[None, :]
+        b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
+        values = load_values(
+            p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, o_b < n_from - i_row, m, o_b, o_u, H, CELL, SAVED
+        )
+        if s < t_end:
+            if ROAD != "tile":
+                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), POLL)
+            facing = ()
+            for g in tl.static_range(GATES):
+                facing = facing + (stored[GRADS - GATES + g],)
+            b_dh = grads_product(
+                facing, p_x, m_x, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
+            )
+
     if HAS_CARRY:
-        tl.store(p_carry + o_state + o_u[None, :], b_carry, mask=(o_b < B)[:, None] & m_u)
+        tl.store(p_carry + o_state + o_hu, b_carry, mask=m_state)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.backends.triton_roads import INTERPRETED, Rows, launch_backward, launch_forward
+from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward
+from fastrnn.backends.triton_rows import Rows
 from fastrnn.cells import CELLS, Weights, split_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,29 +57,25 @@ def forward(
 ) -> Forward:
     """See :mod:`fastrnn.backends`."""
     cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
-    hidden_size, projected = own[0].w_hh.shape[0] // len(cell.gates), own[0].w_hr is not None
-    flat, every = x.reshape(rows.total, x.shape[-1]), (len(own), rows.total)
+    hidden_size, projections = own[0].w_hh.shape[0] // len(cell.gates), [w.w_hr for w in own if w.w_hr is not None]
+    flat = x.reshape(rows.total, x.shape[-1])
 
-    a = x.new_empty(*every, len(cell.gates) * hidden_size)
+    a = x.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
     for d, w in enumerate(own):
         torch.mm(flat, w.w_ih.t(), out=a[d])
         if (bias := _input_bias(mode, w)) is not None:
             a[d] += bias
-        if projected:
-            a[d][rows.first_of(d)] += h0[d] @ w.w_hh.t()
-    start = h0.new_zeros(*h0.shape[:2], hidden_size) if projected else h0.contiguous()
+        if projections:
+            a[d][rows.first(d)] += h0[d] @ w.w_hh.t()
+    start = h0.new_zeros(*h0.shape[:2], hidden_size) if projections else h0.contiguous()
     c = None if c0 is None else c0.to(torch.float32, copy=True).contiguous()
-    states, last = x.new_empty(*every, hidden_size), torch.empty_like(start)
-    gates = x.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else (0,))
-    cells = x.new_empty((*every, hidden_size) if save and c is not None else (0,), dtype=torch.float32)
-    launch_forward(mode, rows, a, _recurrent(own), _b_n(mode, own), start, c, states, last, gates, cells, save)
-    if projected:
-        states, last = _times_each(states, [w.w_hr.t() for w in own]), _times_each(last, [w.w_hr.t() for w in own])
-    y = states.transpose(0, 1).reshape(*x.shape[:-1], len(own) * states.shape[-1])
-    if save and len(own) == 1:
-        y = y.clone()  # with two directions, reshape has copied
+    states, last, saved = launch_forward(mode, rows, a, _recurrent(own), _b_n(mode, own), start, c, save)
+    if projections:
+        states, last = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (states, last))
+    y = torch.cat(tuple(states), -1) if save or len(own) > 1 else states[0]
     cn = x.new_empty(0) if c is None else c.to(x.dtype, copy=True)
-    return Forward(y, last, cn, Saved(gates, cells, states if save else x.new_empty(0)))
+    saved = saved._replace(hidden=states if save else x.new_empty(0))
+    return Forward(y.view(*x.shape[:-1], y.shape[-1]), last, cn, saved)
 
 
 def backward(
@@ -97,11 +94,11 @@ def backward(
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
     own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
-    hidden_size, projected = own[0].w_hh.shape[0] // len(CELLS[mode].gates), own[0].w_hr is not None
+    hidden_size = own[0].w_hh.shape[0] // len(CELLS[mode].gates)
     dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)
     dm, dmn, start = dy, grad_hn, h0
-    if projected:
-        dm, dmn = (None if g is None else _times_each(g, [w.w_hr for w in own]) for g in (dy, grad_hn))
+    if projections := [w.w_hr for w in own if w.w_hr is not None]:
+        dm, dmn = (None if g is None else _times_each(g, projections) for g in (dy, grad_hn))
         start = h0.new_zeros(*h0.shape[:2], hidden_size)
     carry = x.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     if grad_cn is not None:
@@ -115,7 +112,7 @@ def backward(
     for d, w in enumerate(own):
         width = w.w_hh.shape[0]
         d_a, d_b = d_ab[d, :, :width], d_ab[d, :, -width:]
-        dh0[d] = d_b[rows.first_of(d)] @ w.w_hh
+        dh0[d] = d_b[rows.first(d)] @ w.w_hh
         if mode == "GRU":
             dh0[d] += carry[d]
         if dx is not None:

@@ -1,0 +1,149 @@
+"""Launches of the scans: their tensors as the kernels want them, on the tensors' own device."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.backends import Saved
+from fastrnn.backends.triton_roads import Chip, choose_road
+from fastrnn.backends.triton_rows import Rows
+from fastrnn.cells import CELLS
+
+# Triton reads it when a kernel is defined; that is, once.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+
+
+def launch_forward(
+    mode: str,
+    rows: Rows,
+    a: Tensor,
+    recurrent: Tensor,
+    b_n: Tensor | None,
+    h0: Tensor,
+    c: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Saved]:
+    """``a`` (D, N, G*H), ``recurrent`` (D, G*H, H), ``b_n`` (D, H), ``h0`` and float32 ``c`` (D, B, H), all contiguous
+    -> h of every step (D, N, H), of each sequence's last (D, B, H), and what is saved; ``c`` becomes that of the last.
+    """
+    from fastrnn.kernels.triton_scan import scan_forward
+
+    cell, (directions, _, hidden_size) = CELLS[mode], recurrent.shape
+    states, last = a.new_empty(directions, rows.total, hidden_size), torch.empty_like(h0)
+    every = (directions, rows.total)
+    gates = a.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else (0,))
+    cells = a.new_empty((*every, hidden_size) if save and c is not None else (0,), dtype=torch.float32)
+    flags = dict(SAVE=save, HAS_C=c is not None, HAS_BN=b_n is not None)
+    _launch(scan_forward, mode, rows, recurrent, (a, recurrent, b_n, h0, c, states, last, gates, cells), flags)
+    return states, last, Saved(gates, cells, states)
+
+
+def launch_backward(
+    mode: str,
+    rows: Rows,
+    recurrent: Tensor,
+    saved: Saved,
+    h0: Tensor,
+    c0: Tensor | None,
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    carry: Tensor,
+) -> Tensor:
+    """``dy`` (D, N, H), ``dhn`` (D, B, H) and what forward saved, any strides; ``carry`` (D, B, H) float32, contiguous,
+    becomes that before the first step -> pre-activation gradients (D, N, G'*H) as the kernel orders them."""
+    from fastrnn.kernels.triton_scan_backward import scan_backward
+
+    cell, (directions, _, hidden_size) = CELLS[mode], recurrent.shape
+    stored = max(len(cell.gates), len(cell.saved))
+    grads = recurrent.new_empty(directions, rows.total, stored * hidden_size)
+    c0 = None if c0 is None else c0.to(torch.float32).contiguous()
+    dy = None if dy is None else dy.transpose(0, 1).contiguous()
+    dhn = None if dhn is None else dhn.contiguous()
+    gates, cells, hidden = (tensor.contiguous() for tensor in saved)
+    flags = dict(GRADS=stored, HAS_DY=dy is not None, HAS_DHN=dhn is not None)
+    tensors = (grads, recurrent, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, carry)
+    _launch(scan_backward, mode, rows, recurrent, tensors, flags)
+    return grads
+
+
+def _launch(
+    kernel: Any,
+    mode: str,
+    rows: Rows,
+    recurrent: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    flags: dict[str, Any],
+) -> None:
+    """The scan of all steps, on the device and current stream of ``recurrent`` (D, G*H, H)."""
+    import triton.language as tl
+
+    if rows.total == 0:
+        return
+    cell, (directions, _, hidden_size), dtype = CELLS[mode], recurrent.shape, recurrent.dtype
+    operand = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    precision = "tf32" if _tf32_allowed(recurrent) else "ieee"
+    road = choose_road(
+        Chip.of(recurrent.device),
+        rows.sequences,
+        hidden_size,
+        directions,
+        len(cell.gates),
+        dtype,
+        fma=dtype == torch.float32 and precision == "ieee",
+    )
+    if INTERPRETED:  # its programs run one after another: none can wait for another
+        road = road._replace(whole=not road.has_barrier)
+    grid = road.grid(rows.sequences, hidden_size, directions)
+    at_once = rows.steps if road.whole else 1
+    options: dict[str, Any] = dict(num_warps=road.warps, num_stages=road.stages, enable_fp_fusion=True)
+    if road.has_barrier:
+        options["launch_cooperative_grid"] = True
+    with _on(recurrent.device):
+        arrived = recurrent.new_zeros(directions * grid[1], dtype=torch.int64)
+        for begin in range(0, rows.steps, at_once):
+            kernel[grid](
+                *tensors,
+                rows.offsets,
+                arrived,
+                begin,
+                begin + at_once,
+                rows.steps,
+                rows.sequences,
+                rows.total,
+                H=hidden_size,
+                CELL=mode,
+                GATES=len(cell.gates),
+                SAVED=len(cell.saved),
+                ROAD=road.name,
+                ROWS=road.rows,
+                UNITS=road.units,
+                DEPTH=road.depth,
+                SLICES=road.warps,
+                PACKED=rows.offsets is not None,
+                OPERAND=tl.float32 if INTERPRETED else operand,
+                PRECISION=precision,
+                POLL="atomic" if INTERPRETED or torch.version.hip else "load",
+                **flags,
+                **options,
+            )
+
+
+def _tf32_allowed(x: Tensor) -> bool:
+    if x.dtype != torch.float32 or x.device.type != "cuda" or torch.version.hip:
+        return False
+    rnn = getattr(torch.backends.cudnn, "rnn", None)  # torch 2.9 and later, where reading allow_tf32 may raise
+    return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device.  The interpreter's NumPy would warn where a GPU just computes inf - inf."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    import numpy
+
+    return numpy.errstate(all="ignore")

@@ -1,0 +1,142 @@
+"""The recurrent product on each road: rows of x (ROWS, K) times COUNT matrices (K, UNITS), summed in float32.
+
+Forward, x is the last h, K = H, and there is a matrix for each gate; backward, x is the gradients of all gates,
+K = G*H, and there is one matrix.  Element (k, u) of matrix g is ``p_w[g * STRIDE_G + u * STRIDE_U + k * STRIDE_K]``.
+
+    tile     x and the matrices, all of them, are in the program's registers
+    spread   the matrices' columns of the program's units are in its registers, x is in global memory
+    stream   both are in global memory
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def dot(x, w, acc, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    # OPERAND is the arrays' dtype, but float32 under the interpreter, which multiplies bfloat16 as if it were integer.
+    return tl.dot(x.to(OPERAND), w.to(OPERAND), acc, input_precision=PRECISION)
+
+
+@triton.jit
+def zeros_each(COUNT: tl.constexpr, shape: tl.constexpr):
+    tiles = ()
+    for _ in tl.static_range(COUNT):
+        tiles = tiles + (tl.zeros(shape, tl.float32),)
+    return tiles
+
+
+@triton.jit
+def tile_weights(
+    p_w,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE_G: tl.constexpr,
+    STRIDE_U: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """All of the matrices, each K x K, as tiles (UNITS, UNITS)."""
+    o = tl.arange(0, UNITS)
+    m = (o < K)[:, None] & (o < K)[None, :]
+    tiles = ()
+    for g in tl.static_range(COUNT):
+        p = p_w + g * STRIDE_G + o[None, :] * STRIDE_U + o[:, None] * STRIDE_K
+        tiles = tiles + (tl.load(p, mask=m, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def depth_slices(i_k, DEPTH: tl.constexpr, SLICES: tl.constexpr):
+    """(SLICES, DEPTH) positions along K, from i_k on.
+
+    Triton gives each slice of a batched product to a warp.  So the weights that a program keeps lie in its registers
+    just once, however few its units, and each warp reads only its share of x.
+    """
+    return i_k + (tl.arange(0, SLICES) * DEPTH)[:, None] + tl.arange(0, DEPTH)[None, :]
+
+
+@triton.jit
+def spread_weights(
+    p_w,
+    o_u,
+    m_u,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE_G: tl.constexpr,
+    STRIDE_U: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """For each piece of K, and in it for each matrix, a tile (SLICES, DEPTH, UNITS)."""
+    tiles = ()
+    for i_k in tl.static_range(0, K, DEPTH * SLICES):
+        o_k = depth_slices(i_k, DEPTH, SLICES)[:, :, None]
+        for g in tl.static_range(COUNT):
+            p = p_w + g * STRIDE_G + o_u[None, None, :] * STRIDE_U + o_k * STRIDE_K
+            tiles = tiles + (tl.load(p, mask=m_u[None, None, :] & (o_k < K), other=0.0),)
+    return tiles
+
+
+@triton.jit
+def spread_product(
+    p_x,
+    m_x,
+    weights,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SLICES: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``p_x`` and ``m_x`` (ROWS,) point at the rows of x and say which there are."""
+    partial = zeros_each(COUNT, (SLICES, ROWS, UNITS))
+    for i in tl.static_range(tl.cdiv(K, DEPTH * SLICES)):
+        o_k = depth_slices(i * DEPTH * SLICES, DEPTH, SLICES)[:, None, :]
+        # Past the L1, which knows nothing of what other programs write.
+        m = m_x[None, :, None] & (o_k < K)
+        b_x = tl.load(p_x[None, :, None] + o_k, mask=m, other=0.0, cache_modifier=".cg")
+        grown = ()
+        for g in tl.static_range(COUNT):
+            grown = grown + (dot(b_x, weights[i * COUNT + g], partial[g], OPERAND, PRECISION),)
+        partial = grown
+    total = ()
+    for g in tl.static_range(COUNT):
+        total = total + (tl.sum(partial[g], 0),)
+    return total
+
+
+@triton.jit
+def stream_product(
+    p_x,
+    m_x,
+    p_w,
+    o_u,
+    m_u,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    STRIDE_G: tl.constexpr,
+    STRIDE_U: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    total = zeros_each(COUNT, (ROWS, UNITS))
+    for i_k in range(0, K, DEPTH):
+        o_k = i_k + tl.arange(0, DEPTH)
+        m = m_x[:, None] & (o_k < K)[None, :]
+        b_x = tl.load(p_x[:, None] + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg")
+        grown = ()
+        for g in tl.static_range(COUNT):
+            p = p_w + g * STRIDE_G + o_u[None, :] * STRIDE_U + o_k[:, None].to(tl.int64) * STRIDE_K
+            b_w = tl.load(p, mask=(o_k < K)[:, None] & m_u[None, :], other=0.0)
+            grown = grown + (dot(b_x, b_w, total[g], OPERAND, PRECISION),)
+        total = grown
+    return total
