@@ -23,6 +23,8 @@ from numba.extending import overload, register_jitable
 # The numpy error model drops the test for a zero divisor, whose branch would keep LLVM from vectorising.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 device = register_jitable(**OPTIONS)
+INLINED = {**OPTIONS, "forceinline": True}  # a call left standing in a loop keeps LLVM from vectorising it
+inlined = register_jitable(**INLINED)
 
 
 class Cell(NamedTuple):
@@ -46,7 +48,7 @@ def like(value, x):
     raise NotImplementedError("only inside compiled code")
 
 
-@overload(like, jit_options=OPTIONS)
+@overload(like, jit_options=INLINED)
 def _like(value, x):
     if x == types.float32:
         return lambda value, x: np.float32(value)
@@ -99,47 +101,48 @@ def _exp_parts(x):
     raise NotImplementedError("only inside compiled code")
 
 
-@overload(_exp_parts, jit_options=OPTIONS)
+@overload(_exp_parts, jit_options=INLINED)
 def _exp_parts_for(x):
     return _exp_parts_float32 if x == types.float32 else _exp_parts_float64
 
 
-@device
+@inlined
 def _clamp(x, low, high):
     x = low if x < low else x  # in this order NaN stays NaN
     return high if x > high else x
 
 
-@device
+@inlined
 def exp(x):
     p, s = _exp_parts(x)
     return s * (like(1.0, x) + p)  # not s p + s, which is infinity less infinity where s has overflown
 
 
-@device
+@inlined
 def sigmoid(x):
     one = like(1.0, x)
     return one / (one + exp(-x))
 
 
-@device
+@inlined
 def tanh(x):
-    """(e^2x - 1) / (e^2x + 1) with e^2x - 1 in one piece, so that small x keep their precision."""
-    limit = like(22.0, x)  # tanh is 1 to the last bit of float64
-    x = _clamp(x, -limit, limit)
-    p, s = _exp_parts(x + x)
-    m = s * p + (s - like(1.0, x))
-    return m / (m + like(2.0, x))
+    """(e^2|x| - 1) / (e^2|x| + 1) with the sign of x, and e^2|x| - 1 in one piece: small x keep their precision."""
+    one, limit = like(1.0, x), like(22.0, x)  # from which on tanh is 1 to the last bit of float64
+    size = _clamp(-x if x < like(0.0, x) else x, like(0.0, x), limit)
+    p, s = _exp_parts(size + size)
+    m = s * p + (s - one)
+    t = m / (m + like(2.0, x))
+    return -t if x < like(0.0, x) else t
 
 
-@device
+@inlined
 def lstm_forward(i, f, g, o, h, c):
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * c + i * g
     return i, f, g, o, o * tanh(c), c
 
 
-@device
+@inlined
 def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
     t = tanh(c)
     d = dh * o
@@ -156,38 +159,38 @@ def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
     )
 
 
-@device
+@inlined
 def gru_forward(b_n, r, z, n, h, c):
     r, z = sigmoid(r), sigmoid(z)
     n = tanh(n + r * b_n)
     return b_n, r, z, n, n + z * (h - n), c
 
 
-@device
+@inlined
 def gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
     dn = dh - dh * z
     dn = dn - dn * n * n
     return dn * r, dn * b_n * (r - r * r), dh * (h0 - n) * (z - z * z), dn, dh * z, dc, h
 
 
-@device
+@inlined
 def tanh_forward(a, p1, p2, p3, h, c):
     return a, p1, p2, p3, tanh(a), c
 
 
-@device
+@inlined
 def tanh_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
     zero = like(0.0, dh)
     return dh - dh * h * h, zero, zero, zero, zero, dc, h
 
 
-@device
+@inlined
 def relu_forward(a, p1, p2, p3, h, c):
     zero = like(0.0, a)
     return a, p1, p2, p3, zero if a < zero else a, c  # in this order NaN stays NaN
 
 
-@device
+@inlined
 def relu_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
     zero = like(0.0, dh)
     return dh if h > zero else zero, zero, zero, zero, zero, dc, h

@@ -1,559 +1,430 @@
 """The time loop around a cell: one driver forward, one backward, each a factory over the cell and the element type.
 
-A kernel is a C callback over one table of addresses and sizes (:data:`FORWARD`, :data:`BACKWARD`), run by every thread
-of a team (``team_size``, ``thread_number`` and ``barrier`` are addresses of the team's functions, 0 for one thread
-alone).  All matrices are dense and row-major; rows of all steps stand one below the other, step t's from ``starts[t]``.
+A kernel is a C callback over one table of sizes and addresses (:data:`FORWARD`, :data:`BACKWARD`), for one direction
+of one layer.  Every thread of a team runs it (``team_size``, ``thread_number`` and ``barrier`` are the addresses of the
+team's functions, or 0 for a thread alone).  Matrices are dense; the rows of all steps stand below one another, those of
+step t from ``starts[t]``.  States of the rows that a step does not reach stay as they are.
 
-Inside, gates live in *panels*: U units side by side with all their slots, (panels, N, slots, U), so that a tile of the
-product holds every gate of its units and the pointwise code finds them at constant distances, which lets LLVM
-vectorise it without tests for overlap.  Weights are copied into panels too, (panels, K, columns of a panel).
+Gates are kept in panels of U units with all their slots, (panels, N, slots, U): a tile of the product then holds every
+gate of its units, and the pointwise code finds them at constant distances, so that LLVM vectorises it without testing
+whether they overlap.  Pointwise inputs and outputs of other matrices pass through ``scratch`` for the same reason.
 """
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
-from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
-from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic, register_jitable
+from numba import carray
 
-from .numba_cells import OPTIONS, Cell, device, like
+from .numba_cells import Cell, device
+from .numba_tiles import (
+    ROWS_OF_4,
+    VECTOR_BYTES,
+    add_columns,
+    at,
+    call,
+    copy,
+    dots,
+    pack_gate_rows,
+    pack_gates,
+    pack_row,
+    pointer,
+    product,
+    share,
+)
 
-_features = get_host_cpu_features()
-# Rows of a tile, so that its accumulators, one row of the weights and one broadcast value fill the vector registers:
-# 32 with AVX-512 (4 rows of 4 vectors measured faster than 6 of 4) and on ARM, 16 with AVX2 and below.
-_MANY = bool(_features.get("avx512f") or _features.get("neon"))
-VECTOR_BYTES = 64 if _features.get("avx512f") else 32 if _features.get("avx2") else 16
-ROWS = 4 if _MANY else 2
-ROWS_OF_3 = 8 if _MANY else 4
+BLOCK = 64  # rows of all steps that one weight panel meets at a time, so that they stay in the L2 cache
 DEPTH = 128  # rows that a weight gradient sums in one go: a longer sum in float32 would lose digits
+SPLIT_WORK = 1 << 18  # multiplications of a step from which on it pays to share its units out, at a barrier a step
+SPLIT_ROWS = 8  # rows that a thread should have at least, or units are shared out too
+
+# Numba's cache looks at the file of the function compiled only, so its name on disk tells the text of all three.
+_texts = sorted(Path(__file__).parent.glob("numba_*.py"))
+DIGEST = hashlib.sha256(b"".join(text.read_bytes() for text in _texts)).hexdigest()[:12]
 
 
 def _table(names: str) -> np.dtype:
     return np.dtype([(name, np.int64) for name in names.split()])
 
 
-_SIZES = "steps batch rows inputs hidden outputs reverse projected team_size thread_number barrier"
-_SHARED = "sizes starts x h0 w_ih w_hh w_hr"
-FORWARD = _table(
-    # y and states have a row of outputs at a distance of y_row and outputs; states, cells are 0 where not wanted.
-    # cn holds c0 on entry.  gates (panels, N, slots, U); packed_* are room for the weights in panels; full (B, H).
-    f"{_SIZES} {_SHARED} b_ih b_hh cn hn y y_row states cells gates direct "
-    "packed_ih packed_hh packed_hr bias full scratch"
-)
+_COMMON = "team_size thread_number barrier steps batch rows inputs hidden outputs reverse projected sizes starts x h0 "
+_COMMON += "w_ih w_hh w_hr b_ih b_hh scratch packed_ih packed_hh packed_hr "
+
+# y: its rows stand y_row apart.  cn: c0 on entry.  states (N, P), cells (N, H): 0 where not wanted.  gates as above.
+# direct: use the weights where they lie, without packed_ih and packed_hh.  full (B, H), short (B, P in whole panels):
+# what a projection begins and ends with.
+FORWARD = _table(_COMMON + "cn hn y y_row states cells gates direct bias full short")
+
+# dh (B, P in whole panels), dc (B, H): the gradients of hn and cn on entry, those of h0 and c0 on exit.
+# dx and dw_* are 0 where not wanted; their columns, and the units of dw_* and db_*, fill whole panels.
+# x_panels, h_panels: x and the h before each step.  d_full (B, H), y_panels and full_panels belong to a projection:
+# the gradient behind it, that of its result and its argument, for all steps.
 BACKWARD = _table(
-    # dh (B, P) and dc (B, H) hold the gradients of hn and cn on entry and those of h0 and c0 on exit; rows of dh are
-    # padded to whole column panels of C, as are those of dx, dw_* and dfull.  d_gates as gates.
-    f"{_SIZES} {_SHARED} c0 gates cells states dy dy_row dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh "
-    "packed_ih packed_hh packed_hr x_panels h_panels y_panels full_panels full d_full scratch"
+    _COMMON + "c0 gates cells states dy dy_row dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh "
+    "x_panels h_panels y_panels full_panels full d_full"
 )
 
 
-@intrinsic
-def pointer(context, address, real):
-    """The address (an integer) as a pointer to ``real``."""
-
-    def code(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(real.instance_type)(address, real), code
+def widths(cell: Cell, itemsize: int) -> tuple[int, int]:
+    """Units of a gate panel and columns of a plain panel, for elements of so many bytes."""
+    lanes = VECTOR_BYTES // itemsize
+    return lanes * _vectors(cell) // cell.gates, 4 * lanes
 
 
-@intrinsic
-def at(context, start, distance):
-    """The pointer ``distance`` elements behind ``start``."""
-
-    def code(context, builder, signature, arguments):
-        return builder.gep(arguments[0], [arguments[1]])
-
-    return start(start, types.intp), code
-
-
-@intrinsic
-def call(context, address):
-    """Calls the C function int(void) at the address."""
-
-    def code(context, builder, signature, arguments):
-        function = ir.FunctionType(ir.IntType(32), [])
-        return builder.call(builder.inttoptr(arguments[0], function.as_pointer()), [])
-
-    return types.int32(address), code
-
-
-@intrinsic(prefer_literal=True)
-def tile(context, rows, vectors, out, out_row, a, a_row, a_k, b, b_k, depth, accumulate):
-    """out[r, :] (+)= sum over k of a[r * a_row + k * a_k] * b[k * b_k, :], for a few vectors of columns.
-
-    Written as vector code, because LLVM does not keep a loop's tile of sums in registers by itself.  With this it
-    reaches 97% of the machine's FMA rate; the sums live in `alloca`s only until LLVM's first pass.
-    """
-    count_rows, count_vectors = rows.literal_value, vectors.literal_value
-    lanes = VECTOR_BYTES * 8 // out.dtype.bitwidth
-
-    def code(context, builder, signature, arguments):
-        out, out_row, a, a_row, a_k, b, b_k, depth, accumulate = arguments[2:]
-        scalar = context.get_data_type(signature.args[2].dtype)
-        vector = ir.VectorType(scalar, lanes)
-        alignment = context.get_abi_sizeof(scalar)
-
-        def number(n):
-            return ir.Constant(ir.IntType(64), n)
-
-        def address(p, offset):
-            return builder.bitcast(builder.gep(p, [offset]), vector.as_pointer())
-
-        places = [
-            [address(out, builder.add(builder.mul(out_row, number(r)), number(v * lanes))) for v in range(count_vectors)]
-            for r in range(count_rows)
-        ]
-        zero = ir.Constant(vector, None)
-        sums = [[cgutils.alloca_once_value(builder, zero) for _ in row] for row in places]
-        for row_sums in sums:
-            for total in row_sums:
-                builder.store(zero, total)  # again at each call: an alloca's own value is set once a function
-        with cgutils.for_range(builder, depth) as loop:
-            weights = [
-                builder.load(address(b, builder.add(builder.mul(loop.index, b_k), number(v * lanes))), align=alignment)
-                for v in range(count_vectors)
-            ]
-            for r, row_sums in enumerate(sums):
-                offset = builder.add(builder.mul(loop.index, a_k), builder.mul(a_row, number(r)))
-                value = builder.load(builder.gep(a, [offset]))
-                first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-                mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-                value = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
-                for weight, total in zip(weights, row_sums):
-                    product = builder.fmul(value, weight, flags=("contract",))
-                    builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
-        # What stands in out is added last: begun with it, every addition would round at its size.
-        with builder.if_then(accumulate):
-            for row, row_sums in zip(places, sums):
-                for place, total in zip(row, row_sums):
-                    value = builder.load(place, align=alignment)
-                    builder.store(builder.fadd(value, builder.load(total)), total)
-        for row, row_sums in zip(places, sums):
-            for place, total in zip(row, row_sums):
-                builder.store(builder.load(total), place, align=alignment)
-        return context.get_dummy_value()
-
-    size = types.intp
-    signature = types.void(rows, vectors, out, size, a, size, size, b, size, size, types.boolean)
-    return signature, code
-
-
-@device
-def product(vectors, rows, out, out_row, a, a_row, a_k, b, b_k, depth, accumulate):
-    """:func:`tile` for any number of rows."""
-    r = 0
-    while r < rows:
-        o, x = at(out, r * out_row), at(a, r * a_row)
-        if vectors == 4:
-            if rows - r >= ROWS:
-                tile(ROWS, 4, o, out_row, x, a_row, a_k, b, b_k, depth, accumulate)
-                r += ROWS
-            elif rows - r >= 2:
-                tile(2, 4, o, out_row, x, a_row, a_k, b, b_k, depth, accumulate)
-                r += 2
-            else:
-                tile(1, 4, o, out_row, x, a_row, a_k, b, b_k, depth, accumulate)
-                r += 1
-        else:
-            if rows - r >= ROWS_OF_3:
-                tile(ROWS_OF_3, 3, o, out_row, x, a_row, a_k, b, b_k, depth, accumulate)
-                r += ROWS_OF_3
-            elif rows - r >= 2:
-                tile(2, 3, o, out_row, x, a_row, a_k, b, b_k, depth, accumulate)
-                r += 2
-            else:
-                tile(1, 3, o, out_row, x, a_row, a_k, b, b_k, depth, accumulate)
-                r += 1
-
-
-@device
-def share(items, me, team):
-    """The range of ``items`` that thread ``me`` takes."""
-    return items * me // team, items * (me + 1) // team
-
-
-@device
-def copy(target, source, count, width):
-    """``count`` values, and zeros up to ``width``; the full width is a case of its own, whose loop LLVM unrolls."""
-    if count >= width:
-        for j in range(width):
-            target[j] = source[j]
-    else:
-        for j in range(count):
-            target[j] = source[j]
-        for j in range(max(count, 0), width):
-            target[j] = like(0.0, source[0])
-
-
-@device
-def pack_gates(packed, w, first, last, gates, units, hidden, depth, shift):
-    """Panels ``first`` to ``last`` of a (gates * hidden, depth) matrix, transposed: (panels, depth, gates, units)."""
-    columns = gates * units
-    for p in range(first, last):
-        for k0 in range(0, depth, 16):  # a block of either matrix that stays in the L1 cache
-            k1 = min(k0 + 16, depth)
-            for g in range(gates):
-                for j in range(units):
-                    target = at(packed, p * depth * columns + g * units + j)
-                    if p * units + j < hidden:
-                        source = at(w, ((g + shift) % gates * hidden + p * units + j) * depth)
-                        for k in range(k0, k1):
-                            target[k * columns] = source[k]
-                    else:
-                        for k in range(k0, k1):
-                            target[k * columns] = like(0.0, w[0])
-
-
-@device
-def pack_gate_rows(packed, w, me, team, gates, units, hidden, columns, width, shift):
-    """The same matrix with its rows in the order of the panels, cut into panels of ``width`` columns."""
-    panels = (hidden + units - 1) // units
-    depth = panels * gates * units
-    first, last = share(depth, me, team)
-    for k in range(first, last):
-        p, g, j = k // (gates * units), k // units % gates, k % units
-        source = at(w, ((g + shift) % gates * hidden + p * units + j) * columns)
-        pack_row(at(packed, k * width), depth, source, columns if p * units + j < hidden else 0, columns, width)
-
-
-@device
-def pack_row(packed, rows, source, count, columns, width):
-    """One row of a (rows, columns) matrix to its places in (panels, rows, width)."""
-    for c in range((columns + width - 1) // width):
-        copy(at(packed, c * rows * width), at(source, c * width), count - c * width, width)
-
-
-@register_jitable(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
-def dot(a, b, depth):
-    """Reordering the sum is what lets LLVM vectorise it."""
-    total = like(0.0, a[0])
-    for k in range(depth):
-        total += a[k] * b[k]
-    return total
-
-
-@device
-def dots(out, w, a, panel, gates, units, hidden, depth, shift):
-    """out[g, j] += W[unit j of the panel, gate g] . a, with W as it is: for a few rows packing would cost more."""
-    for g in range(gates):
-        for j in range(min(units, hidden - panel * units)):
-            row = ((g + shift) % gates * hidden + panel * units + j) * depth
-            out[g * units + j] += dot(at(w, row), a, depth)
-
-
-@device
-def add_columns(out, scratch, source, rows, row, width):
-    """out[j] = the sum of column j, in blocks of rows: one long sum in float32 would lose digits."""
-    for j in range(width):
-        out[j] = like(0.0, out[j])
-    for block in range(0, rows, 32):
-        copy(scratch, at(source, block * row), width, width)
-        for n in range(block + 1, min(block + 32, rows)):
-            for j in range(width):
-                scratch[j] += source[n * row + j]
-        for j in range(width):
-            out[j] += scratch[j]
+def _vectors(cell: Cell) -> int:
+    """Vectors side by side in a gate panel: one a gate, but four of the one gate of a plain RNN."""
+    return 3 if cell.gates == 3 else 4
 
 
 @device
 def first_row(sizes, steps, rows, batch, part, parts):
-    """Where the rows of the batch are cut so that each part has as many steps to do."""
+    """Where the rows of the batch are cut so that every part has as many steps to do."""
     if part <= 0 or part >= parts:
         return 0 if part <= 0 else batch
     r, before = 0, 0
     while r < batch and before * parts < rows * part:
-        r = min(r + ROWS, batch)
-        before = 0
+        r, before = min(r + ROWS_OF_4, batch), 0
         for t in range(steps):
             before += min(sizes[t], r)
     return r
 
 
 @device
+def partition(sizes, steps, rows, batch, work, me, team):
+    """A thread's part of every step: its rows, and which of how many threads it is that share these rows' units.
+
+    Rows are independent, so threads that have their own need no barrier; units are shared where rows are too few.
+    """
+    groups = min(team, (batch + SPLIT_ROWS - 1) // SPLIT_ROWS)
+    mates = team // groups if work * batch >= SPLIT_WORK * groups else 1
+    group = me // mates
+    first = first_row(sizes, steps, rows, batch, group, groups)
+    last = first_row(sizes, steps, rows, batch, group + 1, groups)
+    return first, last, me % mates, mates
+
+
+@device
 def neighbours(sizes, starts, steps, i, reverse):
-    """Step i of the loop: its t, its rows, how many of them come from a step before (the others begin), that step's
-    start, and how many go on to a step behind (the others end)."""
+    """Step i of the loop: its t, its rows, how many of them come from a step before (the others begin), where that
+    step starts, and how many go on to one behind (the others end)."""
     t = steps - 1 - i if reverse else i
-    rows = sizes[t]
     before, after = (t + 1, t - 1) if reverse else (t - 1, t + 1)
+    rows = sizes[t]
     coming = min(rows, sizes[before]) if 0 <= before < steps else 0
     going = min(rows, sizes[after]) if 0 <= after < steps else 0
     return t, rows, coming, starts[before] if coming else 0, going
 
 
-def shape(cell: Cell, real: type) -> tuple[int, int, int, int]:
-    """Lanes of a vector, vectors of a gate panel, units of a panel, columns of a plain panel."""
-    lanes = VECTOR_BYTES // np.dtype(real).itemsize
-    vectors = 3 if cell.gates == 3 else 4
-    return lanes, vectors, lanes * vectors // cell.gates, 4 * lanes
+@device
+def panels_of(columns, width):
+    return (columns + width - 1) // width
 
 
 def forward_kernel(cell: Cell, real: type):
-    """The callback for one direction of one layer, forward, over :data:`FORWARD`."""
+    """The callback forward, over :data:`FORWARD`."""
     step, gates, slots, input_slot, shift = cell.forward, cell.gates, cell.slots, cell.input_slot, cell.shift
-    _, vectors, units, columns = shape(cell, real)
-    width = slots * units
-    gate_columns = gates * units
+    vectors, (units, columns) = _vectors(cell), widths(cell, np.dtype(real).itemsize)
+    lanes, width, wide = columns // 4, slots * units, gates * units
 
     def forward(table):
         a = carray(table, 1)[0]
-        steps, batch, rows, hidden, outputs = a.steps, a.batch, a.rows, a.hidden, a.outputs
-        inputs, y_row, reverse, projected, direct = a.inputs, a.y_row, a.reverse, a.projected, a.direct
-        team, me = (call(a.team_size), call(a.thread_number)) if a.barrier else (np.int32(1), np.int32(0))
+        steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
+        y_row, projected, direct = a.y_row, a.projected, a.direct
+        team = call(a.team_size) if a.barrier else np.int32(1)
+        me = call(a.thread_number) if a.barrier else np.int32(0)
         sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
-        x, h0, y, hn, cn = pointer(a.x, real), pointer(a.h0, real), pointer(a.y, real), pointer(a.hn, real), pointer(a.cn, real)
-        w_ih, w_hh, w_hr = pointer(a.w_ih, real), pointer(a.w_hh, real), pointer(a.w_hr, real)
-        b_ih, b_hh, bias = pointer(a.b_ih, real), pointer(a.b_hh, real), pointer(a.bias, real)
+        x, h0, w_ih, w_hh = pointer(a.x, real), pointer(a.h0, real), pointer(a.w_ih, real), pointer(a.w_hh, real)
+        y, hn, cn, z = pointer(a.y, real), pointer(a.hn, real), pointer(a.cn, real), pointer(a.gates, real)
         packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
-        packed_hr, full = pointer(a.packed_hr, real), pointer(a.full, real)
-        z, saved_h, saved_c = pointer(a.gates, real), pointer(a.states, real), pointer(a.cells, real)
-        panels = (hidden + units - 1) // units
-        output_panels = (outputs + columns - 1) // columns
-        scratch = at(pointer(a.scratch, real), me * 4 * columns)
+        packed_hr, full, short = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.short, real)
+        bias, b_ih, b_hh = pointer(a.bias, real), pointer(a.b_ih, real), pointer(a.b_hh, real)
+        scratch = at(pointer(a.scratch, real), me * 8 * columns)
+        panels, output_panels = panels_of(hidden, units), panels_of(outputs, columns)
+        short_row = output_panels * columns
 
-        # 1. Weights into panels; the biases to the slots they belong to.
-        p0, p1 = share(panels, me, team)
-        for p in range(p0, p1):
-            for k in range(width):
-                bias[p * width + k] = like(0.0, x[0])
-            if a.b_ih:
-                for g in range(gates):
-                    from_hh, from_ih = (g + shift) % gates * hidden, g * hidden
-                    for j in range(p * units, min(p * units + units, hidden)):
-                        bias[p * width + g * units + j - p * units] += b_hh[from_hh + j]
-                        bias[p * width + (g + input_slot) * units + j - p * units] += b_ih[from_ih + j]
+        # Weights into panels, and the biases into the slots that they belong to.
+        first, last = share(panels, me, team)
+        for p in range(first, last):
+            copy(at(bias, p * width), x, 0, width)
+            for g in range(gates if a.b_ih else 0):
+                for j in range(min(units, hidden - p * units)):
+                    at_hh, at_ih = p * width + g * units + j, p * width + (g + input_slot) * units + j
+                    bias[at_hh] += b_hh[(g + shift) % gates * hidden + p * units + j]
+                    bias[at_ih] += b_ih[g * hidden + p * units + j]
         if not direct:
-            pack_gates(packed_ih, w_ih, p0, p1, gates, units, hidden, inputs, 0)
-            pack_gates(packed_hh, w_hh, p0, p1, gates, units, hidden, outputs, shift)
+            pack_gates(packed_ih, w_ih, first, last, gates, units, hidden, inputs, 0, lanes)
+            pack_gates(packed_hh, w_hh, first, last, gates, units, hidden, outputs, shift, lanes)
         if projected:
-            c0, c1 = share(output_panels, me, team)
-            pack_gates(packed_hr, w_hr, c0, c1, 1, columns, outputs, hidden, 0)
+            first, last = share(output_panels, me, team)
+            pack_gates(packed_hr, pointer(a.w_hr, real), first, last, 1, columns, outputs, hidden, 0, lanes)
         if a.barrier:
             call(a.barrier)
 
-        # 2. The product of all inputs.
-        n0, n1 = share(rows, me, team)
-        for block in range(n0, n1, 64):
-            count = min(64, n1 - block)
-            for p in range(panels):
-                out = at(z, (p * rows + block) * width)
+        # The product with all inputs: rows are shared out, or panels where there are but a few rows.
+        first, last = (0, rows) if direct else share(rows, me, team)
+        first_panel, last_panel = share(panels, me, team) if direct else (0, panels)
+        for n in range(first, last, BLOCK):
+            count = min(BLOCK, last - n)
+            for p in range(first_panel, last_panel):
+                out, source = at(z, (p * rows + n) * width), at(x, n * inputs)
                 for r in range(count):
                     copy(at(out, r * width), at(bias, p * width), width, width)
-                source, target = at(x, block * inputs), at(out, input_slot * units)
+                out = at(out, input_slot * units)
                 if direct:
                     for r in range(count):
-                        dots(at(target, r * width), w_ih, at(source, r * inputs), p, gates, units, hidden, inputs, 0)
+                        dots(at(out, r * width), w_ih, at(source, r * inputs), p, gates, units, hidden, inputs, 0)
                 else:
-                    product(vectors, count, target, width, source, inputs, 1, at(packed_ih, p * inputs * gate_columns), gate_columns, inputs, True)
+                    w = at(packed_ih, p * inputs * wide)
+                    product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
         if a.barrier:
             call(a.barrier)
 
-        # 3. The steps.
-        r0, r1 = first_row(sizes, steps, rows, batch, me, team), first_row(sizes, steps, rows, batch, me + 1, team)
+        work = gates * hidden * outputs
+        first, end, mate, mates = partition(sizes, steps, rows, batch, work, me, team)
+        first_panel, last_panel = share(panels, mate, mates)
         for i in range(steps):
-            t, active, coming, before, going = neighbours(sizes, starts, steps, i, reverse)
-            start, last = starts[t], min(active, r1)
-            middle = max(r0, min(coming, last))
+            t, active, coming, before, going = neighbours(sizes, starts, steps, i, a.reverse)
+            start, last = starts[t], min(active, end)
+            middle = max(first, min(coming, last))
             previous = at(y, before * y_row)
-            for p in range(panels):
+            for p in range(first_panel, last_panel):
                 out = at(z, (p * rows + start) * width)
                 if direct:
-                    for r in range(r0, last):
-                        source = at(previous, r * y_row) if r < coming else at(h0, r * outputs)
-                        dots(at(out, r * width), w_hh, source, p, gates, units, hidden, outputs, shift)
+                    for r in range(first, last):
+                        h = at(previous, r * y_row) if r < coming else at(h0, r * outputs)
+                        dots(at(out, r * width), w_hh, h, p, gates, units, hidden, outputs, shift)
                 else:
-                    weights = at(packed_hh, p * outputs * gate_columns)
-                    product(vectors, middle - r0, at(out, r0 * width), width, at(previous, r0 * y_row), y_row, 1, weights, gate_columns, outputs, True)
-                    product(vectors, last - middle, at(out, middle * width), width, at(h0, middle * outputs), outputs, 1, weights, gate_columns, outputs, True)
-                count = min(units, hidden - p * units)
-                for r in range(r0, last):
-                    u = p * units
-                    s = at(out, r * width)
+                    w = at(packed_hh, p * outputs * wide)
+                    o, h = at(out, first * width), at(previous, first * y_row)
+                    product(vectors, middle - first, o, width, h, y_row, 1, w, wide, outputs, True)
+                    o, h = at(out, middle * width), at(h0, middle * outputs)
+                    product(vectors, last - middle, o, width, h, outputs, 1, w, wide, outputs, True)
+                u, count = p * units, min(units, hidden - p * units)
+                for r in range(first, last):
+                    s, n = at(out, r * width), start + r
+                    h_here, c_here = scratch, at(scratch, units)
                     if not projected:
-                        copy(scratch, at(previous, r * y_row + u) if r < coming else at(h0, r * outputs + u), count, units)
+                        source = at(previous, r * y_row + u) if r < coming else at(h0, r * outputs + u)
+                        copy(h_here, source, count, units)
                     if a.cn:
-                        copy(at(scratch, units), at(cn, r * hidden + u), count, units)
+                        copy(c_here, at(cn, r * hidden + u), count, units)
                     for j in range(units):
                         if slots == 4:
-                            s0, s1, s2, s3, h, c = step(s[j], s[units + j], s[2 * units + j], s[3 * units + j], scratch[j], scratch[units + j])
+                            s0, s1, s2, s3 = s[j], s[units + j], s[2 * units + j], s[3 * units + j]
+                            s0, s1, s2, s3, h_here[j], c_here[j] = step(s0, s1, s2, s3, h_here[j], c_here[j])
                             s[j], s[units + j], s[2 * units + j], s[3 * units + j] = s0, s1, s2, s3
                         else:
-                            _, _, _, _, h, c = step(s[j], s[j], s[j], s[j], scratch[j], scratch[units + j])
-                        scratch[j], scratch[units + j] = h, c
-                    n = start + r
-                    if projected:
-                        copy(at(full, r * hidden + u), scratch, count, count)
-                    else:
-                        copy(at(y, n * y_row + u), scratch, count, count)
+                            _, _, _, _, h_here[j], _ = step(s[j], s[j], s[j], s[j], h_here[j], s[j])
+                    copy(at(full, r * hidden + u) if projected else at(y, n * y_row + u), h_here, count, count)
                     if a.cn:
-                        copy(at(cn, r * hidden + u), at(scratch, units), count, count)
+                        copy(at(cn, r * hidden + u), c_here, count, count)
                     if a.cells:
-                        copy(at(saved_c, n * hidden + u), at(scratch, units), count, count)
+                        copy(at(pointer(a.cells, real), n * hidden + u), c_here, count, count)
+            if mates > 1:
+                call(a.barrier)
             if projected:
-                for p in range(output_panels):
+                first_short, last_short = share(output_panels, mate, mates)
+                for p in range(first_short, last_short):
+                    o, w = at(short, first * short_row + p * columns), at(packed_hr, p * hidden * columns)
+                    h = at(full, first * hidden)
+                    product(4, last - first, o, short_row, h, hidden, 1, w, columns, hidden, False)
                     count = min(columns, outputs - p * columns)
-                    for r in range(r0, last):
-                        product(4, 1, scratch, columns, at(full, r * hidden), hidden, 1, at(packed_hr, p * hidden * columns), columns, hidden, False)
-                        copy(at(y, (start + r) * y_row + p * columns), scratch, count, count)
-            for r in range(r0, last):
+                    for r in range(first, last):
+                        source = at(short, r * short_row + p * columns)
+                        copy(at(y, (start + r) * y_row + p * columns), source, count, count)
+                if mates > 1:
+                    call(a.barrier)
+            for r in range(first + mate, last, mates):
+                source = at(y, (start + r) * y_row)
                 if a.states:
-                    copy(at(saved_h, (start + r) * outputs), at(y, (start + r) * y_row), outputs, outputs)
+                    copy(at(pointer(a.states, real), (start + r) * outputs), source, outputs, outputs)
                 if r >= going:
-                    copy(at(hn, r * outputs), at(y, (start + r) * y_row), outputs, outputs)
+                    copy(at(hn, r * outputs), source, outputs, outputs)
 
-    forward.__qualname__ = forward.__name__ = f"forward_{cell.forward.__name__}_{np.dtype(real)}"
+    forward.__qualname__ = f"{step.__name__}_{np.dtype(real)}_{DIGEST}"
     return forward
 
 
 def backward_kernel(cell: Cell, real: type):
-    """The callback for one direction of one layer, backward, over :data:`BACKWARD`."""
+    """The callback backward, over :data:`BACKWARD`."""
     step, gates, slots, input_slot, shift = cell.backward, cell.gates, cell.slots, cell.input_slot, cell.shift
-    _, vectors, units, columns = shape(cell, real)
-    width = slots * units
-    gate_columns = gates * units
+    units, columns = widths(cell, np.dtype(real).itemsize)
+    width, wide = slots * units, gates * units
 
     def backward(table):
         a = carray(table, 1)[0]
-        steps, batch, rows, hidden, outputs = a.steps, a.batch, a.rows, a.hidden, a.outputs
-        inputs, dy_row, reverse, projected = a.inputs, a.dy_row, a.reverse, a.projected
-        team, me = (call(a.team_size), call(a.thread_number)) if a.barrier else (np.int32(1), np.int32(0))
+        steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
+        dy_row, projected = a.dy_row, a.projected
+        team = call(a.team_size) if a.barrier else np.int32(1)
+        me = call(a.thread_number) if a.barrier else np.int32(0)
         sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
         x, h0, c0, dy = pointer(a.x, real), pointer(a.h0, real), pointer(a.c0, real), pointer(a.dy, real)
-        w_ih, w_hh, w_hr = pointer(a.w_ih, real), pointer(a.w_hh, real), pointer(a.w_hr, real)
         z, saved_h, saved_c = pointer(a.gates, real), pointer(a.states, real), pointer(a.cells, real)
         dh, dc, dz, dx = pointer(a.dh, real), pointer(a.dc, real), pointer(a.d_gates, real), pointer(a.dx, real)
         packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
         packed_hr, full, d_full = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.d_full, real)
         x_panels, h_panels = pointer(a.x_panels, real), pointer(a.h_panels, real)
         y_panels, full_panels = pointer(a.y_panels, real), pointer(a.full_panels, real)
-        panels = (hidden + units - 1) // units
-        input_panels, output_panels = (inputs + columns - 1) // columns, (outputs + columns - 1) // columns
-        hidden_panels = (hidden + columns - 1) // columns
-        dh_row, full_row = output_panels * columns, hidden_panels * columns
         scratch = at(pointer(a.scratch, real), me * 8 * columns)
+        panels, input_panels = panels_of(hidden, units), panels_of(inputs, columns)
+        output_panels, full_panel_count = panels_of(outputs, columns), panels_of(hidden, columns)
+        dx_row, dh_row, full_row = input_panels * columns, output_panels * columns, full_panel_count * columns
 
-        # 1. Weights into panels.
-        pack_gate_rows(packed_hh, w_hh, me, team, gates, units, hidden, outputs, columns, shift)
+        # Weights into panels, and the operands of their gradients.
+        pack_gate_rows(packed_hh, pointer(a.w_hh, real), me, team, gates, units, hidden, outputs, columns, shift)
         if a.dx:
-            pack_gate_rows(packed_ih, w_ih, me, team, gates, units, hidden, inputs, columns, 0)
+            pack_gate_rows(packed_ih, pointer(a.w_ih, real), me, team, gates, units, hidden, inputs, columns, 0)
         if projected:
-            k0, k1 = share(outputs, me, team)
-            for k in range(k0, k1):
-                pack_row(at(packed_hr, k * columns), outputs, at(w_hr, k * hidden), hidden, hidden, columns)
+            first, last = share(outputs, me, team)
+            for k in range(first, last):
+                pack_row(packed_hr, k, outputs, at(pointer(a.w_hr, real), k * hidden), hidden, columns)
+        if a.dw_ih:
+            first, last = share(rows, me, team)
+            for n in range(first, last):
+                pack_row(x_panels, n, rows, at(x, n * inputs), inputs, columns)
+            for i in range(steps):
+                t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.reverse)
+                for r in range(me, active, team):
+                    h = at(saved_h, (before + r) * outputs) if r < coming else at(h0, r * outputs)
+                    pack_row(h_panels, starts[t] + r, rows, h, outputs, columns)
         if a.barrier:
             call(a.barrier)
 
-        # 2. The steps, last first.
-        r0, r1 = first_row(sizes, steps, rows, batch, me, team), first_row(sizes, steps, rows, batch, me + 1, team)
+        work = gates * hidden * outputs
+        first, end, mate, mates = partition(sizes, steps, rows, batch, work, me, team)
+        first_panel, last_panel = share(panels, mate, mates)
+        first_short, last_short = share(output_panels, mate, mates)
+        first_full, last_full = share(full_panel_count, mate, mates)
         for i in range(steps - 1, -1, -1):
-            t, active, coming, before, _ = neighbours(sizes, starts, steps, i, reverse)
-            start, last = starts[t], min(active, r1)
-            for r in range(r0, last):
-                n, d = start + r, at(dh, r * dh_row)
-                if a.dy:
-                    for j in range(outputs):
-                        d[j] += dy[n * dy_row + j]
-                if a.dw_ih:
-                    pack_row(at(x_panels, n * columns), rows, at(x, n * inputs), inputs, inputs, columns)
-                    source = at(saved_h, (before + r) * outputs) if r < coming else at(h0, r * outputs)
-                    pack_row(at(h_panels, n * columns), rows, source, outputs, outputs, columns)
-                if projected:
-                    pack_row(at(y_panels, n * columns), rows, d, outputs, outputs, columns)
-                    for p in range(hidden_panels):
-                        product(4, 1, at(d_full, r * full_row + p * columns), columns, d, outputs, 1, at(packed_hr, p * outputs * columns), columns, outputs, False)
-                    for j in range(outputs):
-                        d[j] = like(0.0, d[0])
-            for p in range(panels):
+            t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.reverse)
+            start, last = starts[t], min(active, end)
+            if projected:
+                for r in range(first + mate, last, mates):
+                    for j in range(outputs if a.dy else 0):
+                        dh[r * dh_row + j] += dy[(start + r) * dy_row + j]
+                    pack_row(y_panels, start + r, rows, at(dh, r * dh_row), outputs, columns)
+                if mates > 1:
+                    call(a.barrier)
+                for p in range(first_full, last_full):
+                    o, w = at(d_full, first * full_row + p * columns), at(packed_hr, p * outputs * columns)
+                    d = at(dh, first * dh_row)
+                    product(4, last - first, o, full_row, d, dh_row, 1, w, columns, outputs, False)
+                if mates > 1:
+                    call(a.barrier)
+                for r in range(first + mate, last, mates):
+                    copy(at(dh, r * dh_row), dh, 0, dh_row)
+            for p in range(first_panel, last_panel):
                 u, count = p * units, min(units, hidden - p * units)
-                for r in range(r0, last):
+                for r in range(first, last):
                     n = start + r
                     s, d = at(z, (p * rows + n) * width), at(dz, (p * rows + n) * width)
-                    dh_here = at(d_full, r * full_row + u) if projected else at(dh, r * dh_row + u)
-                    if not projected:
-                        copy(scratch, at(saved_h, (before + r) * outputs + u) if r < coming else at(h0, r * outputs + u), count, units)
-                        copy(at(scratch, 2 * units), at(saved_h, n * outputs + u), count, units)
+                    h_before, c_before, h_here, c_here = (
+                        scratch,
+                        at(scratch, units),
+                        at(scratch, 2 * units),
+                        at(scratch, 3 * units),
+                    )
+                    dh_here, dc_here = at(scratch, 4 * units), at(scratch, 5 * units)
+                    if projected:
+                        copy(dh_here, at(d_full, r * full_row + u), count, units)
+                    else:
+                        source = at(saved_h, (before + r) * outputs + u) if r < coming else at(h0, r * outputs + u)
+                        copy(h_before, source, count, units)
+                        copy(h_here, at(saved_h, n * outputs + u), count, units)
+                        copy(dh_here, at(dh, r * dh_row + u), count, units)
+                        if a.dy:
+                            copy(at(scratch, 6 * units), at(dy, n * dy_row + u), count, units)
+                            for j in range(units):
+                                dh_here[j] += scratch[6 * units + j]
                     if a.cells:
-                        copy(at(scratch, units), at(saved_c, (before + r) * hidden + u) if r < coming else at(c0, r * hidden + u), count, units)
-                        copy(at(scratch, 3 * units), at(saved_c, n * hidden + u), count, units)
-                        copy(at(scratch, 5 * units), at(dc, r * hidden + u), count, units)
-                    copy(at(scratch, 4 * units), dh_here, count, units)
+                        source = at(saved_c, (before + r) * hidden + u) if r < coming else at(c0, r * hidden + u)
+                        copy(c_before, source, count, units)
+                        copy(c_here, at(saved_c, n * hidden + u), count, units)
+                        copy(dc_here, at(dc, r * hidden + u), count, units)
                     for j in range(units):
+                        s0 = s1 = s2 = s3 = h_here[j]
                         if slots == 4:
                             s0, s1, s2, s3 = s[j], s[units + j], s[2 * units + j], s[3 * units + j]
-                        else:
-                            s0 = s1 = s2 = s3 = scratch[j]
                         d0, d1, d2, d3, to_h, to_c, h = step(
-                            s0, s1, s2, s3, scratch[j], scratch[units + j], scratch[2 * units + j],
-                            scratch[3 * units + j], scratch[4 * units + j], scratch[5 * units + j])
+                            s0, s1, s2, s3, h_before[j], c_before[j], h_here[j], c_here[j], dh_here[j], dc_here[j]
+                        )
+                        d[j] = d0
                         if slots == 4:
-                            d[j], d[units + j], d[2 * units + j], d[3 * units + j] = d0, d1, d2, d3
-                        else:
-                            d[j] = d0
-                        scratch[2 * units + j], scratch[4 * units + j], scratch[5 * units + j] = h, to_h, to_c
+                            d[units + j], d[2 * units + j], d[3 * units + j] = d1, d2, d3
+                        h_here[j], dh_here[j], dc_here[j] = h, to_h, to_c
                     if projected:
-                        copy(at(full, n * hidden + u), at(scratch, 2 * units), count, count)
+                        copy(at(full, n * hidden + u), h_here, count, count)
                     else:
-                        copy(dh_here, at(scratch, 4 * units), count, count)
+                        copy(at(dh, r * dh_row + u), dh_here, count, count)
                     if a.cells:
-                        copy(at(dc, r * hidden + u), at(scratch, 5 * units), count, count)
-            for c in range(output_panels):
+                        copy(at(dc, r * hidden + u), dc_here, count, count)
+            if mates > 1:
+                call(a.barrier)
+            for c in range(first_short, last_short):
                 for p in range(panels):
-                    weights = at(packed_hh, (c * panels + p) * gate_columns * columns)
-                    source = at(dz, (p * rows + start + r0) * width)
-                    product(4, last - r0, at(dh, r0 * dh_row + c * columns), dh_row, source, width, 1, weights, columns, gate_columns, True)
-            if projected:
-                for r in range(r0, last):
-                    n = start + r
-                    pack_row(at(full_panels, n * columns), rows, at(full, n * hidden), hidden, hidden, columns)
+                    w, d = at(packed_hh, (c * panels + p) * wide * columns), at(dz, (p * rows + start + first) * width)
+                    o = at(dh, first * dh_row + c * columns)
+                    product(4, last - first, o, dh_row, d, width, 1, w, columns, wide, True)
+            if mates > 1:
+                call(a.barrier)
         if a.barrier:
             call(a.barrier)
 
-        # 3. The products over all rows.
+        # The products over the rows of all steps.
         if a.dx:
-            n0, n1 = share(rows, me, team)
-            for block in range(n0, n1, 64):
-                count = min(64, n1 - block)
+            first, last = share(rows, me, team)
+            for n in range(first, last, BLOCK):
+                count = min(BLOCK, last - n)
                 for c in range(input_panels):
                     for p in range(panels):
-                        source = at(dz, (p * rows + block) * width + input_slot * units)
-                        weights = at(packed_ih, (c * panels + p) * gate_columns * columns)
-                        out = at(dx, (block * input_panels + c) * columns)
-                        product(4, count, out, input_panels * columns, source, width, 1, weights, columns, gate_columns, p > 0)
+                        d = at(dz, (p * rows + n) * width + input_slot * units)
+                        w = at(packed_ih, (c * panels + p) * wide * columns)
+                        o = at(dx, n * dx_row + c * columns)
+                        product(4, count, o, dx_row, d, width, 1, w, columns, wide, p > 0)
+        if projected and a.dw_ih:
+            first, last = share(rows, me, team)
+            for n in range(first, last):
+                pack_row(full_panels, n, rows, at(full, n * hidden), hidden, columns)
+            if a.barrier:
+                call(a.barrier)
+            first, last = share(output_panels * columns // ROWS_OF_4, me, team)
+            for n in range(0, rows, DEPTH):
+                depth = min(DEPTH, rows - n)
+                for item in range(first, last):
+                    k = item * ROWS_OF_4
+                    source = at(y_panels, (k // columns * rows + n) * columns + k % columns)
+                    for c in range(full_panel_count):
+                        o, w = (
+                            at(pointer(a.dw_hr, real), k * full_row + c * columns),
+                            at(full_panels, (c * rows + n) * columns),
+                        )
+                        product(4, ROWS_OF_4, o, full_row, source, 1, columns, w, columns, depth, n > 0)
         if a.dw_ih:
             dw_ih, dw_hh = pointer(a.dw_ih, real), pointer(a.dw_hh, real)
             first, last = share(panels * gates, me, team)
-            for k0 in range(0, rows, DEPTH):
-                depth = min(DEPTH, rows - k0)
+            for n in range(0, rows, DEPTH):
+                depth = min(DEPTH, rows - n)
                 for item in range(first, last):
                     p, g = item // gates, item % gates
-                    source = at(dz, (p * rows + k0) * width + g * units)
-                    row = g * panels * units + p * units
-                    for c in range(input_panels):
-                        out = at(dw_ih, (row * input_panels + c) * columns)
-                        product(4, units, out, input_panels * columns, at(source, input_slot * units), 1, width, at(x_panels, (c * rows + k0) * columns), columns, depth, k0 > 0)
+                    d = at(dz, (p * rows + n) * width + g * units)
                     row = (g + shift) % gates * panels * units + p * units
                     for c in range(output_panels):
-                        out = at(dw_hh, (row * output_panels + c) * columns)
-                        product(4, units, out, output_panels * columns, source, 1, width, at(h_panels, (c * rows + k0) * columns), columns, depth, k0 > 0)
+                        o, w = at(dw_hh, row * dh_row + c * columns), at(h_panels, (c * rows + n) * columns)
+                        product(4, units, o, dh_row, d, 1, width, w, columns, depth, n > 0)
+                    d, row = at(d, input_slot * units), g * panels * units + p * units
+                    for c in range(input_panels):
+                        o, w = at(dw_ih, row * dx_row + c * columns), at(x_panels, (c * rows + n) * columns)
+                        product(4, units, o, dx_row, d, 1, width, w, columns, depth, n > 0)
             if a.db_ih:
-                db_ih, db_hh = pointer(a.db_ih, real), pointer(a.db_hh, real)
                 for item in range(first, last):
                     p, g = item // gates, item % gates
-                    add_columns(at(db_ih, (g * panels + p) * units), scratch, at(dz, p * rows * width + (g + input_slot) * units), rows, width, units)
-                    add_columns(at(db_hh, ((g + shift) % gates * panels + p) * units), scratch, at(dz, p * rows * width + g * units), rows, width, units)
-            if projected:
-                dw_hr = pointer(a.dw_hr, real)
-                first, last = share(output_panels, me, team)
-                for k0 in range(0, rows, DEPTH):
-                    depth = min(DEPTH, rows - k0)
-                    for p in range(first, last):
-                        for c in range(hidden_panels):
-                            out = at(dw_hr, (p * columns * hidden_panels + c) * columns)
-                            product(4, columns, out, full_row, at(y_panels, (p * rows + k0) * columns), 1, columns, at(full_panels, (c * rows + k0) * columns), columns, depth, k0 > 0)
+                    d = at(dz, p * rows * width + g * units)
+                    o = at(pointer(a.db_hh, real), ((g + shift) % gates * panels + p) * units)
+                    add_columns(o, scratch, d, rows, width, units)
+                    o = at(pointer(a.db_ih, real), (g * panels + p) * units)
+                    add_columns(o, scratch, at(d, input_slot * units), rows, width, units)
 
-    backward.__qualname__ = backward.__name__ = f"backward_{cell.backward.__name__}_{np.dtype(real)}"
+    backward.__qualname__ = f"{step.__name__}_{np.dtype(real)}_{DIGEST}"
     return backward

@@ -1,75 +1,79 @@
-"""Fused kernels compiled by Numba at first use.  The kernels: :mod:`fastrnn.kernels.numba_scan`.
+"""Fused kernels that Numba compiles at first use: the same equations where there is no C++ core.
 
-This module gives the kernels dense tensors and room to work in, and starts them on the threads that torch itself
-uses.  Numba is imported with the first call, never with fastrnn.
+Thin: it hands the kernels of :mod:`fastrnn.kernels.numba_scan` dense tensors and room to work in, and starts them on
+the threads that torch itself uses.  Numba is imported when the backend is first asked for.  bfloat16 and float16 run in
+float32.  Interface: :mod:`fastrnn.backends`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import importlib.util
 import os
+import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.cells import CELLS, split_weights
+from fastrnn.cells import CELLS, Weights, split_weights
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Below so many multiplications a call runs on the calling thread: waking the others costs a few microseconds.
-SERIAL_WORK = 1 << 18
-# Up to so many rows the weights are read where they lie; for more, copying them into panels pays.
+# Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
+SERIAL_WORK = 1 << 20
+# Up to so many rows of all steps the weights are read where they lie; for more, copying them into panels pays.
 DIRECT_ROWS = 4
+# Seconds of compilation after which a line says what is going on.  Loading from Numba's cache takes a tenth of one.
+PATIENCE = 1.0
 
 
 @functools.cache
 def unavailable() -> str | None:
-    if sys.byteorder != "little":
-        return "the Numba kernels are written for little-endian machines; use another backend"
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed: pip install 'fastrnn[numba]'"
-    return None
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # Numba refuses a NumPy too new for it with an error of its own at import
+        return f"Numba cannot be imported ({error}); pip install 'fastrnn[numba]'"
+    return None if sys.byteorder == "little" else "its exponential reads the bits of little-endian numbers"
 
 
 def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
-        return f"the Numba kernels run on the CPU, not on {device.type}"
-    return None if dtype in DTYPES else f"{dtype} is not one of {', '.join(map(str, DTYPES))}"
+        return f"it runs on the CPU, the tensors are on {device}"
+    return None if dtype in DTYPES else f"it serves floating point dtypes of 16 to 64 bits, not {dtype}"
 
 
 @functools.cache
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP library that torch has loaded, by the calls that GCC's and LLVM's share.
+    """The OpenMP library that torch has loaded, by the calls that GCC's and LLVM's have in common, else None.
 
-    Its team is the one that torch's own operators run on.  A pool of our own would compete with it: after each
-    operator the team spins for milliseconds on cores that ours then wants (measured: 12 ms instead of 5).
+    On its threads run torch's own operators.  A pool of our own would compete with them: behind every operator they
+    spin for milliseconds on cores that the pool then wants (a product of 5 ms on such a pool took 12 behind one).
+    Numba's own parallel loops would be no better: with its `workqueue` two threads that call at once end the process,
+    and so does, with its `omp`, a call in a forked child.
     """
     for name in (None, "libgomp.so.1", "libomp.dylib", "libiomp5.dylib", "libiomp5.so"):
-        try:
-            library = ctypes.CDLL(name, mode=getattr(os, "RTLD_NOLOAD", 0)) if name else ctypes.CDLL(None)
-            if all(hasattr(library, call) for call in ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num")):
-                return library
-        except (OSError, TypeError):  # not loaded; Windows cannot look through the whole process
+        try:  # NOLOAD: a second runtime beside torch's is what must not be
+            library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD if name else ctypes.DEFAULT_MODE)
+        except (OSError, TypeError, AttributeError):  # not loaded; or Windows, where torch's has none of these calls
             continue
+        if hasattr(library, "GOMP_parallel") and hasattr(library, "GOMP_barrier"):
+            return library
     return None
 
 
-_forked = False
+_in_forked_child = False
 
 
 def _after_fork() -> None:
-    # OpenMP's threads do not come along into a child, and waking them there would wait for ever.
-    global _forked
-    _forked = True
+    global _in_forked_child
+    _in_forked_child = True  # the threads did not come along, and OpenMP would wait for them for ever
 
 
 if hasattr(os, "register_at_fork"):
@@ -77,113 +81,168 @@ if hasattr(os, "register_at_fork"):
 
 
 def threads() -> int:
-    """Threads a large call runs on in this process."""
-    return 1 if _forked or _openmp() is None else torch.get_num_threads()
+    """The number of threads that a large call runs on in this process."""
+    return 1 if _in_forked_child or _openmp() is None else torch.get_num_threads()
 
 
-class Kernel:
-    """One compiled callback and how to start it."""
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    """Says on stderr what is being compiled, if it takes long."""
+    line = f"fastrnn: compiling the {what} kernel with Numba; later processes load it from Numba's cache"
+    timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
-    def __init__(self, address: int, table) -> None:
+
+def _compile(function: Callable[..., None], signature: object, options: dict[str, Any]) -> Any:
+    """Numba's callback, from its cache on disk where it is there; compiled and put there where it is not."""
+    from numba import cfunc
+
+    try:
+        return cfunc(signature, cache=True, **options)(function)
+    except (RuntimeError, OSError) as error:  # Numba found no folder, or could not write to the one it found
+        warnings.warn(
+            f"fastrnn's Numba kernels cannot be kept on disk ({error}), so every process compiles them again: "
+            "set NUMBA_CACHE_DIR to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return cfunc(signature, **options)(function)
+
+
+class _Kernel:
+    """A compiled callback over a table of 64-bit fields, and how to start it.  ctypes releases the GIL around it."""
+
+    def __init__(self, address: int, fields: tuple[str, ...]) -> None:
+        self.fields, self.pack = fields, struct.Struct(f"{len(fields)}q").pack
         self.address = address
-        self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        self.names = table.names
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
-    def run(self, work: int, values: dict[str, Tensor | int | None]) -> None:
-        """Fill the table with sizes and with the addresses of tensors (0 for None), and run; the GIL is released."""
-        team = threads() if work > SERIAL_WORK else 1
-        if team > 1:
-            library = _openmp()
-            for name, call in (
-                ("team_size", library.omp_get_num_threads),
-                ("thread_number", library.omp_get_thread_num),
-                ("barrier", library.GOMP_barrier),
-            ):
-                values[name] = ctypes.cast(call, ctypes.c_void_p).value
-        table = (ctypes.c_int64 * len(self.names))(*[_number(values.get(name)) for name in self.names])
-        if team > 1:
+    def run(self, team: int, values: dict[str, int]) -> None:
+        library = _openmp() if team > 1 else None
+        calls = (library.omp_get_num_threads, library.omp_get_thread_num, library.GOMP_barrier) if library else (0,) * 3
+        for name, call in zip(("team_size", "thread_number", "barrier"), calls, strict=True):
+            values[name] = ctypes.cast(call, ctypes.c_void_p).value or 0 if library else 0
+        table = self.pack(*map(values.__getitem__, self.fields))
+        if library:
             library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
         else:
-            self.call(ctypes.addressof(table))
-
-
-def _number(value: Tensor | int | None) -> int:
-    return value.data_ptr() if isinstance(value, Tensor) else int(value or 0)
+            self.call(table)
 
 
 @functools.cache
-def _kernel(mode: str, name: str, dtype: torch.dtype) -> Kernel:
-    """The kernel ``name`` of a cell, loaded from Numba's cache on disk or compiled into it."""
+def _kernel(mode: str, which: str, dtype: torch.dtype) -> _Kernel:
+    """The kernel ``forward`` or ``backward`` of a cell."""
     import numpy as np
-    from numba import cfunc, from_dtype, types
+    from numba import from_dtype, types
 
     from fastrnn.kernels import numba_cells, numba_scan
 
-    real = np.float32 if dtype == torch.float32 else np.float64
     make, table = {
         "forward": (numba_scan.forward_kernel, numba_scan.FORWARD),
         "backward": (numba_scan.backward_kernel, numba_scan.BACKWARD),
-    }[name]
-    function = make(numba_cells.CELLS[mode], real)
+    }[which]
+    function = make(numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64)
     signature = types.void(types.CPointer(from_dtype(table)))
-    return Kernel(cfunc(signature, cache=True, **numba_cells.OPTIONS)(function).address, table)
+    with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
+        compiled = _compile(function, signature, numba_cells.OPTIONS)
+    return _Kernel(compiled.address, table.names)
+
+
+@functools.lru_cache(64)
+def _even_steps(steps: int, batch: int) -> tuple[Tensor, Tensor]:
+    return _steps(torch.full((steps,), batch))
+
+
+def _steps(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of each step and where they start."""
+    sizes = sizes.contiguous()
+    return sizes, sizes.cumsum(0) - sizes
+
+
+def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
 
 
 class _Layer:
-    """Sizes and dense tensors of a call, in the dtype the kernels run in."""
+    """The sizes of a call and its inputs, dense and in the dtype that the kernels run in."""
 
-    def __init__(self, mode, x, batch_sizes, h0, c0, weights) -> None:
+    def __init__(
+        self,
+        mode: str,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        h0: Tensor,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> None:
         from fastrnn.kernels import numba_cells, numba_scan
 
-        self.mode, self.dtype = mode, torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.dtype = dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.itemsize = 8 if dtype == torch.float64 else 4
         self.cell = numba_cells.CELLS[mode]
         self.directions, self.batch, self.outputs = h0.shape
-        self.hidden = self.outputs if c0 is None else c0.shape[-1]
-        self.x = self.dense(x)
+        self.hidden = self.outputs if c0 is None else c0.shape[2]
         self.inputs = x.shape[-1]
-        self.rows = self.x.numel() // self.inputs
-        if batch_sizes is None:
-            batch_sizes = torch.full((x.shape[0],), self.batch)
-        self.sizes = batch_sizes.contiguous()
-        self.starts = self.sizes.cumsum(0) - self.sizes
-        self.h0 = self.dense(h0)
-        self.c0 = None if c0 is None else self.dense(c0)
-        self.weights = [own._make(map(self.dense, own)) for own in split_weights(weights, self.directions)]
-        self.lanes, _, self.units, self.columns = numba_scan.shape(
-            self.cell, "float32" if self.dtype == torch.float32 else "float64"
-        )
+        self.sizes, self.starts = _even_steps(len(x), self.batch) if batch_sizes is None else _steps(batch_sizes)
+        self.rows = len(x) * self.batch if batch_sizes is None else len(x)
+        self.x, self.h0 = _dense(x, dtype), _dense(h0, dtype)
+        self.c0 = None if c0 is None else _dense(c0, dtype)
+        self.weights = split_weights([_dense(w, dtype) for w in weights], self.directions)
+        self.units, self.columns = numba_scan.widths(self.cell, self.itemsize)
         self.panels = -(-self.hidden // self.units)
-
-    def dense(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().to(self.dtype).contiguous()
+        work = self.rows * self.cell.gates * self.hidden * (self.inputs + self.outputs)
+        self.team = threads() if work > SERIAL_WORK else 1
 
     def room(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
 
     def wide(self, columns: int) -> int:
-        """``columns`` up to whole panels."""
+        """``columns``, up to whole panels."""
         return -(-columns // self.columns) * self.columns
 
-    def work(self) -> int:
-        return self.rows * self.cell.gates * self.hidden * (self.inputs + self.outputs)
+    def part(self, tensor: Tensor | None, d: int, distance: int | None = None) -> int:
+        """Address of direction ``d`` in a tensor that begins with them, or has them at a distance; 0 for none."""
+        if tensor is None:
+            return 0
+        each = tensor.numel() // self.directions if distance is None else distance
+        return tensor.data_ptr() + d * each * self.itemsize
 
-    def table(self, d: int) -> dict[str, Tensor | int | None]:
-        """What both kernels are given, for one direction."""
-        own = self.weights[d]
+    def table(self, own: Weights, d: int) -> dict[str, int]:
+        """What both kernels want to know of a direction."""
+        w_ih, w_hh, b_ih, b_hh, w_hr = own
         return {
             "steps": len(self.sizes), "batch": self.batch, "rows": self.rows, "inputs": self.inputs,
-            "hidden": self.hidden, "outputs": self.outputs, "reverse": d, "projected": own.w_hr is not None,
-            "sizes": self.sizes, "starts": self.starts, "x": self.x, "h0": self.h0[d],
-            "w_ih": own.w_ih, "w_hh": own.w_hh, "w_hr": own.w_hr, "b_ih": own.b_ih, "b_hh": own.b_hh,
+            "hidden": self.hidden, "outputs": self.outputs, "reverse": d, "projected": w_hr is not None,
+            "sizes": self.sizes.data_ptr(), "starts": self.starts.data_ptr(),
+            "x": self.x.data_ptr(), "h0": self.part(self.h0, d),
+            "w_ih": w_ih.data_ptr(), "w_hh": w_hh.data_ptr(), "w_hr": 0 if w_hr is None else w_hr.data_ptr(),
+            "b_ih": 0 if b_ih is None else b_ih.data_ptr(), "b_hh": 0 if b_hh is None else b_hh.data_ptr(),
         }  # fmt: skip
 
-    def gates_to_saved(self, gates: Tensor) -> Tensor:
-        """(panels, N, slots, U) without the units that only fill the last panel: (N, slots, H)."""
+    def work_room(self, **counts: int) -> tuple[Tensor, dict[str, int]]:
+        """One tensor with room for all, so many values for each, and each one's address (0 where it has none)."""
+        counts = {name: -(-count // 16) * 16 for name, count in counts.items()}  # on cache lines of their own
+        buffer = self.room(sum(counts.values()))
+        address, addresses = buffer.data_ptr(), {}
+        for name, count in counts.items():
+            addresses[name] = address if count else 0
+            address += count * self.itemsize
+        return buffer, addresses
+
+    # The kernels' gates are (panels, N, slots, U).  Where the units do not fill the last panel, (N, slots, H) is saved.
+    def to_saved(self, gates: Tensor) -> Tensor:
         return gates.permute(1, 2, 0, 3).flatten(2)[..., : self.hidden].flatten(1)
 
-    def saved_to_gates(self, saved: Tensor) -> Tensor:
-        spare = self.panels * self.units - self.hidden
-        gates = F.pad(saved.view(self.rows, self.cell.slots, self.hidden), (0, spare))
+    def from_saved(self, saved: Tensor) -> Tensor:
+        gates = saved.view(self.rows, self.cell.slots, self.hidden)
+        gates = F.pad(gates, (0, self.panels * self.units - self.hidden))
         return gates.view(self.rows, self.cell.slots, self.panels, self.units).permute(2, 0, 1, 3).contiguous()
 
 
@@ -198,40 +257,42 @@ def forward(
 ) -> Forward:
     """See :mod:`fastrnn.backends`."""
     layer = _Layer(mode, x, batch_sizes, h0, c0, weights)
-    directions, rows, hidden, outputs, room = layer.directions, layer.rows, layer.hidden, layer.outputs, layer.room
-    y = room(rows, directions * outputs)
-    hn = room(*h0.shape)
-    cn = room(0) if c0 is None else layer.c0.clone()
-    kept = len(CELLS[mode].saved) if save else 0
-    gates = room(directions, rows, kept * hidden) if kept else room(0)
-    cells = room(directions, rows, hidden) if save and c0 is not None else room(0)
-    states = room(directions, rows, outputs) if save else room(0)
     kernel = _kernel(mode, "forward", layer.dtype)
-    gate_columns = layer.cell.gates * layer.panels * layer.units
-    fits = kept and hidden == layer.panels * layer.units
-    for d in range(directions):
-        own = gates[d] if fits else room(layer.panels, rows, layer.cell.slots, layer.units)
-        values = layer.table(d)
-        direct = rows <= DIRECT_ROWS
+    directions, rows, hidden, outputs, room = layer.directions, layer.rows, layer.hidden, layer.outputs, layer.room
+    y, hn = room(*x.shape[:-1], directions * outputs), room(*h0.shape)
+    cn = None if layer.c0 is None else layer.c0.detach().clone()
+    kept = len(CELLS[mode].saved) if save else 0
+    gates = room(directions, rows, kept * hidden) if kept else None
+    cells = room(directions, rows, hidden) if save and cn is not None else None
+    states = room(directions, rows, outputs) if save else None
+    padded = layer.panels * layer.units
+    direct = rows <= DIRECT_ROWS
+    packed = 0 if direct else layer.cell.gates * padded
+    for d, own in enumerate(layer.weights):
+        projected = own.w_hr is not None
+        values = layer.table(own, d)
+        in_place = kept and padded == hidden
+        own_gates = gates[d] if in_place else room(layer.panels, rows, layer.cell.slots, layer.units)
+        buffer, addresses = layer.work_room(
+            bias=layer.cell.slots * padded, packed_ih=packed * layer.inputs, packed_hh=packed * outputs,
+            packed_hr=layer.wide(outputs) * hidden if projected else 0,
+            full=layer.batch * hidden if projected else 0,
+            short=layer.batch * layer.wide(outputs) if projected else 0, scratch=layer.team * 8 * layer.columns,
+        )  # fmt: skip
         values.update(
-            y=y[:, d * outputs :] if rows else y, y_row=directions * outputs, hn=hn[d],
-            cn=None if c0 is None else cn[d],
-            states=states[d] if save else None, cells=cells[d] if save and c0 is not None else None, gates=own,
-            direct=direct, bias=room(layer.panels * layer.cell.slots * layer.units),
-            packed_ih=None if direct else room(gate_columns * layer.inputs),
-            packed_hh=None if direct else room(gate_columns * outputs),
-            packed_hr=room(layer.wide(outputs) * hidden) if values["projected"] else None,
-            full=room(layer.batch, hidden) if values["projected"] else None,
-            scratch=room(torch.get_num_threads() * 4 * layer.columns),
+            addresses, y=layer.part(y, d, outputs), y_row=directions * outputs, hn=layer.part(hn, d),
+            cn=layer.part(cn, d), states=layer.part(states, d), cells=layer.part(cells, d),
+            gates=own_gates.data_ptr(), direct=direct,
         )  # fmt: skip
         if layer.batch:
-            kernel.run(layer.work(), values)
-            if kept and not fits:
-                gates[d] = layer.gates_to_saved(own)
-    narrow = x.dtype
-    y = y.view(*x.shape[:-1], directions * outputs)
-    saved = Saved(gates.to(narrow), cells, states.to(narrow))
-    return Forward(y.to(narrow), hn.to(narrow), cn.to(narrow), saved)
+            kernel.run(layer.team, values)
+        if gates is not None and not in_place:
+            gates[d] = layer.to_saved(own_gates)
+        del buffer
+    empty = x.new_empty(0)
+    narrow = [empty if t is None else t if t.dtype == x.dtype else t.to(x.dtype) for t in (y, hn, cn, gates, states)]
+    y, hn, cn, gates, states = narrow
+    return Forward(y, hn, cn, Saved(gates, room(0) if cells is None else cells, states))
 
 
 def backward(
@@ -250,65 +311,66 @@ def backward(
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
     layer = _Layer(mode, x, batch_sizes, h0, c0, weights)
-    rows, batch, hidden, outputs, inputs = layer.rows, layer.batch, layer.hidden, layer.outputs, layer.inputs
-    room, cell, wide = layer.room, layer.cell, layer.wide
-    dy, states, cells = layer.dense(grad_y), layer.dense(saved.hidden), layer.dense(saved.cells)
-    dh0 = torch.zeros_like(layer.h0) if grad_hn is None else layer.dense(grad_hn).clone()
-    dc0 = None if c0 is None else torch.zeros_like(layer.c0) if grad_cn is None else layer.dense(grad_cn).clone()
-    dx = torch.zeros(rows, inputs, dtype=layer.dtype) if need_x else None
-    grads: list[Tensor] = []
     kernel = _kernel(mode, "backward", layer.dtype)
+    rows, batch, hidden, outputs, inputs = layer.rows, layer.batch, layer.hidden, layer.outputs, layer.inputs
+    room, cell, wide, part = layer.room, layer.cell, layer.wide, layer.part
+    dy = None if grad_y is None else _dense(grad_y, layer.dtype)
+    gates, cells, states = (_dense(t, layer.dtype) for t in saved)
+    dh0 = torch.zeros_like(layer.h0) if grad_hn is None else _dense(grad_hn, layer.dtype).clone()
+    dc0 = layer.c0
+    if dc0 is not None:
+        dc0 = torch.zeros_like(dc0) if grad_cn is None else _dense(grad_cn, layer.dtype).clone()
+    dx: Tensor | None = None
+    grads: list[Tensor] = []
     padded = layer.panels * layer.units
     depth = cell.gates * padded
     for d, own in enumerate(layer.weights):
-        values = layer.table(d)
-        projected = own.w_hr is not None
-        gates = layer.dense(saved.gates[d]) if CELLS[mode].saved else None
-        if gates is not None and padded != hidden:
-            gates = layer.saved_to_gates(gates)
+        biased, projected = need_weights and own.b_ih is not None, own.w_hr is not None
+        own_gates = None
+        if CELLS[mode].saved:
+            own_gates = gates[d] if padded == hidden else layer.from_saved(gates[d])
         dh = F.pad(dh0[d], (0, wide(outputs) - outputs))
         own_dx = room(rows, wide(inputs)) if need_x else None
-        dw_ih = dw_hh = dw_hr = db_ih = db_hh = None
-        if need_weights:
-            dw_ih, dw_hh = room(depth, wide(inputs)), room(depth, wide(outputs))
-            if own.b_ih is not None:
-                db_ih, db_hh = room(depth), room(depth)
-            if projected:
-                dw_hr = room(wide(outputs), wide(hidden))
+        dw_ih = room(depth, wide(inputs)) if need_weights else None
+        dw_hh = room(depth, wide(outputs)) if need_weights else None
+        dw_hr = room(wide(outputs), wide(hidden)) if need_weights and projected else None
+        db_ih, db_hh = (room(depth), room(depth)) if biased else (None, None)
+        buffer, addresses = layer.work_room(
+            d_gates=rows * cell.slots * padded, packed_hh=depth * wide(outputs),
+            packed_ih=depth * wide(inputs) if need_x else 0, packed_hr=outputs * wide(hidden) if projected else 0,
+            x_panels=rows * wide(inputs) if need_weights else 0, h_panels=rows * wide(outputs) if need_weights else 0,
+            y_panels=rows * wide(outputs) if projected else 0, full_panels=rows * wide(hidden) if projected else 0,
+            full=rows * hidden if projected else 0, d_full=batch * wide(hidden) if projected else 0,
+            scratch=layer.team * 8 * layer.columns,
+        )  # fmt: skip
+        found = {"dx": own_dx, "dw_ih": dw_ih, "dw_hh": dw_hh, "db_ih": db_ih, "db_hh": db_hh, "dw_hr": dw_hr}
+        values = layer.table(own, d)
         values.update(
-            c0=None if c0 is None else layer.c0[d], gates=gates, cells=None if c0 is None else cells[d],
-            states=states[d], dy=None if dy is None else dy.view(rows, layer.directions * outputs)[:, d * outputs :],
-            dy_row=layer.directions * outputs, dh=dh, dc=None if dc0 is None else dc0[d],
-            d_gates=room(layer.panels * rows * cell.slots * layer.units), dx=own_dx, dw_ih=dw_ih, dw_hh=dw_hh,
-            dw_hr=dw_hr, db_ih=db_ih, db_hh=db_hh,
-            packed_ih=room(depth * wide(inputs)) if need_x else None, packed_hh=room(depth * wide(outputs)),
-            packed_hr=room(outputs * wide(hidden)) if projected else None,
-            x_panels=room(rows * wide(inputs)) if need_weights else None,
-            h_panels=room(rows * wide(outputs)) if need_weights else None,
-            y_panels=room(rows * wide(outputs)) if projected else None,
-            full_panels=room(rows * wide(hidden)) if projected else None,
-            full=room(rows, hidden) if projected else None, d_full=room(batch, wide(hidden)) if projected else None,
-            scratch=room(torch.get_num_threads() * 8 * layer.columns),
+            addresses, c0=part(layer.c0, d), gates=0 if own_gates is None else own_gates.data_ptr(),
+            cells=0 if dc0 is None else part(cells, d), states=part(states, d), dy=part(dy, d, outputs),
+            dy_row=layer.directions * outputs, dh=dh.data_ptr(), dc=part(dc0, d),
+            **{name: 0 if t is None else t.data_ptr() for name, t in found.items()},
         )  # fmt: skip
         if batch:
-            kernel.run(3 * layer.work(), values)
+            kernel.run(layer.team, values)
+        del buffer
         dh0[d] = dh[:, :outputs]
-        if need_x:
-            dx += own_dx[:, :inputs]
-        if need_weights:
-            found = [_crop(dw_ih, cell.gates, hidden, inputs), _crop(dw_hh, cell.gates, hidden, outputs)]
-            if db_ih is not None:
-                found += [_crop(db[:, None], cell.gates, hidden, 1)[:, 0] for db in (db_ih, db_hh)]
-            if projected:
-                found.append(dw_hr[:outputs, :hidden])
-            grads += found if batch else [f.zero_() for f in found]
-    if dx is not None:
-        dx = dx.view(x.shape).to(x.dtype)
-    if dc0 is not None:
-        dc0 = dc0.to(x.dtype)
-    return Backward(dx, dh0.to(x.dtype), dc0, [g.contiguous().to(x.dtype) for g in grads] if need_weights else None)
+        if own_dx is not None:
+            own_dx = own_dx[:, :inputs]
+            dx = own_dx if dx is None else dx.add_(own_dx)
+        count = cell.gates * hidden
+        for grad, *shape in ((dw_ih, count, inputs), (dw_hh, count, outputs), (db_ih, count), (db_hh, count)):
+            if grad is not None:  # without the rows and columns that only fill panels
+                grads.append(grad.view(cell.gates, padded, -1)[:, :hidden, : shape[-1]].reshape(shape))
+        if dw_hr is not None:
+            grads.append(dw_hr[:outputs, :hidden])
+    if not batch:
+        for grad in grads:
+            grad.zero_()
 
+    def narrow(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(x.dtype).contiguous()
 
-def _crop(padded: Tensor, gates: int, hidden: int, columns: int) -> Tensor:
-    """A gradient without the rows and columns that only fill panels."""
-    return padded.view(gates, -1, padded.shape[-1])[:, :hidden, :columns].reshape(gates * hidden, columns)
+    dx = None if dx is None else dx.reshape(x.shape)
+    own_grads = [g.to(x.dtype).contiguous() for g in grads] if need_weights else None
+    return Backward(narrow(dx), dh0.to(x.dtype), narrow(dc0), own_grads)
