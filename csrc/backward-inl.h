@@ -49,7 +49,7 @@ struct BackwardScan {
         ld(kSides * z.hidden), h0(a.h0 + d * z.batch * z.outputs),
         c0(Cell::kHasCell ? a.c0 + d * z.batch * z.hidden : nullptr),
         gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr),
-        cells(Cell::kHasCell ? a.saved.cells + d * z.rows * z.hidden : nullptr),
+        cells(Cell::kHasCell || (projected && !Cell::kSaved) ? a.saved.cells + d * z.rows * z.hidden : nullptr),
         hidden(a.saved.hidden + d * z.rows * z.outputs), grad_x(x_out) {
     const int64_t depth = G * z.hidden;
     const bool wanted = grads.w_ih != nullptr;
@@ -160,10 +160,15 @@ struct BackwardScan {
           const int64_t row = (steps.offset(s) + r) * z.directions + direction;
           grad += load_part(args.grad_y + row * z.outputs + column, lanes);
         }
-        if (projected)
+        if (projected) {
+          if (args.activation != Activation::none) {
+            const S* h = hidden + (steps.offset(s) + r) * z.outputs + column;
+            grad *= activation_slope<S>(args.activation, load_part(h, lanes));
+          }
           store_part(at_step(grad_outputs, s, z.outputs) + r * z.outputs + column, grad, lanes);
-        else
+        } else {
           finish(s, r, column, grad, lanes);
+        }
       }
     }
   }
@@ -178,12 +183,12 @@ struct BackwardScan {
       for (int64_t unit = p * kWide; unit < smaller(z.hidden, (p + 1) * kWide); unit += L) {
         const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
         finish(s, r, unit, load(mine + (r - rows.begin) * kWide + unit - p * kWide), lanes);
-        if (!unprojected || !Cell::kHasCell) continue;
         const int64_t n = steps.offset(s) + r;
-        const Vec<S> o = load_part(gates + (n * Cell::kSaved + Cell::kSaved - 1) * z.hidden + unit, lanes);
-        const Vec<S> c = load_part(cells + n * z.hidden + unit, lanes);
+        Vec<S> u = load_part(cells + n * z.hidden + unit, lanes);
+        if (Cell::kHasCell)  // the LSTM's was not saved: o tanh(c)
+          u = load_part(gates + (n * Cell::kSaved + Cell::kSaved - 1) * z.hidden + unit, lanes) * tanh<S>(u);
         const int64_t row = n - first_row(stretch_of(s));
-        store_part(unprojected + row * z.hidden + unit, o * tanh<S>(c), lanes);
+        store_part(unprojected + row * z.hidden + unit, u, lanes);
       }
   }
 
@@ -198,7 +203,7 @@ struct BackwardScan {
       c_before = load_part(state_before(s, r, cells, c0, z.hidden) + unit, lanes);
     }
     if (Cell::kReadsState) h_before = load_part(state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
-    if (!Cell::kSaved) h = load_part(hidden + n * z.outputs + unit, lanes);
+    if (!Cell::kSaved) h = load_part(projected ? cells + n * z.hidden + unit : hidden + n * z.outputs + unit, lanes);
     if (Cell::kHasCarry) flow = load_part(carry + r * z.hidden + unit, lanes);
     Cell::backward(kept, h, h_before, c, c_before, grad_h, flow, grad);
     if (Cell::kHasCarry) store_part(carry + r * z.hidden + unit, flow, lanes);
@@ -232,9 +237,15 @@ struct BackwardScan {
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }
-    if (projected)
-      product(outputs_by_column, chunk_rows, part(z.outputs, thread, crew.threads), rows, unprojected_packed, unit_panels,
-              z.hidden, add, [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
+    if (!projected) return;
+    const Part of_h = part(z.outputs, thread, crew.threads);
+    product(outputs_by_column, chunk_rows, of_h, rows, unprojected_packed, unit_panels, z.hidden, add,
+            [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
+    if (grads.b_hr)
+      for (int64_t k = of_h.begin; k < of_h.end; ++k) {
+        const S total = sum(outputs_by_column + k * chunk_rows, rows);
+        grads.b_hr[k] = add ? grads.b_hr[k] + total : total;
+      }
   }
 
   // This thread's share of a stretch, laid out for the products over its rows.

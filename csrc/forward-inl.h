@@ -27,7 +27,7 @@ struct ForwardScan {
   const int64_t chunk;  // steps whose inputs are multiplied at once
 
   S *w_ih, *w_hh, *w_hr;     // packed weights
-  S *init_ih, *init_hh;      // biases, as one row of every panel
+  S *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
   S *state, *next;           // h before and after the step, (B, P)
   S *cell_state;             // c, in place, (B, H)
   S *unprojected;            // (B, H), with a projection
@@ -46,6 +46,7 @@ struct ForwardScan {
     w_hr = projected ? scratch.take<S>(wide_panels * kWide * z.hidden) : nullptr;
     init_ih = scratch.take<S>(panels * kWidth);
     init_hh = scratch.take<S>(panels * kWidth);
+    init_hr = projected ? scratch.take<S>(wide_panels * kWide) : nullptr;
     state = scratch.take<S>(z.batch * z.outputs);
     next = scratch.take<S>(z.batch * z.outputs);
     cell_state = Cell::kHasCell ? args.cn + direction * z.batch * z.hidden : nullptr;
@@ -94,6 +95,8 @@ struct ForwardScan {
         S* to = w_hr + p * kWide * z.hidden;
         if (count < kWide) clear(to, kWide * z.hidden);
         transpose(weights.w_hr + p * kWide * z.hidden, z.hidden, count, z.hidden, to, kWide);
+        clear(init_hr + p * kWide, kWide);
+        if (weights.b_hr) copy(init_hr + p * kWide, weights.b_hr + p * kWide, count);
       }
     }
     const Part rows = part(z.batch, thread, crew.threads);
@@ -199,10 +202,12 @@ struct ForwardScan {
     if (Cell::kSaved && args.saved.gates)
       for (int i = 0; i < Cell::kSaved; ++i)
         store_part(args.saved.gates + (n * Cell::kSaved + i) * z.hidden + unit, kept[i], lanes);
-    if (projected)
+    if (projected) {
       store_part(unprojected + r * z.hidden + unit, h, lanes);
-    else
+      if (!Cell::kHasCell && args.saved.cells) store_part(args.saved.cells + n * z.hidden + unit, h, lanes);
+    } else {
       emit(offset, r, unit, h, lanes, after, ending);
+    }
   }
 
   // h of some outputs of row r, to all that want it.
@@ -218,10 +223,12 @@ struct ForwardScan {
     if (rows.begin >= rows.end) return;
     const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
     multiply<S, kPlain>(unprojected + rows.begin * z.hidden, z.hidden, count, z.hidden, w_hr + p * kWide * z.hidden,
-                        nullptr, 0, mine);
+                        init_hr + p * kWide, 0, mine);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t column = p * kWide; column < smaller(z.outputs, (p + 1) * kWide); column += L)
-        emit(steps.offset(s), rows.begin + i, column, load(mine + i * kWide + column - p * kWide),
-             static_cast<int>(smaller<int64_t>(L, z.outputs - column)), after, rows.begin + i >= ending);
+      for (int64_t column = p * kWide; column < smaller(z.outputs, (p + 1) * kWide); column += L) {
+        const Vec<S> h = activate<S>(args.activation, load(mine + i * kWide + column - p * kWide));
+        emit(steps.offset(s), rows.begin + i, column, h, static_cast<int>(smaller<int64_t>(L, z.outputs - column)), after,
+             rows.begin + i >= ending);
+      }
   }
 };

@@ -89,3 +89,24 @@ FASTRNN_INLINE Vec<S> tanh(Vec<S> x) {
   }
   return x < S(0) ? -t : t;
 }
+
+template <class S>
+FASTRNN_INLINE Vec<S> activate(Activation kind, Vec<S> x) {
+  switch (kind) {
+    case Activation::tanh: return tanh<S>(x);
+    case Activation::relu: return x < S(0) ? Vec<S>{} : x;  // keeps a NaN
+    case Activation::sigmoid: return sigmoid<S>(x);
+    default: return x;
+  }
+}
+
+// The derivative of an activation, from its value.
+template <class S>
+FASTRNN_INLINE Vec<S> activation_slope(Activation kind, Vec<S> y) {
+  switch (kind) {
+    case Activation::tanh: return S(1) - y * y;
+    case Activation::relu: return y <= S(0) ? Vec<S>{} : broadcast(S(1));
+    case Activation::sigmoid: return y * (S(1) - y);
+    default: return broadcast(S(1));
+  }
+}

@@ -38,7 +38,7 @@ uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t it
   return PyLong_AsUnsignedLongLong(place.ptr());
 }
 
-// (mode, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
+// (mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
 template <class S>
 struct Reader {
   Inputs<S> in{};
@@ -46,24 +46,26 @@ struct Reader {
   bool has_cell = false;
 
   explicit Reader(const py::tuple& layer) {
-    if (layer.size() != 10) throw py::value_error("layer: expected 10 values");
+    if (layer.size() != 11) throw py::value_error("layer: expected 11 values");
     const int mode = layer[0].cast<int>();
     if (mode < 0 || mode > 3) throw py::value_error("mode: expected 0 to 3");
     in.mode = static_cast<Mode>(mode);
-    in.threads = layer[1].cast<int>();
+    const int activation = layer[1].cast<int>();
+    if (activation < 0 || activation > 3) throw py::value_error("activation: expected 0 to 3");
+    in.activation = static_cast<Activation>(activation);
+    in.threads = layer[2].cast<int>();
     Sizes& z = in.sizes;
     int64_t* const fields[] = {&z.steps, &z.batch, &z.rows, &z.inputs, &z.hidden, &z.outputs};
     for (int i = 0; i < 6; ++i) {
-      *fields[i] = layer[i + 2].cast<int64_t>();
+      *fields[i] = layer[i + 3].cast<int64_t>();
       if (*fields[i] < 1 || *fields[i] > (int64_t{1} << 40)) throw py::value_error("layer: a size is out of range");
     }
-    z.directions = layer[8].cast<int>();
+    z.directions = layer[9].cast<int>();
     if (z.directions < 1 || z.directions > 2) throw py::value_error("directions: expected 1 or 2");
     gates = in.mode == Mode::lstm ? 4 : in.mode == Mode::gru ? 3 : 1;
     saved = gates == 1 ? 0 : 4;
     has_cell = in.mode == Mode::lstm;
-    if (z.outputs != z.hidden && !has_cell) throw py::value_error("only the LSTM has a projection");
-    read_batch_sizes(layer[9]);
+    read_batch_sizes(layer[10]);
   }
 
   void read_batch_sizes(py::handle batch_sizes) {
@@ -91,13 +93,16 @@ struct Reader {
     return tensor(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
   }
 
-  // torch's flat list: w_ih, w_hh, b_ih and b_hh if there are biases, w_hr if there is a projection, per direction.
+  // torch's flat list: w_ih, w_hh, b_ih and b_hh if there are biases, w_hr if there is a projection, per direction; the
+  // sixth, if there is one, is the bias of the projection.
   void parameters(const py::sequence& list, const char* name, Parameters<S>* to) const {
     const Sizes& z = in.sizes;
     const size_t each = list.size() / z.directions;
-    if (each * z.directions != list.size() || each < 2 || each > 5)
-      throw py::value_error(std::string(name) + ": expected 2 to 5 tensors a direction");
-    if ((each % 2 == 0) && z.outputs != z.hidden)
+    if (each * z.directions != list.size() || each < 2 || each > 6)
+      throw py::value_error(std::string(name) + ": expected 2 to 6 tensors a direction");
+    const bool projected = each == 3 || each >= 5;
+    if (projected && in.mode == Mode::gru) throw py::value_error("the GRU has no projection");
+    if (!projected && z.outputs != z.hidden)
       throw py::value_error(std::string(name) + ": expected weight_hr, since outputs and hidden differ");
     const __int128 rows = gates * z.hidden;
     for (int d = 0; d < z.directions; ++d) {
@@ -109,9 +114,12 @@ struct Reader {
         to[d].b_ih = tensor(list[at + 2], name, rows);
         to[d].b_hh = tensor(list[at + 3], name, rows);
       }
-      if (each % 2) to[d].w_hr = tensor(list[at + each - 1], name, static_cast<__int128>(z.outputs) * z.hidden);
+      if (projected) to[d].w_hr = tensor(list[at + (each == 3 ? 2 : 4)], name, __int128{z.outputs} * z.hidden);
+      if (each == 6) to[d].b_hr = tensor(list[at + 5], name, z.outputs);
     }
   }
+
+  bool saves_cells() const { return has_cell || in.weights[0].w_hr; }
 
   void inputs(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
     const Sizes& z = in.sizes;
@@ -121,8 +129,7 @@ struct Reader {
     Parameters<S> own[2];
     parameters(weights, "weights", own);
     for (int d = 0; d < z.directions; ++d)
-      in.weights[d] = {own[d].w_ih, own[d].w_hh, own[d].b_ih, own[d].b_hh, own[d].w_hr};
-    if (in.weights[0].w_hr && !has_cell) throw py::value_error("only the LSTM has a projection");
+      in.weights[d] = {own[d].w_ih, own[d].w_hh, own[d].b_ih, own[d].b_hh, own[d].w_hr, own[d].b_hr};
   }
 };
 
@@ -136,10 +143,8 @@ void forward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0,
   static_cast<Inputs<S>&>(call) = read.in;
   call.y = read.per_direction(y, "y", z.rows, z.outputs);
   call.hn = read.per_direction(hn, "hn", z.batch, z.outputs);
-  if (read.has_cell) {
-    call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
-    call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden, true);
-  }
+  if (read.has_cell) call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
+  if (read.saves_cells()) call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden, true);
   if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden, true);
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs, true);
   const Kernels& all = kernels();
@@ -163,8 +168,8 @@ void backward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs);
   call.grad_y = read.per_direction(grad_y, "grad_y", z.rows, z.outputs, true);
   call.grad_hn = read.per_direction(grad_hn, "grad_hn", z.batch, z.outputs, true);
+  if (read.saves_cells()) call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden);
   if (read.has_cell) {
-    call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden);
     call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
     call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden);
   }

@@ -13,6 +13,9 @@ namespace fastrnn {
 
 enum class Mode : int { rnn_tanh, rnn_relu, gru, lstm };
 
+// What a projection's sums go through: h = activation(w_hr u + b_hr), u being the cell's own h.
+enum class Activation : int { none, tanh, relu, sigmoid };
+
 struct Sizes {
   int64_t steps;      // T >= 1
   int64_t batch;      // B >= 1
@@ -24,7 +27,8 @@ struct Sizes {
   const int64_t* batch_sizes;  // (T,), never increasing, from B down to >= 1; null where every step has B rows
 };
 
-// One direction's parameters, in torch's layout. Biases are both there or both null; w_hr null without projection.
+// One direction's parameters, in torch's layout. Biases are both there or both null; w_hr null without projection,
+// which the LSTM can have, and the RNN, whose fed-back output then makes it a Jordan network.
 template <class S>
 struct Parameters {
   S* w_ih;  // (G*H, I)
@@ -32,11 +36,13 @@ struct Parameters {
   S* b_ih;  // (G*H)
   S* b_hh;  // (G*H)
   S* w_hr;  // (P, H)
+  S* b_hr;  // (P), or null
 };
 
 template <class S>
 struct Inputs {
   Mode mode;
+  Activation activation;  // of the projection, if there is one
   Sizes sizes;
   int threads;
   const S* x;   // (N, I), rows in order of their step
@@ -49,7 +55,7 @@ struct Inputs {
 template <class S>
 struct Saved {
   S* gates;   // (D, N, S*H), LSTM and GRU
-  S* cells;   // (D, N, H), LSTM
+  S* cells;   // (D, N, H): c of the LSTM, u of an RNN with a projection
   S* hidden;  // (D, N, P)
 };
 

@@ -41,7 +41,7 @@ class Saved(NamedTuple):
     """What backward needs beside forward's inputs.  With ``save=False`` each is an empty tensor of shape (0,).
 
     ``gates`` (D, N, S*H), S values as :class:`fastrnn.cells.Cell` names them, layout within a direction private to the
-    backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, (0,) without a cell state.  ``hidden``
+    backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, or u of a Jordan network; (0,) for other cells.  ``hidden``
     (D, N, P): h of every step; a copy, so that the user may change y in place.  Rows stand in the order of x.
     For a dtype narrower than float32, ``cells`` is float32.
     """

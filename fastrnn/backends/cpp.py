@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.cells import CELLS
+from fastrnn.cells import CELLS, OUTPUTS
 
 try:
     from fastrnn import _core
 except ImportError as error:  # a pure-Python installation: see unavailable()
     _core, _missing = None, str(error)
 
-_MODES = {"RNN_TANH": 0, "RNN_RELU": 1, "GRU": 2, "LSTM": 3}
+# mode -> the numbers of fastrnn::Mode and fastrnn::Activation in csrc/scan.h
+_MODES = {"RNN_TANH": (0, 0), "RNN_RELU": (1, 0), "GRU": (2, 0), "LSTM": (3, 0)}
+_MODES |= {
+    f"JORDAN_{kind}_{output.upper()}": (k, g) for k, kind in enumerate(("TANH", "RELU")) for g, output in enumerate(OUTPUTS)
+}
 
 
 def unavailable() -> str | None:
@@ -40,16 +44,17 @@ def isa() -> str:
     return _core.isa()
 
 
-def _layer(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, w_ih: Tensor):
+def _layer(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, weights: Sequence[Tensor]):
     """The sizes of a layer, as :mod:`fastrnn._core` takes them."""
     directions, batch, outputs = h0.shape
-    hidden = outputs if c0 is None else c0.shape[2]
+    gate_rows, inputs = weights[0].shape
+    hidden = gate_rows // len(CELLS[mode].gates)
     if batch_sizes is None:
         steps, rows = x.shape[0], x.shape[0] * batch
     else:
         steps, rows = batch_sizes.shape[0], x.shape[0]
     threads = torch.get_num_threads()
-    return _MODES[mode], threads, steps, batch, rows, w_ih.shape[1], hidden, outputs, directions, batch_sizes
+    return *_MODES[mode], threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes
 
 
 def forward(
@@ -62,17 +67,18 @@ def forward(
     save: bool,
 ) -> Forward:
     """See :mod:`fastrnn.backends`."""
-    layer = _layer(mode, x, batch_sizes, h0, c0, weights[0])
-    _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
+    layer = _layer(mode, x, batch_sizes, h0, weights)
+    _, _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
     empty = x.new_empty
     y = empty((*x.shape[:-1], directions * outputs))
     hn = empty((directions, batch, outputs))
     cn = empty(0) if c0 is None else empty((directions, batch, hidden_size))
     gates = cells = hidden = None
     if save:
-        kept = len(CELLS[mode].saved)
+        cell = CELLS[mode]
+        kept = len(cell.saved)
         gates = empty((directions, rows, kept * hidden_size)) if kept else None
-        cells = None if c0 is None else empty((directions, rows, hidden_size))
+        cells = empty((directions, rows, hidden_size)) if cell.has_cell_state or cell.output else None
         hidden = empty((directions, rows, outputs))
     if batch:
         call = _core.forward_double if x.dtype == torch.float64 else _core.forward_float
@@ -98,7 +104,7 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    layer = _layer(mode, x, batch_sizes, h0, c0, weights[0])
+    layer = _layer(mode, x, batch_sizes, h0, weights)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
     grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)

@@ -45,15 +45,17 @@ def relu_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tenso
     return (a + b).relu(), c
 
 
-STEP = {"LSTM": lstm_cell, "GRU": gru_cell, "RNN_TANH": tanh_cell, "RNN_RELU": relu_cell}
+STEP = {"LSTM": lstm_cell, "GRU": gru_cell, "TANH": tanh_cell, "RELU": relu_cell}
+OUTPUT = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
 def _direction(
     mode: str, x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, weights: Weights, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One direction over packed rows: x (N, I) -> y (N, P), hn (B, P), cn (B, H)."""
-    step = STEP[mode]
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    step = STEP[mode] if mode in STEP else STEP[mode.split("_")[1]]
+    output = OUTPUT.get(CELLS[mode].output or "")
+    w_ih, w_hh, b_ih, b_hh, w_hr, b_hr = weights
     inputs = F.linear(x, w_ih, b_ih).split(sizes)
     outputs: list[Tensor] = []
     final_h, final_c = h0[:0], c0[:0]  # forward: rows that have ended, longest first
@@ -67,7 +69,8 @@ def _direction(
             h, c = h[:rows], c[:rows]
         h, c = step(a, F.linear(h, w_hh, b_hh), h, c)
         if w_hr is not None:
-            h = F.linear(h, w_hr)
+            h = F.linear(h, w_hr, b_hr)
+            h = h if output is None else output(h)
         outputs.append(h)
     if reverse:
         outputs.reverse()
@@ -114,10 +117,10 @@ def forward(
     directions, _, outputs = h0.shape
     n = y.numel() // max(directions * outputs, 1)
     cell = CELLS[mode]
-    hidden_size = outputs if c0 is None else c0.shape[-1]
+    hidden_size = weights[1].shape[0] // len(cell.gates)
     wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
     gates = x.new_zeros((directions, n, len(cell.saved) * hidden_size) if cell.saved else (0,))
-    cells = x.new_zeros((directions, n, hidden_size) if cell.has_cell_state else (0,), dtype=wide)
+    cells = x.new_zeros((directions, n, hidden_size) if cell.has_cell_state or cell.output else (0,), dtype=wide)
     return Forward(y, hn, cn, Saved(gates, cells, x.new_zeros(directions, n, outputs)))
 
 
