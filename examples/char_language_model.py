@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import parse, parser, plot, report, train, two_sides
+from common import parse, parser, train, two_sides
+from results import conclude, plot, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,9 +98,8 @@ def windows(tokens: Tensor, batch: int, bptt: int) -> list[tuple[Tensor, Tensor]
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], state: Any) -> tuple[Tensor, Any]:
-    """Mean cross-entropy in nats; the state that it returns is cut off from the graph."""
+    """Mean cross-entropy in nats, and the state that the next window goes on from."""
     logits, state = model(batch[0], state)
-    state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
     return F.cross_entropy(logits.flatten(0, 1), batch[1].flatten()), state
 
 
@@ -195,12 +195,15 @@ def main() -> None:
     report(sides)
     held_out = windows(corpus.valid, options.batch, options.bptt)[:50]
     left, right = (bits_per_character(side.model, held_out) for side in sides)
-    print(f"Validation: {left:.3f} and {right:.3f} bits per character; by unigrams alone {unigram_bits(corpus):.3f}.")
+    unigram = unigram_bits(corpus)
+    print(f"Validation: {left:.3f} and {right:.3f} bits per character; by unigrams alone {unigram:.3f}.")
 
     # One set of parameters for both, so that they write the same text.
     sides[0].model.load_state_dict(sides[1].model.state_dict())
     stream_both([side.model for side in sides], corpus, options.sample, options.seed)
-    plot(sides, f"character language model, {options.cell}", options.out / f"char_language_model_{options.cell}.png")
+    name = f"char_language_model_{options.cell}"
+    plot(sides, f"character language model, {options.cell}", options.out / f"{name}.png")
+    conclude(name, sides, options, "bits per character", (left, right), ("unigrams", unigram), higher=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the examples share: two sides trained in turn, their time and loss side by side, a progress bar, a plot.
+"""What the examples share: their options, where the data lie, and two sides trained in turn behind progress bars.
 
 A *side* is one copy of the example's model with its own optimizer: ``torch.nn`` as it was built, and ``fastrnn``, the
 same model after :func:`fastrnn.convert`.  Both begin with the same parameters, see the same batches and draw the same
@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 
-matplotlib.use("agg")
-from matplotlib import pyplot
-
-# Losses nearer to each other than this share of their size count as equal: the loss is itself a float32.
-ROUNDING = 8 * torch.finfo(torch.float32).eps
 BLOCK = 10  # steps that one side runs before the other has its turn
 
 
@@ -48,6 +43,21 @@ def parse(options: argparse.ArgumentParser, **quick: object) -> argparse.Namespa
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     return arguments
+
+
+def folder_of(package: str) -> Path:
+    """Where an installed package lies, without importing it: some examples read the data that it carries."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"the data of this example come with the package {package}: pip install 'fastrnn[examples]'")
+    return Path(spec.origin).parent
+
+
+def detached(state: Any) -> Any:
+    """The state cut off from the graph: the next step goes on from it but does not go back through it."""
+    if isinstance(state, (tuple, list)):
+        return tuple(detached(part) for part in state)
+    return state if state is None else state.detach()
 
 
 class Bars:
@@ -121,7 +131,8 @@ class Side:
             stopwatch.seconds = 0.0
         begin = time.perf_counter()
         self.optimizer.zero_grad()
-        loss, self.state = loss_of(self.model, batch, self.state)
+        loss, state = loss_of(self.model, batch, self.state)
+        self.state = detached(state)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
@@ -144,6 +155,9 @@ def train(
 ) -> None:
     """Train every side on every batch: ``loss, state = loss_of(model, batch, state)``, state None at first.
 
+    A model that returns its state carries it to the next batch, cut off from the graph: truncated backpropagation
+    through time.  One that returns None begins each batch anew: full backpropagation through time.
+
     The sides take turns of a few steps, in changing order, so that whatever else the machine does hits them alike.
     The generator is seeded before each step, which gives all sides the same dropout masks.  The stopwatches come off at
     the end: what is timed later is the bare model.
@@ -159,59 +173,3 @@ def train(
     for side in sides:
         while side.stopwatches:
             side.stopwatches.pop().remove()
-
-
-def report(sides: Sequence[Side]) -> None:
-    """Loss and milliseconds a step side by side, the ratios, and how far apart the loss curves lie."""
-    first, second = sides
-    rows = [
-        ("loss, mean of the last tenth", *(statistics.fmean(_tail(side.losses)) for side in sides), None),
-        *_ratio_rows("training step, ms", [side.seconds for side in sides]),
-        *_ratio_rows("recurrent part of it, ms", [side.recurrent_seconds for side in sides]),
-    ]
-    print(f"\n{'':<30}{first.name:>10}{second.name:>10}{'ratio':>9}")
-    for what, left, right, ratio in rows:
-        print(f"{what:<30}{left:>10.3f}{right:>10.3f}" + ("" if ratio is None else f"{ratio:>8.2f}x"))
-    apart = differences(first, second)
-    farthest = max(range(len(apart)), key=apart.__getitem__)
-    parted = next((i for i, gap in enumerate(apart) if gap > ROUNDING * abs(first.losses[i])), None)
-    when = "never part by" if parted is None else f"first part at step {parted + 1} by"
-    print(f"The losses {when} more than rounding ({ROUNDING:.0e} of the loss); their largest difference")
-    where = f"at step {farthest + 1} of {len(apart)}, loss {first.losses[farthest]:.3f}"
-    print(f"is {apart[farthest]:.1e}, {where}.")
-
-
-def _tail(values: Sequence[float]) -> Sequence[float]:
-    return values[-max(1, len(values) // 10) :]
-
-
-def _ratio_rows(what: str, seconds: Sequence[Sequence[float]]) -> Iterable[tuple[str, float, float, float]]:
-    left, right = (statistics.median(values) * 1e3 for values in seconds)
-    return [(what, left, right, left / right)] if right else []
-
-
-def differences(first: Side, second: Side) -> list[float]:
-    """How far the losses of two sides lie apart at each step."""
-    return [abs(left - right) for left, right in zip(first.losses, second.losses, strict=True)]
-
-
-def plot(sides: Sequence[Side], title: str, path: Path) -> None:
-    """Loss curves, their difference and the time of each step, as a PNG."""
-    figure, (losses, apart, times) = pyplot.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    steps = range(1, len(sides[0].losses) + 1)
-    for side, style in zip(sides, ("-", "--"), strict=True):
-        losses.plot(steps, side.losses, style, label=side.name, linewidth=1.2)
-        milliseconds = [taken * 1e3 for taken in side.seconds]
-        label = f"{side.name}, median {statistics.median(milliseconds):.1f}"
-        times.plot(steps, milliseconds, ".", markersize=3, label=label)
-    losses.set(title=title, xlabel="step", ylabel="loss")
-    losses.legend()
-    apart.plot(steps, [max(gap, 1e-9) for gap in differences(*sides)], linewidth=0.8, color="C2")
-    apart.set(title="distance of the two losses", xlabel="step", yscale="log")
-    middle = statistics.median(sides[0].seconds) * 1e3
-    times.set(title="time of a training step, ms", xlabel="step", ylim=(0, 2 * middle))
-    times.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    print(f"Plot: {path}")
