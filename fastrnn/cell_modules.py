@@ -20,24 +20,32 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     rank = input.dim()
     if rank not in (1, 2) or not is_state(hx, mode, rank):
         return base.forward(module, input, hx)
-    lead = (1,) if rank == 2 else (1, 1)  # what makes (B, I) and (I,) a layer's (1, B, I)
-    x = input.expand(*lead, *input.shape)
+    x = _as_layer(input, rank)
     parameters, hidden = module._parameters, module.hidden_size
-    weights = [parameters[name] if name in parameters else getattr(module, name) for name in _NAMES]
-    weights = [weight for weight in weights if weight is not None]
+    weights = []
+    for name in _NAMES:
+        weight = parameters[name] if name in parameters else getattr(module, name)
+        if weight is not None:
+            weights.append(weight)
     sizes = Sizes(module.input_size, hidden, hidden, 1, 1)
     if hx is None:
         h0, c0 = first_states(mode, x, None, sizes)
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
-        h0 = h0.expand(*lead, *h0.shape)
-        c0 = c0 if c0 is None else c0.expand(*lead, *c0.shape)
+        h0, c0 = _as_layer(h0, rank), c0 if c0 is None else _as_layer(c0, rank)
     road = plan(mode, x, None, h0, c0, weights, sizes)
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     _, hn, cn = road(mode, x, None, h0, c0, weights)
-    out = (input.shape[0], hidden) if rank == 2 else (hidden,)
-    return hn.view(out) if c0 is None else (hn.view(out), cn.view(out))
+    hn, cn = hn.squeeze(0), None if c0 is None else cn.squeeze(0)
+    if rank == 1:
+        hn, cn = hn.squeeze(0), None if cn is None else cn.squeeze(0)
+    return hn if cn is None else (hn, cn)
+
+
+def _as_layer(tensor: Tensor, rank: int) -> Tensor:
+    """(B, I), or (I,) of rank 1, as the (1, B, I) of a layer of one step."""
+    return tensor.unsqueeze(0) if rank == 2 else tensor.unsqueeze(0).unsqueeze(0)
 
 
 class RNNCell(nn.RNNCell):

@@ -87,8 +87,10 @@ def is_state(hx: Any, mode: str, rank: int) -> bool:
         return True
     if mode != "LSTM":
         return isinstance(hx, Tensor) and hx.dim() == rank
-    pair = isinstance(hx, tuple | list) and len(hx) == 2
-    return pair and all(isinstance(state, Tensor) and state.dim() == rank for state in hx)
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:  # a union of types would cost a microsecond
+        return False
+    h0, c0 = hx
+    return isinstance(h0, Tensor) and isinstance(c0, Tensor) and h0.dim() == c0.dim() == rank
 
 
 class RNN(nn.RNN):
