@@ -1,7 +1,7 @@
 """The pointwise half of each cell: one unit of one row, once a step.  Plain scalar code, which LLVM vectorises.
 
 ``forward(p0, p1, p2, p3, h, c) -> (s0, s1, s2, s3, h, c)`` takes the pre-activations and the state before the step, and
-gives the values that backward needs and the state after it.
+gives the values that backward needs and the state after it (a cell without c gives h for it).
 ``backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc) -> (d0, d1, d2, d3, dh0, dc0, h)`` takes those values, the state before
 (``h0``, ``c0``) and after the step and the gradients of the state after; it gives the gradients of the
 pre-activations, what reaches ``dh0`` past them, ``dc0``, and the output again (:class:`Cell` names the slots).
@@ -27,12 +27,23 @@ INLINED = {**OPTIONS, "forceinline": True}  # a call left standing in a loop kee
 inlined = register_jitable(**INLINED)
 
 
+@inlined
+def identity(v):
+    return v
+
+
+@inlined
+def d_identity(d, y):
+    return d
+
+
 class Cell(NamedTuple):
     """A cell as the scan sees it.
 
     A unit owns ``slots`` values a step.  The recurrent product adds to the first ``gates`` of them and the product with
     the input to ``gates`` of them from ``input_slot`` on; only GRU needs them apart, because its b_n = W_hn h + b_hn
     stands behind r: its slots are b_n, r, z, n.  ``shift`` is by how many blocks its rows of W_hh are rotated for that.
+    ``output`` and ``d_output`` stand behind a projection: y = output(v) and dv = d_output(dy, y).
     """
 
     forward: Callable[..., object]
@@ -41,6 +52,8 @@ class Cell(NamedTuple):
     slots: int
     input_slot: int = 0
     shift: int = 0
+    output: Callable[..., object] = identity
+    d_output: Callable[..., object] = d_identity
 
 
 def like(value, x):
@@ -136,6 +149,28 @@ def tanh(x):
 
 
 @inlined
+def relu(x):
+    zero = like(0.0, x)
+    return zero if x < zero else x  # in this order NaN stays NaN
+
+
+@inlined
+def d_sigmoid(d, y):
+    return d * (y - y * y)
+
+
+@inlined
+def d_tanh(d, y):
+    return d - d * y * y
+
+
+@inlined
+def d_relu(d, y):
+    zero = like(0.0, d)
+    return d if y > zero else zero
+
+
+@inlined
 def lstm_forward(i, f, g, o, h, c):
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * c + i * g
@@ -175,25 +210,26 @@ def gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
 
 @inlined
 def tanh_forward(a, p1, p2, p3, h, c):
-    return a, p1, p2, p3, tanh(a), c
+    h = tanh(a)
+    return a, p1, p2, p3, h, h
 
 
 @inlined
 def tanh_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
     zero = like(0.0, dh)
-    return dh - dh * h * h, zero, zero, zero, zero, dc, h
+    return d_tanh(dh, h), zero, zero, zero, zero, dc, h
 
 
 @inlined
 def relu_forward(a, p1, p2, p3, h, c):
-    zero = like(0.0, a)
-    return a, p1, p2, p3, zero if a < zero else a, c  # in this order NaN stays NaN
+    h = relu(a)
+    return a, p1, p2, p3, h, h
 
 
 @inlined
 def relu_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
     zero = like(0.0, dh)
-    return dh if h > zero else zero, zero, zero, zero, zero, dc, h
+    return d_relu(dh, h), zero, zero, zero, zero, dc, h
 
 
 CELLS = {
@@ -201,4 +237,15 @@ CELLS = {
     "RNN_RELU": Cell(relu_forward, relu_backward, gates=1, slots=1),
     "LSTM": Cell(lstm_forward, lstm_backward, gates=4, slots=4),
     "GRU": Cell(gru_forward, gru_backward, gates=3, slots=4, input_slot=1, shift=2),
+}
+OUTPUTS = {
+    "IDENTITY": (identity, d_identity),
+    "TANH": (tanh, d_tanh),
+    "RELU": (relu, d_relu),
+    "SIGMOID": (sigmoid, d_sigmoid),
+}
+CELLS |= {
+    f"JORDAN_{kind}_{name}": CELLS[f"RNN_{kind}"]._replace(output=output, d_output=d_output)
+    for kind in ("TANH", "RELU")
+    for name, (output, d_output) in OUTPUTS.items()
 }

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numba import carray
 
-from .numba_cells import Cell, device
+from .numba_cells import Cell, device, like
 from .numba_tiles import (
     ROWS_OF_4,
     VECTOR_BYTES,
@@ -50,9 +50,10 @@ def _table(names: str) -> np.dtype:
 
 
 _COMMON = "team_size thread_number barrier steps batch rows inputs hidden outputs reverse projected sizes starts x h0 "
-_COMMON += "w_ih w_hh w_hr b_ih b_hh scratch packed_ih packed_hh packed_hr "
+_COMMON += "w_ih w_hh w_hr b_ih b_hh b_hr scratch packed_ih packed_hh packed_hr "
 
-# y: its rows stand y_row apart.  cn: c0 on entry.  states (N, P), cells (N, H): 0 where not wanted.  gates as above.
+# y: its rows stand y_row apart.  cn: c0 on entry.  states (N, P) and cells (N, H; the argument of the projection of a
+# cell without c): 0 where not wanted.  gates as above.
 # direct: use the weights where they lie, without packed_ih and packed_hh.  full (B, H), short (B, P in whole panels):
 # what a projection begins and ends with.
 FORWARD = _table(_COMMON + "cn hn y y_row states cells gates direct bias full short")
@@ -62,7 +63,7 @@ FORWARD = _table(_COMMON + "cn hn y y_row states cells gates direct bias full sh
 # x_panels, h_panels: x and the h before each step.  d_full (B, H), y_panels and full_panels belong to a projection:
 # the gradient behind it, that of its result and its argument, for all steps.
 BACKWARD = _table(
-    _COMMON + "c0 gates cells states dy dy_row dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh "
+    _COMMON + "c0 gates cells states dy dy_row dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh db_hr "
     "x_panels h_panels y_panels full_panels full d_full"
 )
 
@@ -125,6 +126,7 @@ def panels_of(columns, width):
 def forward_kernel(cell: Cell, real: type):
     """The callback forward, over :data:`FORWARD`."""
     step, gates, slots, input_slot, shift = cell.forward, cell.gates, cell.slots, cell.input_slot, cell.shift
+    output = cell.output
     vectors, (units, columns) = _vectors(cell), widths(cell, np.dtype(real).itemsize)
     lanes, width, wide = columns // 4, slots * units, gates * units
 
@@ -139,7 +141,8 @@ def forward_kernel(cell: Cell, real: type):
         y, hn, cn, z = pointer(a.y, real), pointer(a.hn, real), pointer(a.cn, real), pointer(a.gates, real)
         packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
         packed_hr, full, short = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.short, real)
-        bias, b_ih, b_hh = pointer(a.bias, real), pointer(a.b_ih, real), pointer(a.b_hh, real)
+        bias, b_ih = pointer(a.bias, real), pointer(a.b_ih, real)
+        b_hh, b_hr = pointer(a.b_hh, real), pointer(a.b_hr, real)
         scratch = at(pointer(a.scratch, real), me * 8 * columns)
         panels, output_panels = panels_of(hidden, units), panels_of(outputs, columns)
         short_row = output_panels * columns
@@ -216,7 +219,7 @@ def forward_kernel(cell: Cell, real: type):
                             s0, s1, s2, s3, h_here[j], c_here[j] = step(s0, s1, s2, s3, h_here[j], c_here[j])
                             s[j], s[units + j], s[2 * units + j], s[3 * units + j] = s0, s1, s2, s3
                         else:
-                            _, _, _, _, h_here[j], _ = step(s[j], s[j], s[j], s[j], h_here[j], s[j])
+                            _, _, _, _, h_here[j], c_here[j] = step(s[j], s[j], s[j], s[j], h_here[j], s[j])
                     copy(at(full, r * hidden + u) if projected else at(y, n * y_row + u), h_here, count, count)
                     if a.cn:
                         copy(at(cn, r * hidden + u), c_here, count, count)
@@ -233,6 +236,9 @@ def forward_kernel(cell: Cell, real: type):
                     count = min(columns, outputs - p * columns)
                     for r in range(first, last):
                         source = at(short, r * short_row + p * columns)
+                        for j in range(count):
+                            v = source[j] + (b_hr[p * columns + j] if a.b_hr else like(0.0, source[j]))
+                            source[j] = output(v)
                         copy(at(y, (start + r) * y_row + p * columns), source, count, count)
                 if mates > 1:
                     call(a.barrier)
@@ -250,6 +256,7 @@ def forward_kernel(cell: Cell, real: type):
 def backward_kernel(cell: Cell, real: type):
     """The callback backward, over :data:`BACKWARD`."""
     step, gates, slots, input_slot, shift = cell.backward, cell.gates, cell.slots, cell.input_slot, cell.shift
+    d_output = cell.d_output
     units, columns = widths(cell, np.dtype(real).itemsize)
     width, wide = slots * units, gates * units
 
@@ -302,8 +309,10 @@ def backward_kernel(cell: Cell, real: type):
             start, last = starts[t], min(active, end)
             if projected:
                 for r in range(first + mate, last, mates):
-                    for j in range(outputs if a.dy else 0):
-                        dh[r * dh_row + j] += dy[(start + r) * dy_row + j]
+                    for j in range(outputs):
+                        k, n = r * dh_row + j, start + r
+                        d = dh[k] + (dy[n * dy_row + j] if a.dy else like(0.0, dh[k]))
+                        dh[k] = d_output(d, saved_h[n * outputs + j])
                     pack_row(y_panels, start + r, rows, at(dh, r * dh_row), outputs, columns)
                 if mates > 1:
                     call(a.barrier)
@@ -329,6 +338,8 @@ def backward_kernel(cell: Cell, real: type):
                     dh_here, dc_here = at(scratch, 4 * units), at(scratch, 5 * units)
                     if projected:
                         copy(dh_here, at(d_full, r * full_row + u), count, units)
+                        if slots == 1:
+                            copy(h_here, at(saved_c, n * hidden + u), count, units)
                     else:
                         source = at(saved_h, (before + r) * outputs + u) if r < coming else at(h0, r * outputs + u)
                         copy(h_before, source, count, units)
@@ -338,7 +349,7 @@ def backward_kernel(cell: Cell, real: type):
                             copy(at(scratch, 6 * units), at(dy, n * dy_row + u), count, units)
                             for j in range(units):
                                 dh_here[j] += scratch[6 * units + j]
-                    if a.cells:
+                    if a.dc:
                         source = at(saved_c, (before + r) * hidden + u) if r < coming else at(c0, r * hidden + u)
                         copy(c_before, source, count, units)
                         copy(c_here, at(saved_c, n * hidden + u), count, units)
@@ -358,7 +369,7 @@ def backward_kernel(cell: Cell, real: type):
                         copy(at(full, n * hidden + u), h_here, count, count)
                     else:
                         copy(at(dh, r * dh_row + u), dh_here, count, count)
-                    if a.cells:
+                    if a.dc:
                         copy(at(dc, r * hidden + u), dc_here, count, count)
             if mates > 1:
                 call(a.barrier)
@@ -389,6 +400,11 @@ def backward_kernel(cell: Cell, real: type):
                 pack_row(full_panels, n, rows, at(full, n * hidden), hidden, columns)
             if a.barrier:
                 call(a.barrier)
+            if a.db_hr:
+                first, last = share(output_panels, me, team)
+                for p in range(first, last):
+                    o, d = at(pointer(a.db_hr, real), p * columns), at(y_panels, p * rows * columns)
+                    add_columns(o, scratch, d, rows, columns, columns)
             first, last = share(output_panels * columns // ROWS_OF_4, me, team)
             for n in range(0, rows, DEPTH):
                 depth = min(DEPTH, rows - n)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.cells import CELLS, Weights, split_weights
+from fastrnn.cells import CELLS, TORCH_MODES, Weights, split_weights
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
@@ -32,6 +32,9 @@ SERIAL_WORK = 1 << 20
 DIRECT_ROWS = 4
 # Seconds of compilation after which a line says what is going on.  Loading from Numba's cache takes a tenth of one.
 PATIENCE = 1.0
+
+
+MODES = TORCH_MODES
 
 
 @functools.cache
@@ -98,7 +101,7 @@ def _announced(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _compile(function: Callable[..., None], signature: object, options: dict[str, Any]) -> Any:
+def _compile(function: Callable[..., Any], signature: Any, options: dict[str, Any]) -> Any:
     """Numba's callback, from its cache on disk where it is there; compiled and put there where it is not."""
     from numba import cfunc
 
@@ -117,7 +120,7 @@ def _compile(function: Callable[..., None], signature: object, options: dict[str
 class _Kernel:
     """A compiled callback over a table of 64-bit fields, and how to start it.  ctypes releases the GIL around it."""
 
-    def __init__(self, address: int, fields: tuple[str, ...]) -> None:
+    def __init__(self, address: int, fields: Sequence[str]) -> None:
         self.fields, self.pack = fields, struct.Struct(f"{len(fields)}q").pack
         self.address = address
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
@@ -150,7 +153,7 @@ def _kernel(mode: str, which: str, dtype: torch.dtype) -> _Kernel:
     signature = types.void(types.CPointer(from_dtype(table)))
     with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
         compiled = _compile(function, signature, numba_cells.OPTIONS)
-    return _Kernel(compiled.address, table.names)
+    return _Kernel(compiled.address, table.names or ())
 
 
 @functools.lru_cache(64)
@@ -188,10 +191,13 @@ class _Layer:
         self.itemsize = 8 if dtype == torch.float64 else 4
         self.cell = numba_cells.CELLS[mode]
         self.directions, self.batch, self.outputs = h0.shape
-        self.hidden = self.outputs if c0 is None else c0.shape[2]
+        self.hidden = weights[0].shape[0] // self.cell.gates
         self.inputs = x.shape[-1]
-        self.sizes, self.starts = _even_steps(len(x), self.batch) if batch_sizes is None else _steps(batch_sizes)
-        self.rows = len(x) * self.batch if batch_sizes is None else len(x)
+        # x.shape[0] and not len(x), whose check takes a microsecond
+        self.steps, self.rows = (
+            (x.shape[0], x.shape[0] * self.batch) if batch_sizes is None else (batch_sizes.shape[0], x.shape[0])
+        )
+        self.sizes, self.starts = _even_steps(self.steps, self.batch) if batch_sizes is None else _steps(batch_sizes)
         self.x, self.h0 = _dense(x, dtype), _dense(h0, dtype)
         self.c0 = None if c0 is None else _dense(c0, dtype)
         self.weights = split_weights([_dense(w, dtype) for w in weights], self.directions)
@@ -216,28 +222,30 @@ class _Layer:
 
     def table(self, own: Weights, d: int) -> dict[str, int]:
         """What both kernels want to know of a direction."""
-        w_ih, w_hh, b_ih, b_hh, w_hr = own
+        pointers = {name: 0 if weight is None else weight.data_ptr() for name, weight in own._asdict().items()}
         return {
-            "steps": len(self.sizes), "batch": self.batch, "rows": self.rows, "inputs": self.inputs,
-            "hidden": self.hidden, "outputs": self.outputs, "reverse": d, "projected": w_hr is not None,
+            "steps": self.steps, "batch": self.batch, "rows": self.rows, "inputs": self.inputs,
+            "hidden": self.hidden, "outputs": self.outputs, "reverse": d, "projected": own.w_hr is not None,
             "sizes": self.sizes.data_ptr(), "starts": self.starts.data_ptr(),
-            "x": self.x.data_ptr(), "h0": self.part(self.h0, d),
-            "w_ih": w_ih.data_ptr(), "w_hh": w_hh.data_ptr(), "w_hr": 0 if w_hr is None else w_hr.data_ptr(),
-            "b_ih": 0 if b_ih is None else b_ih.data_ptr(), "b_hh": 0 if b_hh is None else b_hh.data_ptr(),
+            "x": self.x.data_ptr(), "h0": self.part(self.h0, d), **pointers,
         }  # fmt: skip
 
     def work_room(self, **counts: int) -> tuple[Tensor, dict[str, int]]:
         """One tensor with room for all, so many values for each, and each one's address (0 where it has none)."""
-        counts = {name: -(-count // 16) * 16 for name, count in counts.items()}  # on cache lines of their own
-        buffer = self.room(sum(counts.values()))
-        address, addresses = buffer.data_ptr(), {}
+        ends, end = {}, 0
         for name, count in counts.items():
-            addresses[name] = address if count else 0
-            address += count * self.itemsize
+            end += -(-count // 16) * 16  # on cache lines of their own
+            ends[name] = end
+        buffer = self.room(end)
+        start, end, addresses = buffer.data_ptr(), 0, {}
+        for name, count in counts.items():
+            addresses[name] = start + end * self.itemsize if count else 0
+            end = ends[name]
         return buffer, addresses
 
     # The kernels' gates are (panels, N, slots, U).  Where the units do not fill the last panel, (N, slots, H) is saved.
     def to_saved(self, gates: Tensor) -> Tensor:
+        gates = gates.view(self.panels, self.rows, self.cell.slots, self.units)
         return gates.permute(1, 2, 0, 3).flatten(2)[..., : self.hidden].flatten(1)
 
     def from_saved(self, saved: Tensor) -> Tensor:
@@ -263,7 +271,7 @@ def forward(
     cn = None if layer.c0 is None else layer.c0.detach().clone()
     kept = len(CELLS[mode].saved) if save else 0
     gates = room(directions, rows, kept * hidden) if kept else None
-    cells = room(directions, rows, hidden) if save and cn is not None else None
+    cells = room(directions, rows, hidden) if save and (cn is not None or CELLS[mode].output) else None
     states = room(directions, rows, outputs) if save else None
     padded = layer.panels * layer.units
     direct = rows <= DIRECT_ROWS
@@ -272,9 +280,9 @@ def forward(
         projected = own.w_hr is not None
         values = layer.table(own, d)
         in_place = kept and padded == hidden
-        own_gates = gates[d] if in_place else room(layer.panels, rows, layer.cell.slots, layer.units)
         buffer, addresses = layer.work_room(
-            bias=layer.cell.slots * padded, packed_ih=packed * layer.inputs, packed_hh=packed * outputs,
+            gates=0 if in_place else layer.cell.slots * padded * rows, bias=layer.cell.slots * padded,
+            packed_ih=packed * layer.inputs, packed_hh=packed * outputs,
             packed_hr=layer.wide(outputs) * hidden if projected else 0,
             full=layer.batch * hidden if projected else 0,
             short=layer.batch * layer.wide(outputs) if projected else 0, scratch=layer.team * 8 * layer.columns,
@@ -282,17 +290,21 @@ def forward(
         values.update(
             addresses, y=layer.part(y, d, outputs), y_row=directions * outputs, hn=layer.part(hn, d),
             cn=layer.part(cn, d), states=layer.part(states, d), cells=layer.part(cells, d),
-            gates=own_gates.data_ptr(), direct=direct,
+            gates=layer.part(gates, d) if in_place else addresses["gates"], direct=direct,
         )  # fmt: skip
         if layer.batch:
             kernel.run(layer.team, values)
         if gates is not None and not in_place:
-            gates[d] = layer.to_saved(own_gates)
+            gates[d] = layer.to_saved(buffer[: layer.cell.slots * padded * rows])
         del buffer
-    empty = x.new_empty(0)
-    narrow = [empty if t is None else t if t.dtype == x.dtype else t.to(x.dtype) for t in (y, hn, cn, gates, states)]
-    y, hn, cn, gates, states = narrow
-    return Forward(y, hn, cn, Saved(gates, room(0) if cells is None else cells, states))
+
+    def narrow(tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            return x.new_empty(0)
+        return tensor if tensor.dtype == x.dtype else tensor.to(x.dtype)
+
+    saved = Saved(narrow(gates), room(0) if cells is None else cells, narrow(states))
+    return Forward(narrow(y), narrow(hn), narrow(cn), saved)
 
 
 def backward(
@@ -335,6 +347,7 @@ def backward(
         dw_hh = room(depth, wide(outputs)) if need_weights else None
         dw_hr = room(wide(outputs), wide(hidden)) if need_weights and projected else None
         db_ih, db_hh = (room(depth), room(depth)) if biased else (None, None)
+        db_hr = room(wide(outputs)) if need_weights and own.b_hr is not None else None
         buffer, addresses = layer.work_room(
             d_gates=rows * cell.slots * padded, packed_hh=depth * wide(outputs),
             packed_ih=depth * wide(inputs) if need_x else 0, packed_hr=outputs * wide(hidden) if projected else 0,
@@ -343,11 +356,19 @@ def backward(
             full=rows * hidden if projected else 0, d_full=batch * wide(hidden) if projected else 0,
             scratch=layer.team * 8 * layer.columns,
         )  # fmt: skip
-        found = {"dx": own_dx, "dw_ih": dw_ih, "dw_hh": dw_hh, "db_ih": db_ih, "db_hh": db_hh, "dw_hr": dw_hr}
+        found = {
+            "dx": own_dx,
+            "dw_ih": dw_ih,
+            "dw_hh": dw_hh,
+            "db_ih": db_ih,
+            "db_hh": db_hh,
+            "dw_hr": dw_hr,
+            "db_hr": db_hr,
+        }
         values = layer.table(own, d)
         values.update(
             addresses, c0=part(layer.c0, d), gates=0 if own_gates is None else own_gates.data_ptr(),
-            cells=0 if dc0 is None else part(cells, d), states=part(states, d), dy=part(dy, d, outputs),
+            cells=part(cells, d) if cells.numel() else 0, states=part(states, d), dy=part(dy, d, outputs),
             dy_row=layer.directions * outputs, dh=dh.data_ptr(), dc=part(dc0, d),
             **{name: 0 if t is None else t.data_ptr() for name, t in found.items()},
         )  # fmt: skip
@@ -364,6 +385,8 @@ def backward(
                 grads.append(grad.view(cell.gates, padded, -1)[:, :hidden, : shape[-1]].reshape(shape))
         if dw_hr is not None:
             grads.append(dw_hr[:outputs, :hidden])
+        if db_hr is not None:
+            grads.append(db_hr[:outputs])
     if not batch:
         for grad in grads:
             grad.zero_()

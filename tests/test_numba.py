@@ -1,0 +1,172 @@
+"""What only the Numba backend has: compiled code, its cache, its threads.  Its results are judged in test_layer.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from support import Case, make, run
+
+from fastrnn import backends
+
+numba_backend = backends.load("numba")
+pytestmark = pytest.mark.skipif(numba_backend.unavailable() is not None, reason=str(numba_backend.unavailable()))
+
+# (mode, which kernel, divisions in its pointwise code: each sigmoid and each tanh has one)
+KERNELS = [("LSTM", "forward", 5), ("LSTM", "backward", 1), ("GRU", "forward", 3)]
+RUN = """
+import sys, torch
+from fastrnn import backends
+numba = backends.load("numba")
+numba.PATIENCE = float(sys.argv[1])
+x, h0, weights = torch.ones(2, 1, 1), torch.zeros(1, 1, 1), [torch.ones(1, 1), torch.zeros(1, 1)]
+y = numba.forward("RNN_RELU", x, None, h0, None, weights, False).y
+assert y.flatten().tolist() == [1, 1], y
+"""
+
+
+def python(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", program, *arguments]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(("mode", "which", "divisions"), KERNELS)
+def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, divisions: int):
+    import numpy as np
+    from fastrnn.kernels import numba_cells, numba_scan, numba_tiles
+    from numba import cfunc, from_dtype, types
+
+    make_kernel, table = {
+        "forward": (numba_scan.forward_kernel, numba_scan.FORWARD),
+        "backward": (numba_scan.backward_kernel, numba_scan.BACKWARD),
+    }[which]
+    kernel = make_kernel(numba_cells.CELLS[mode], np.float32)
+    compiled = cfunc(types.void(types.CPointer(from_dtype(table))), **numba_cells.OPTIONS)(kernel)
+    code = compiled.inspect_llvm()
+    lanes = numba_tiles.VECTOR_BYTES // 4
+    assert len(re.findall(rf"= fdiv (?:\w+ )*<{lanes} x float>", code)) >= divisions
+    assert not re.search(r"call [^\n]*@[\w.]*(exp|tanh)", code), "exp and tanh are to be inlined"
+    assert f"alloca <{lanes} x float>" not in code, "the sums of a tile are to live in registers"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_elementary_functions_are_good_to_three_ulp_and_right_beyond_numbers(dtype: torch.dtype):
+    import numpy as np
+    from fastrnn.kernels import numba_cells
+    from numba import njit
+
+    @njit(**numba_cells.OPTIONS)
+    def evaluate(x, s, t):
+        for i in range(x.size):
+            s[i], t[i] = numba_cells.sigmoid(x[i]), numba_cells.tanh(x[i])
+
+    largest = 80 if dtype == torch.float32 else 700
+    x = torch.cat([torch.linspace(-b, b, 20001, dtype=torch.float64) for b in (largest, 8, 0.5, 1e-6)]).to(dtype)
+    x = torch.cat([x, torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30], dtype=dtype)])
+    found = [torch.empty_like(x), torch.empty_like(x)]
+    evaluate(x.numpy(), *(f.numpy() for f in found))
+    wide = x.numpy().astype(np.longdouble)
+    with np.errstate(over="ignore"):
+        exact = [1 / (1 + np.exp(-wide)), np.tanh(wide)]
+    smallest = torch.finfo(dtype).tiny
+    for name, values, right in zip(("sigmoid", "tanh"), found, exact, strict=True):
+        values = values.numpy()
+        ulp = np.spacing(np.maximum(np.abs(right), smallest).astype(values.dtype)).astype(np.longdouble)
+        assert np.isnan(values[-5]) and np.isfinite(np.delete(values, -5)).all(), name
+        assert np.nanmax(np.abs(values - right) / ulp) <= 3, name
+
+
+def test_kernels_are_kept_on_disk_and_compiling_is_announced_only_when_it_takes_long(tmp_path: Path):
+    first = python(RUN, "0", NUMBA_CACHE_DIR=str(tmp_path))
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("\n") == 1 and "compiling the RNN_RELU forward float32 kernel" in first.stderr
+    kept = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert {path.suffix for path in kept} == {".nbi", ".nbc"}
+    times = [path.stat().st_mtime_ns for path in kept]
+
+    second = python(RUN, "60", NUMBA_CACHE_DIR=str(tmp_path))
+    assert second.returncode == 0 and not second.stderr, second.stderr
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == kept
+    assert [path.stat().st_mtime_ns for path in kept] == times, "the second process compiled again"
+
+
+def test_where_no_folder_can_be_written_kernels_still_run_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch):
+    import numba
+
+    real = numba.cfunc
+
+    def cfunc(signature, cache=False, **options):
+        if cache:
+            raise RuntimeError("no locator available")
+        return real(signature, **options)
+
+    monkeypatch.setattr(numba, "cfunc", cfunc)
+    with pytest.warns(RuntimeWarning, match=r"no locator available.*NUMBA_CACHE_DIR"):
+        compiled = numba_backend._compile(lambda x: x + 1, numba.types.int64(numba.types.int64), {})
+    assert compiled.ctypes(41) == 42
+
+
+SHARED = [  # enough work to be shared out: by rows, by units within a step, packed, with a projection
+    Case("rows", steps=6, rows=20, inputs=30, hidden=100, directions=2),
+    Case("units", steps=6, rows=1, inputs=30, hidden=300),
+    Case("both", "GRU", steps=4, rows=9, inputs=30, hidden=400),
+    Case("units, packed, projection", lengths=(6, 5, 2), inputs=30, hidden=400, proj_size=90),
+    Case("units, plain", "RNN_TANH", steps=6, rows=2, inputs=30, hidden=500),
+]
+
+
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_the_same_bits_on_any_number_of_threads(case: Case, monkeypatch: pytest.MonkeyPatch):
+    if numba_backend._openmp() is None:
+        pytest.skip("torch's OpenMP library has no GOMP_parallel here: the backend runs on one thread")
+    monkeypatch.setattr(numba_backend, "SERIAL_WORK", 0)
+    inputs, before, found = make(case), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            found.append(run(numba_backend, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for results in found[1:]:
+        for name, value in results.items():
+            assert torch.equal(value, found[0][name]), name
+
+
+def test_calls_from_several_threads_at_once():
+    case = SHARED[0]
+    inputs = make(case)
+    alone = run(numba_backend, inputs)
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: run(numba_backend, inputs), range(8)):
+            assert all(torch.equal(results[name], alone[name]) for name in alone)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_computes_too():
+    program = """
+import os, signal, sys, torch
+from fastrnn import backends
+numba = backends.load("numba")
+torch.manual_seed(0)
+torch.set_num_threads(2)
+x, h0, weights = torch.randn(30, 20, 64), torch.zeros(1, 20, 64), [torch.randn(64, 64) / 8, torch.randn(64, 64) / 8]
+layer = lambda: numba.forward("RNN_RELU", x, None, h0, None, weights, False).y
+parents = layer()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # where the child waits for threads that it does not have
+    same = all(map(torch.equal, layer(), parents))  # step by step: on large tensors torch itself waits for ever
+    os._exit(0 if numba.threads() == 1 and same else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert numba.threads() == 2 or numba._openmp() is None
+"""
+    child = python(program)
+    assert child.returncode == 0, child.stderr
