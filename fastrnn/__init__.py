@@ -4,7 +4,8 @@ from fastrnn import backends
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import convert, revert
-from fastrnn.functional import gru, lstm, rnn
+from fastrnn.functional import gru, jordan_rnn, lstm, rnn
+from fastrnn.jordan import JordanRNN
 from fastrnn.modules import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
@@ -15,11 +16,13 @@ __all__ = [
     "RNN",
     "BackendError",
     "GRUCell",
+    "JordanRNN",
     "LSTMCell",
     "RNNCell",
     "backends",
     "convert",
     "gru",
+    "jordan_rnn",
     "lstm",
     "revert",
     "rnn",

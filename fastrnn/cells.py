@@ -55,6 +55,8 @@ CELLS: dict[str, Cell] = {
     # b_n = W_hn h + b_hn stands inside tanh behind r, so backward needs it beside the three gates.
     "GRU": Cell("GRU", ("r", "z", "n"), ("r", "z", "n", "b_n")),
 }
+TORCH_MODES = tuple(CELLS)  # those of torch.nn, which every backend serves
+
 OUTPUTS = ("identity", "tanh", "relu", "sigmoid")
 CELLS |= {
     mode: Cell(mode, ("h",), (), output=output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ from fastrnn.cells import CELLS
 
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward
 Road = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Tensor]], Sequence[Tensor]]
+# A road that `plan` gives in the current thread, whatever the backend: how fastrnn.diagnostics sees every state.
+watching_road: ContextVar[Road | None] = ContextVar("fastrnn_watching_road", default=None)
 
 
 def rnn(
@@ -117,6 +120,33 @@ def gru(
     return y, hn
 
 
+def jordan_rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    output_nonlinearity: str = "identity",
+    batch_sizes: Tensor | None = None,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A Jordan network over whole sequences; equations and parameters in :class:`fastrnn.JordanRNN`.
+
+    ``weights`` has for each layer and direction ``weight_ih`` (H, I or D*P), ``weight_hh`` (H, P), ``bias_ih`` and
+    ``bias_hh`` (H,), ``weight_hr`` (P, H) and ``bias_hr`` (P,), with all three biases or none.  All else as in
+    :func:`rnn`.
+    """
+    mode, drop = f"JORDAN_{nonlinearity}_{output_nonlinearity}".upper(), dropout if training else 0.0
+    if mode not in CELLS:
+        raise ValueError(f"Unknown nonlinearities '{nonlinearity}' and '{output_nonlinearity}'")
+    y, hn, _ = _network(mode, input, batch_sizes, hx, None, weights, num_layers, bidirectional, batch_first, drop)
+    return y, hn
+
+
 class Sizes(NamedTuple):
     """What a network is: inputs I, hidden units H, outputs P (H, or the projection), layers, directions."""
 
@@ -142,13 +172,13 @@ def _network(
     dims = 3 if batch_sizes is None else 2
     if x.dim() != dims:
         raise ValueError(f"{mode}: Expected input to be {dims}D, got {x.dim()}D instead")
-    if len(weights) < 2 or weights[1].dim() != 2:
+    if len(weights) < 2 or weights[0].dim() != 2 or weights[1].dim() != 2:
         raise RuntimeError(f"expected a flat list of parameters, got {[list(weight.shape) for weight in weights]}")
     turn = batch_first and batch_sizes is None
     x = x.transpose(0, 1) if turn else x
     gate_rows, outputs = weights[1].shape
     hidden = gate_rows // len(CELLS[mode].gates)
-    sizes = Sizes(x.shape[-1], hidden, outputs, num_layers, 2 if bidirectional else 1)
+    sizes = Sizes(weights[0].shape[1], hidden, outputs, num_layers, 2 if bidirectional else 1)
     if h0 is None:
         h0, c0 = first_states(mode, x, batch_sizes, sizes)
     road = None if watched() else plan(mode, x, batch_sizes, h0, c0, weights, sizes)
@@ -206,9 +236,11 @@ def plan(
         return _torch_or_error("autocast is on")
     if problem := _misfit(mode, x, batch_sizes, h0, c0, weights, sizes):
         return problem
+    if (watching := watching_road.get()) is not None:
+        return watching
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return reference.layer
-    name = choose(x.device, x.dtype)
+    name = choose(x.device, x.dtype, mode)
     if name is None:
         return None
     if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -268,14 +300,16 @@ def _weight_shapes(mode: str, sizes: Sizes, count: int) -> tuple[tuple[int, ...]
     """Shapes of the flat list of ``count`` parameters; None where there is no network of so many."""
     inputs, hidden, outputs, num_layers, directions = sizes
     each, rest = divmod(count, num_layers * directions)
-    projected = each in (3, 5)
-    if rest or each not in (2, 3, 4, 5) or projected and mode != "LSTM" or not projected and hidden != outputs:
+    cell = CELLS[mode]
+    counts = (3, 6) if cell.output else (2, 3, 4, 5) if mode == "LSTM" else (2, 4)
+    projected = each in (3, 5, 6)
+    if rest or each not in counts or not projected and hidden != outputs:
         return None
-    rows = len(CELLS[mode].gates) * hidden
+    rows = len(cell.gates) * hidden
     shapes: list[tuple[int, ...]] = []
     for layer in range(num_layers):
         own = [(rows, inputs if layer == 0 else outputs * directions), (rows, outputs)]
-        own += [(rows,), (rows,)] * (each >= 4) + [(outputs, hidden)] * projected
+        own += [(rows,), (rows,)] * (each >= 4) + [(outputs, hidden)] * projected + [(outputs,)] * (each == 6)
         shapes += own * directions
     return tuple(shapes)
 

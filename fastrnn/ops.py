@@ -77,7 +77,7 @@ def _fake_forward(
     backend: str, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     cell, (directions, rows, outputs), lead = CELLS[mode], h0.shape, x.shape[:-1]
-    hidden_size = outputs if c0 is None else c0.shape[2]
+    hidden_size = weights[1].shape[0] // len(cell.gates)
     steps = lead[0] if batch_sizes is not None else lead[0] * lead[1]
     wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
     y = x.new_empty(*lead, directions * outputs)
@@ -87,7 +87,7 @@ def _fake_forward(
         hidden = x.new_empty(directions, steps, outputs)
         if cell.saved:
             gates = x.new_empty(directions, steps, len(cell.saved) * hidden_size)
-        if cell.has_cell_state:
+        if cell.has_cell_state or cell.output:
             cells = x.new_empty(directions, steps, hidden_size, dtype=wide)
     return y, x.new_empty(directions, rows, outputs), cn, gates, cells, hidden
 

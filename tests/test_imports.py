@@ -21,7 +21,7 @@ FLOORS = [
     {"ops"},
     {"functional"},
     {"modules"},
-    {"cell_modules"},
+    {"cell_modules", "jordan"},
     {"convert"},
     {"__init__"},
     {"__main__"},

@@ -1,7 +1,8 @@
 """One name -> module table, and the choice among them.
 
-A backend is one module with these functions, over one whole layer (all its directions)::
+A backend is one module with these members; its functions work on one whole layer (all its directions)::
 
+    MODES: the keys of CELLS that it serves
     unavailable() -> str | None
         None where the backend can run in this process, else one sentence that says what is missing and what to do.
     unsupported(device, dtype) -> str | None
@@ -110,29 +111,33 @@ def requested() -> str | None:
     return _asked.get() or os.environ.get("FASTRNN_BACKEND") or None
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Name of the backend to run on; None hands the layer to torch's own functions.
+def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM") -> str | None:
+    """Name of the backend to run a layer on; None hands the layer to torch's own functions.
 
     Raises:
         BackendError: a backend was asked for by name and cannot serve; the message says why.
     """
     name = requested()
     if name is None:
-        return _automatic(device.type, dtype)
+        return _automatic(device.type, dtype, mode)
     _require_live(name)
-    if reason := load(name).unsupported(device, dtype):
+    if reason := _unsupported(load(name), device, dtype, mode):
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
     return name
 
 
 @functools.cache
-def _automatic(device_type: str, dtype: torch.dtype) -> str | None:
+def _automatic(device_type: str, dtype: torch.dtype, mode: str) -> str | None:
     device = torch.device(device_type)
     for name in AUTOMATIC:
         module = load(name)
-        if module.unavailable() is None and module.unsupported(device, dtype) is None:
+        if module.unavailable() is None and _unsupported(module, device, dtype, mode) is None:
             return name
     return None
+
+
+def _unsupported(module: ModuleType, device: torch.device, dtype: torch.dtype, mode: str) -> str | None:
+    return module.unsupported(device, dtype) if mode in module.MODES else f"it has no kernel for the cell {mode}"
 
 
 def _require_live(name: str) -> None:

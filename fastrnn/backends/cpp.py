@@ -24,6 +24,8 @@ _MODES |= {
     f"JORDAN_{kind}_{output.upper()}": (k, g) for k, kind in enumerate(("TANH", "RELU")) for g, output in enumerate(OUTPUTS)
 }
 
+MODES = tuple(CELLS)
+
 
 def unavailable() -> str | None:
     if _core is not None:

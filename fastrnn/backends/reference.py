@@ -6,7 +6,7 @@ written in place and nothing is fused.  Interface: :mod:`fastrnn.backends`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, Weights, split_weights
+
+
+MODES = tuple(CELLS)
 
 
 def unavailable() -> str | None:
@@ -51,8 +54,8 @@ OUTPUT = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 def _direction(
     mode: str, x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, weights: Weights, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One direction over packed rows: x (N, I) -> y (N, P), hn (B, P), cn (B, H)."""
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One direction over packed rows: x (N, I) -> h of every step, (rows of the step, P), hn (B, P), cn (B, H)."""
     step = STEP[mode] if mode in STEP else STEP[mode.split("_")[1]]
     output = OUTPUT.get(CELLS[mode].output or "")
     w_ih, w_hh, b_ih, b_hh, w_hr, b_hr = weights
@@ -74,7 +77,7 @@ def _direction(
         outputs.append(h)
     if reverse:
         outputs.reverse()
-    return torch.cat(outputs), torch.cat([h, final_h]), torch.cat([c, final_c])
+    return outputs, torch.cat([h, final_h]), torch.cat([c, final_c])
 
 
 def layer(
@@ -84,8 +87,12 @@ def layer(
     h0: Tensor,
     c0: Tensor | None,
     weights: Sequence[Tensor],
+    watch: Callable[[list[list[Tensor]]], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, as differentiable torch code: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`."""
+    """One layer, as differentiable torch code: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`.
+
+    ``watch`` is given, for each direction, the very h that the next step reads, step by step in the order of x.
+    """
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = x.flatten(0, 1) if batch_sizes is None else x
     states = h0 if c0 is None else c0  # a cell without c carries a tensor that nothing reads
@@ -93,7 +100,9 @@ def layer(
         _direction(mode, rows, sizes, h0[d], states[d], own, reverse=d == 1)
         for d, own in enumerate(split_weights(weights, h0.shape[0]))
     ]
-    y = torch.cat([end[0] for end in ends], -1)
+    if watch is not None:
+        watch([end[0] for end in ends])
+    y = torch.cat([torch.cat(end[0]) for end in ends], -1)
     y = y.unflatten(0, x.shape[:2]) if batch_sizes is None else y
     hn = torch.stack([end[1] for end in ends])
     cn = hn.new_empty(0) if c0 is None else torch.stack([end[2] for end in ends])

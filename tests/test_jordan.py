@@ -1,0 +1,148 @@
+"""JordanRNN against its equations, written as a loop over single steps, on the backends that have its cells."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support import assert_close
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+import fastrnn
+from fastrnn import backends
+from fastrnn.cells import OUTPUTS
+
+FUNCTIONS = {"identity": lambda x: x, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+BACKENDS = [name for name in backends.NAMES if "JORDAN_TANH_IDENTITY" in backends.load(name).MODES]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest):
+    if reason := backends.available()[request.param]:
+        pytest.skip(f"{request.param}: {reason}")
+    with fastrnn.use_backend(request.param):
+        yield request.param
+
+
+def loop(network: fastrnn.JordanRNN, x: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+    """Equations of JordanRNN, step after step: x (T, B, I) -> outputs (T, B, D*P), last outputs."""
+    f, g = FUNCTIONS[network.nonlinearity], FUNCTIONS[network.output_nonlinearity]
+    own = dict(network.named_parameters())
+    last = []
+    for layer in range(network.num_layers):
+        sides = []
+        for d, end in enumerate(("", "_reverse")[: 2 if network.bidirectional else 1]):
+            part = {name: own.get(f"{name}_l{layer}{end}", torch.zeros(())) for name in
+                    ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "bias_hr")}  # fmt: skip
+            h, outputs = hx[layer * (network.bidirectional + 1) + d], []
+            for step in x.flip(0) if d else x:
+                u = f(step @ part["weight_ih"].T + part["bias_ih"] + h @ part["weight_hh"].T + part["bias_hh"])
+                h = g(u @ part["weight_hr"].T + part["bias_hr"])
+                outputs.append(h)
+            sides.append(torch.stack(outputs[::-1] if d else outputs))
+            last.append(h)
+        x = torch.cat(sides, -1)
+    return x, torch.stack(last)
+
+
+def gradients(y: Tensor, hn: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    seeds = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (y, hn)]
+    return list(torch.autograd.grad([y, hn], leaves, seeds))
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": 9, "outputs": 4},
+        {"hidden": 33, "outputs": 33, "nonlinearity": "relu", "bias": False},
+        {"hidden": 5, "outputs": 70, "num_layers": 2, "bidirectional": True},
+    ],
+    ids=lambda options: f"H{options['hidden']}-P{options['outputs']}",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_is_its_equations(backend: str, options: dict, output: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    options = dict(options)
+    sizes = options.pop("hidden"), options.pop("outputs")
+    network = fastrnn.JordanRNN(3, *sizes, output_nonlinearity=output, **options).to(dtype)
+    x = torch.randn(6, 4, 3, dtype=dtype, requires_grad=True)
+    layers = network.num_layers * (1 + network.bidirectional)
+    hx = torch.randn(layers, 4, sizes[1], dtype=dtype, requires_grad=True)
+
+    def everything(run, network, x, hx) -> list[Tensor]:
+        y, hn = run(network, x, hx)
+        return [y.detach(), hn.detach(), *gradients(y, hn, [x, hx, *network.parameters()])]
+
+    def in_double(tensor: Tensor) -> Tensor:
+        return tensor.detach().double().requires_grad_()
+
+    exact = everything(loop, copy.deepcopy(network).double(), in_double(x), in_double(hx))
+    rounded = everything(loop, network, x, hx)
+    found = everything(lambda network, x, hx: network(x, hx), network, x, hx)
+    eps = torch.finfo(dtype).eps
+    for k, (ours, theirs, right) in enumerate(zip(found, rounded, exact, strict=True)):
+        scale = right.abs().max().item()
+        # As in support.expect; in float64 the loop is exact by definition, so its noise is taken from its length.
+        noise = (theirs.double() - right).abs().max().item() if dtype == torch.float32 else 8 * eps * scale
+        assert_close(ours, right, 2 * (noise + 2 * eps * scale), dtype, f"result {k}")
+
+
+def test_packed_is_each_sequence_alone(backend: str):
+    torch.manual_seed(0)
+    network = fastrnn.JordanRNN(3, 8, 5, bidirectional=True, output_nonlinearity="tanh").double()
+    pieces = [torch.randn(n, 3, dtype=torch.float64) for n in (2, 6, 1, 4)]
+    y, hn = network(pack_sequence(pieces, enforce_sorted=False))
+    padded, lengths = pad_packed_sequence(y)
+    for k, piece in enumerate(pieces):
+        alone, last = network(piece)
+        torch.testing.assert_close(padded[: lengths[k], k], alone)
+        torch.testing.assert_close(hn[:, k], last)
+
+
+def test_forms_and_states(backend: str):
+    torch.manual_seed(0)
+    network = fastrnn.JordanRNN(3, 8, 5, num_layers=2, batch_first=True).double()
+    x = torch.randn(4, 6, 3, dtype=torch.float64)
+    whole, last = network(x)
+    first, middle = network(x[:, :2])
+    second, end = network(x[:, 2:], middle)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    torch.testing.assert_close(end, last)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x)[0], whole)
+    again = copy.deepcopy(network)
+    again.load_state_dict(network.state_dict())
+    torch.testing.assert_close(again(x)[0], whole, rtol=0, atol=0)
+
+
+def test_second_derivatives(backend: str):
+    torch.manual_seed(0)
+    network = fastrnn.JordanRNN(2, 3, 2, output_nonlinearity="sigmoid").double()
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(network, dict(zip(names, parameters, strict=True)), (x,))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+    assert torch.autograd.gradgradcheck(run, (x, *parameters))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="output_nonlinearity"):
+        fastrnn.JordanRNN(1, 1, 1, output_nonlinearity="gelu")
+    with pytest.raises(ValueError, match="greater than zero"):
+        fastrnn.JordanRNN(1, 0, 1)
+    with pytest.raises(TypeError, match="type int"):
+        fastrnn.JordanRNN(1, 1.5, 1)  # pyright: ignore[reportArgumentType]
+    network = fastrnn.JordanRNN(3, 8, 5)
+    with pytest.raises(RuntimeError, match=r"\(1, 4, 5\).*\[1, 4, 8\]"):
+        network(torch.randn(2, 4, 3), torch.randn(1, 4, 8))
+    with pytest.raises(RuntimeError, match="Expected .*3.*got 2"):
+        network(torch.randn(2, 4, 2))
+    with fastrnn.use_backend("cpp"), pytest.raises(fastrnn.BackendError, match="float16"):
+        network.half()(torch.randn(2, 4, 3).half())
