@@ -1,0 +1,168 @@
+"""One to many: a GRU writes a first name from one input, a letter and a gender, feeding each letter back to itself.
+
+    python examples/name_generation.py
+
+Data: census first names, of the package ``names``.  The gender is the state that the network begins with, the letter
+its first input; in training, the true letters follow.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import torch
+from common import folder_of, parse, parser, train, two_sides
+from matplotlib.axes import Axes
+from results import conclude, plot, report
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+GENDERS = ("female", "male")
+END = 26  # the token that closes a name, after the letters of the alphabet
+LONGEST = 14
+
+Name = tuple[str, int]  # and the number of its gender
+Batch = tuple[Tensor, Tensor]  # letters with END behind, filled up with END (1 + T, B); genders (B)
+
+
+class Writer(nn.Module):
+    """letters (T, B), state or genders (B) -> logits of the next letters (T, B, 27), state"""
+
+    def __init__(self, embedding: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(END + 1, embedding)
+        self.begin = nn.Embedding(len(GENDERS), hidden)
+        self.gru = nn.GRU(embedding, hidden)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(hidden, END + 1)
+
+    def forward(self, letters: Tensor, genders: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        first = self.begin(genders)[None] if state is None else state
+        y, state = self.gru(self.embedding(letters), first)
+        return self.head(self.dropout(y)), state
+
+
+def read_names() -> tuple[list[Name], list[Name]]:
+    """Names for training and a tenth held out: those that only it has, under any gender."""
+    folder = folder_of("names")
+    names = [
+        (line.split()[0], number)
+        for number, gender in enumerate(GENDERS)
+        for line in (folder / f"dist.{gender}.first").read_text().splitlines()
+    ]
+    different = sorted({name for name, _ in names})
+    held_out = set(random.Random(0).sample(different, len(different) // 10))
+    return [name for name in names if name[0] not in held_out], [name for name in names if name[0] in held_out]
+
+
+def tokens_of(name: str) -> list[int]:
+    return [ord(letter) - ord("A") for letter in name]
+
+
+def collate(names: list[Name]) -> Batch:
+    letters = pad_sequence([torch.tensor([*tokens_of(name), END]) for name, _ in names], padding_value=END)
+    return letters, torch.tensor([gender for _, gender in names])
+
+
+def loss_of(model: nn.Module, batch: Batch, state: None) -> tuple[Tensor, None]:
+    """Mean cross-entropy in nats of all letters but the first, and of the end of each name."""
+    letters, genders = batch
+    logits, _ = model(letters[:-1], genders)
+    counted = letters[:-1] != END  # what follows a letter; the filling follows END
+    return F.cross_entropy(logits[counted], letters[1:][counted]), None
+
+
+@torch.inference_mode()
+def bits(model: nn.Module, names: list[Name]) -> float:
+    return loss_of(model.eval(), collate(names), None)[0].item() / math.log(2)
+
+
+def bits_by_counting(known: list[Name], held_out: list[Name], letters_seen: int) -> float:
+    """Bits per letter by how often it followed the last ``letters_seen`` letters in the training names."""
+
+    def moments(names: list[Name]) -> list[tuple[str, int]]:
+        spelled = [(name, [*tokens_of(name), END]) for name, _ in names]
+        return [
+            (name[max(0, place - letters_seen) : place] if letters_seen else "", letter)
+            for name, letters in spelled
+            for place, letter in enumerate(letters)
+            if place > 0
+        ]
+
+    both = Counter(moments(known))
+    before = Counter(context for context, _ in moments(known))
+    tested = moments(held_out)
+    return -sum(math.log2((both[m] + 0.1) / (before[m[0]] + 0.1 * (END + 1))) for m in tested) / len(tested)
+
+
+@torch.inference_mode()
+def write(model: nn.Module, letter: str, gender: int, generator: torch.Generator, temperature: float = 0.6) -> str:
+    """One name, letter by letter: each step is given the letter drawn in the last and the state after it."""
+    tokens, state = tokens_of(letter), None
+    while tokens[-1] != END and len(tokens) < LONGEST:
+        logits, state = model(torch.tensor([tokens[-1:]]), torch.tensor([gender]), state)
+        tokens.append(int(torch.multinomial((logits[0, 0] / temperature).softmax(0), 1, generator=generator)))
+    return "".join(chr(ord("A") + token) for token in tokens if token != END)
+
+
+def show_names(model: nn.Module, known: list[Name], axes: Axes) -> None:
+    generator = torch.Generator().manual_seed(0)
+    existing = {name for name, _ in known}
+    cells = [
+        [", ".join(name + "*" * (name not in existing) for name in drawn)]
+        for letter in "ACEJKLMRSV"
+        for drawn in [[write(model, letter, gender, generator) for _ in range(3)] for gender in range(len(GENDERS))]
+    ]
+    cells = [left + right for left, right in zip(cells[::2], cells[1::2], strict=True)]
+    axes.set_axis_off()
+    axes.set_title("written from the first letter and the gender (*: not among the names of the training)")
+    table = axes.table(cells, colLabels=GENDERS, rowLabels=list("ACEJKLMRSV"), loc="center", cellLoc="left")
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.scale(1, 1.7)
+
+
+def show_bits(values: dict[str, float], axes: Axes) -> None:
+    axes.bar_label(axes.barh(list(values), list(values.values()), color=["C7", "C7", "C7", "C0", "C1"]), fmt="%.2f")
+    axes.set(title="bits per letter, names held out", xlim=(0, 1.15 * max(values.values())))
+
+
+def arguments() -> Any:
+    options = parser(__doc__)
+    options.add_argument("--embedding", type=int, default=32)
+    options.add_argument("--hidden", type=int, default=128)
+    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--steps", type=int, default=800)
+    return parse(options, hidden=64, batch=32, steps=100)
+
+
+def main() -> None:
+    options = arguments()
+    known, held_out = read_names()
+    shuffle = random.Random(options.seed)
+    batches = [collate(shuffle.sample(known, options.batch)) for _ in range(options.steps)]
+    torch.manual_seed(options.seed)
+    sides = two_sides(Writer(options.embedding, options.hidden), partial(torch.optim.Adam, lr=3e-3))
+    train(sides, batches, loss_of, seed=options.seed)
+
+    report(sides)
+    values = [bits(side.model, held_out) for side in sides]
+    counted = {
+        "unigrams": bits_by_counting(known, held_out, 0),
+        "bigrams": bits_by_counting(known, held_out, 1),
+        "trigrams": bits_by_counting(known, held_out, 2),
+    }
+    reached = counted | {f"GRU, {side.name}": value for side, value in zip(sides, values, strict=True)}
+    stories = partial(show_names, sides[1].model, known), partial(show_bits, reached)
+    plot(sides, "names from a letter and a gender", options.out / "name_generation.png", *stories)
+    baseline = ("unigrams", counted["unigrams"])
+    conclude("name_generation", sides, options, "bits per letter", values, baseline, higher=False)
+
+
+if __name__ == "__main__":
+    main()
