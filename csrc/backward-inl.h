@@ -36,6 +36,7 @@ struct BackwardScan {
   S* carry;                       // (B, H); for the LSTM the gradient of c, which ends as that of c0
   S *gates_by_column, *outputs_by_column;  // transposed stretches
   S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
+  S* by_token;                    // with tokens, the gradient of w_ih transposed: (I, G*H)
   const S** before;               // per thread: h before each row of a stretch
   S* results;                     // per thread
   int64_t results_size;
@@ -65,7 +66,8 @@ struct BackwardScan {
                            : Cell::kHasCarry ? scratch.take<S>(z.batch * z.hidden) : nullptr;
     gates_by_column = wanted ? scratch.take<S>(ld * chunk_rows) : nullptr;
     outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * chunk_rows) : nullptr;
-    inputs_packed = wanted ? scratch.take<S>(input_panels * kWide * chunk_rows) : nullptr;
+    inputs_packed = wanted && args.x ? scratch.take<S>(input_panels * kWide * chunk_rows) : nullptr;
+    by_token = wanted && args.tokens ? scratch.take<S>(z.inputs * depth) : nullptr;
     states_packed = wanted ? scratch.take<S>(output_panels * kWide * chunk_rows) : nullptr;
     unprojected_packed = wanted && projected ? scratch.take<S>(unit_panels * kWide * chunk_rows) : nullptr;
     before = scratch.take<const S*>(crew.threads * chunk_rows);
@@ -93,6 +95,11 @@ struct BackwardScan {
         multiply_stretch(s, smaller(s + chunk, z.steps), thread, mine);
       }
     }
+    if (by_token) {
+      const Part own = part(G * z.hidden, thread, crew.threads);
+      transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, grads.w_ih + own.begin * z.inputs,
+                z.inputs);
+    }
   }
 
   void prepare(int thread) const {
@@ -103,7 +110,7 @@ struct BackwardScan {
               outputs.begin, outputs.end, w_hh);
     if (grad_x) {
       const Part inputs = share(input_panels);
-      pack_rows([&](int64_t k) { return weights.w_ih + Cell::row_ih(k, z.hidden) * z.inputs; }, depth, z.inputs,
+      pack_rows([&](int64_t k) { return weights.w_ih + k * z.inputs; }, depth, z.inputs,
                 inputs.begin, inputs.end, w_ih);
     }
     if (projected) {
@@ -226,14 +233,17 @@ struct BackwardScan {
     barrier.wait(crew.threads);
     const Part own = part(G * z.hidden, thread, crew.threads);
     const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * chunk_rows;
-    product(of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
-            [&](int64_t k) { return grads.w_ih + Cell::row_ih(k, z.hidden) * z.inputs; }, mine);
+    if (by_token)
+      add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
+    else
+      product(of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
+              [&](int64_t k) { return grads.w_ih + k * z.inputs; }, mine);
     product(of_state, chunk_rows, own, rows, states_packed, output_panels, z.outputs, add,
             [&](int64_t k) { return grads.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
         const S a = sum(of_input + k * chunk_rows, rows), b = sum(of_state + k * chunk_rows, rows);
-        S &to_a = grads.b_ih[Cell::row_ih(k, z.hidden)], &to_b = grads.b_hh[Cell::row_hh(k, z.hidden)];
+        S &to_a = grads.b_ih[k], &to_b = grads.b_hh[Cell::row_hh(k, z.hidden)];
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }
@@ -248,6 +258,18 @@ struct BackwardScan {
       }
   }
 
+  // The product with one-hot rows: each row of the gate gradients goes to the row of its token.
+  void add_by_token(const S* grad, const int64_t* tokens, int64_t rows, Part own, bool add) const {
+    const int64_t width = G * z.hidden, count = own.end - own.begin;
+    if (!add)
+      for (int64_t token = 0; token < z.inputs; ++token) clear(by_token + token * width + own.begin, count);
+    for (int64_t row = 0; row < rows; ++row) {
+      const S* from = grad + row * ld + own.begin;
+      S* to = by_token + tokens[row] * width + own.begin;
+      for (int64_t k = 0; k < count; ++k) to[k] += from[k];
+    }
+  }
+
   // This thread's share of a stretch, laid out for the products over its rows.
   void pack_stretch(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
     const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
@@ -258,8 +280,9 @@ struct BackwardScan {
     const Part columns = share(ld), inputs = share(input_panels), outputs = share(output_panels);
     transpose(grad + columns.begin, ld, rows, columns.end - columns.begin, gates_by_column + columns.begin * chunk_rows,
               chunk_rows);
-    pack_rows([&](int64_t k) { return args.x + (first + k) * z.inputs; }, rows, z.inputs, inputs.begin, inputs.end,
-              inputs_packed);
+    if (args.x)
+      pack_rows([&](int64_t k) { return args.x + (first + k) * z.inputs; }, rows, z.inputs, inputs.begin, inputs.end,
+                inputs_packed);
     pack_rows([&](int64_t k) { return source[k]; }, rows, z.outputs, outputs.begin, outputs.end, states_packed);
     if (!projected) return;
     const Part of_h = share(z.outputs), units = share(unit_panels);

@@ -30,8 +30,7 @@ struct Lstm {
     carry = grad_c * f;
   }
 
-  // Row of weight_ih (weight_hh) that column k of the gate gradients of `a` (of `b`) belongs to.
-  static FASTRNN_INLINE int64_t row_ih(int64_t k, int64_t) { return k; }
+  // Row of weight_hh that column k of the gate gradients of `b` belongs to; those of `a` stand in weight_ih's order.
   static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t) { return k; }
 };
 
@@ -60,7 +59,6 @@ struct Gru {
     carry = grad_h * z;
   }
 
-  static FASTRNN_INLINE int64_t row_ih(int64_t k, int64_t) { return k; }
   static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t hidden) { return k < hidden ? k + 2 * hidden : k - hidden; }
 };
 
@@ -83,6 +81,5 @@ struct Rnn {
       grad[0] = grad_h * (S(1) - h * h);
   }
 
-  static FASTRNN_INLINE int64_t row_ih(int64_t k, int64_t) { return k; }
   static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t) { return k; }
 };

@@ -22,7 +22,8 @@ struct ForwardScan {
   const Crew crew;
   Barrier& barrier;
   const bool projected;
-  const bool packed;  // or the weights are read as they are, since so few rows would not repay packing them
+  // Whether weights are packed, or read as they lie because so few rows would not repay it.
+  const bool packed, packed_inputs;
   const int64_t panels, wide_panels;
   const int64_t chunk;  // steps whose inputs are multiplied at once
 
@@ -39,9 +40,10 @@ struct ForwardScan {
   ForwardScan(const Forward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)), panels(panel_count(z)), wide_panels(ceil_div(z.outputs, kWide)),
+        projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)),
+        packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)), wide_panels(ceil_div(z.outputs, kWide)),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
-    w_ih = packed ? scratch.take<S>(panels * kWidth * z.inputs) : nullptr;
+    w_ih = packed_inputs ? scratch.take<S>(panels * kWidth * z.inputs) : nullptr;
     w_hh = packed ? scratch.take<S>(panels * kWidth * z.outputs) : nullptr;
     w_hr = projected ? scratch.take<S>(wide_panels * kWide * z.hidden) : nullptr;
     init_ih = scratch.take<S>(panels * kWidth);
@@ -82,10 +84,8 @@ struct ForwardScan {
   void prepare(int thread) const {
     const Part own = part(panels, thread, crew.threads);
     for (int64_t p = own.begin; p < own.end; ++p) {
-      if (packed) {
-        pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * z.inputs);
-        pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * z.outputs);
-      }
+      if (packed_inputs) pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * z.inputs);
+      if (packed) pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * z.outputs);
       pack_bias(p);
     }
     if (projected) {
@@ -155,12 +155,30 @@ struct ForwardScan {
     const int64_t first = steps.first_row(s, end), last = first + steps.rows_between(s, end);
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
       const auto rows = [&](int64_t from, int64_t to) {
+        if (args.tokens) return gather(args.tokens + from, to - from, p, product_at(p, from - first));
         product(args.x + from * z.inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih, product_at(p, from - first));
       };
       if (!crew.by_rows)
         rows(first, last);
       else
         for (int64_t i = s; i < end; ++i) rows(steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);
+    }
+  }
+
+  // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, kWidth): a column of w_ih each.
+  void gather(const int64_t* tokens, int64_t rows, int64_t p, S* c) const {
+    const S* init = init_ih + p * kWidth;
+    for (int64_t row = 0; row < rows; ++row, c += kWidth) {
+      if (packed_inputs) {
+        const S* from = w_ih + (p * z.inputs + tokens[row]) * kWidth;
+        for (int64_t i = 0; i < kWidth; i += L) store(c + i, load(from + i) + load(init + i));
+        continue;
+      }
+      for (int64_t i = 0; i < kWidth; ++i) {
+        const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
+        const bool there = unit < z.hidden;
+        c[i] = there ? weights.w_ih[(gate * z.hidden + unit) * z.inputs + tokens[row]] + init[i] : S(0);
+      }
     }
   }
 

@@ -119,11 +119,24 @@ struct Reader {
     }
   }
 
+  void read_tokens(py::handle x) {
+    const Sizes& z = in.sizes;
+    in.tokens = reinterpret_cast<const int64_t*>(address(x, "x", z.rows, sizeof(int64_t)));
+    for (int64_t n = 0; n < z.rows; ++n)
+      if (in.tokens[n] < 0 || in.tokens[n] >= z.inputs)
+        throw py::index_error("x: expected tokens from 0 to " + std::to_string(z.inputs - 1) + ", got " +
+                              std::to_string(in.tokens[n]));
+  }
+
   bool saves_cells() const { return has_cell || in.weights[0].w_hr; }
 
-  void inputs(py::handle x, py::handle h0, py::handle c0, const py::sequence& weights) {
+  // `x` holds tokens where `tokens` says so.
+  void inputs(py::handle x, bool tokens, py::handle h0, py::handle c0, const py::sequence& weights) {
     const Sizes& z = in.sizes;
-    in.x = tensor(x, "x", static_cast<__int128>(z.rows) * z.inputs);
+    if (tokens)
+      read_tokens(x);
+    else
+      in.x = tensor(x, "x", static_cast<__int128>(z.rows) * z.inputs);
     in.h0 = per_direction(h0, "h0", z.batch, z.outputs);
     if (has_cell) in.c0 = per_direction(c0, "c0", z.batch, z.hidden);
     Parameters<S> own[2];
@@ -134,10 +147,10 @@ struct Reader {
 };
 
 template <class S>
-void forward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights, py::handle y,
+void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0, const py::sequence& weights, py::handle y,
              py::handle hn, py::handle cn, py::handle gates, py::handle cells, py::handle hidden) {
   Reader<S> read(layer);
-  read.inputs(x, h0, c0, weights);
+  read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;
   Forward<S> call{};
   static_cast<Inputs<S>&>(call) = read.in;
@@ -156,11 +169,11 @@ void forward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0,
 }
 
 template <class S>
-void backward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
+void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0, const py::sequence& weights,
               py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y, py::handle grad_hn,
               py::handle grad_cn, py::handle grad_x, py::handle grad_h0, py::handle grad_c0, py::handle grad_weights) {
   Reader<S> read(layer);
-  read.inputs(x, h0, c0, weights);
+  read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;
   Backward<S> call{};
   static_cast<Inputs<S>&>(call) = read.in;
@@ -173,6 +186,7 @@ void backward(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0
     call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
     call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden);
   }
+  if (tokens && !grad_x.is_none()) throw py::value_error("grad_x: there is none of tokens");
   call.grad_x = read.tensor(grad_x, "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
   call.grad_h0 = read.per_direction(grad_h0, "grad_h0", z.batch, z.outputs);
   if (!grad_weights.is_none()) {

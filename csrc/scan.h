@@ -45,7 +45,8 @@ struct Inputs {
   Activation activation;  // of the projection, if there is one
   Sizes sizes;
   int threads;
-  const S* x;   // (N, I), rows in order of their step
+  const S* x;   // (N, I), rows in order of their step; or null, with
+  const int64_t* tokens;  // (N), 0 <= token < I: rows of x that are 1 in this column and 0 elsewhere
   const S* h0;  // (D, B, P)
   const S* c0;  // (D, B, H), LSTM only
   Parameters<const S> weights[2];
@@ -73,7 +74,7 @@ struct Backward : Inputs<S> {
   const S* grad_y;   // (N, D*P), null for zeros
   const S* grad_hn;  // (D, B, P), null for zeros
   const S* grad_cn;  // (D, B, H), null for zeros
-  S* grad_x;         // (N, I), null where not wanted
+  S* grad_x;         // (N, I), null where not wanted and with tokens
   S* grad_h0;        // (D, B, P)
   S* grad_c0;        // (D, B, H), LSTM only
   Parameters<S> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted

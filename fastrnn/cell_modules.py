@@ -29,7 +29,7 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
             weights.append(weight)
     sizes = Sizes(module.input_size, hidden, hidden, 1, 1)
     if hx is None:
-        h0, c0 = first_states(mode, x, None, sizes)
+        h0, c0 = first_states(mode, x, None, x.dtype, sizes)
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
         h0, c0 = _as_layer(h0, rank), c0 if c0 is None else _as_layer(c0, rank)

@@ -45,7 +45,8 @@ def rnn(
 
     Args:
         input: (T, B, I), with ``batch_first`` (B, T, I); or the rows of a PackedSequence, (N, I), and its
-            ``batch_sizes``.
+            ``batch_sizes``.  Without the last dimension and int64: tokens from 0 to I - 1, which stand for one-hot rows.
+            Those are never built: a token's column of ``weight_ih`` is gathered.
         hx: the first state of each layer and direction, (num_layers * D, B, H); None is zeros.
         weights: torch's flat list: for each layer and direction ``weight_ih`` (H, I or D*H), ``weight_hh`` (H, H) and,
             for all or for none, ``bias_ih`` and ``bias_hh`` (H,).  ``nn.RNN._flat_weights`` is such a list.
@@ -63,6 +64,7 @@ def rnn(
     Raises:
         ValueError: ``input`` is neither 2-D nor 3-D, or its dtype is not that of the weights.
         RuntimeError: a shape, dtype or device does not fit; the message has what was expected and what came.
+        IndexError: a token is not within 0 .. I - 1.
         BackendError: the backend asked for by name cannot serve.
     """
     modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
@@ -169,7 +171,7 @@ def _network(
     batch_first: bool,
     dropout: float,
 ) -> Sequence[Tensor]:
-    dims = 3 if batch_sizes is None else 2
+    dims = (3 if batch_sizes is None else 2) - (x.dtype == torch.int64)
     if x.dim() != dims:
         raise ValueError(f"{mode}: Expected input to be {dims}D, got {x.dim()}D instead")
     if len(weights) < 2 or weights[0].dim() != 2 or weights[1].dim() != 2:
@@ -180,7 +182,7 @@ def _network(
     hidden = gate_rows // len(CELLS[mode].gates)
     sizes = Sizes(weights[0].shape[1], hidden, outputs, num_layers, 2 if bidirectional else 1)
     if h0 is None:
-        h0, c0 = first_states(mode, x, batch_sizes, sizes)
+        h0, c0 = first_states(mode, x, batch_sizes, weights[0].dtype, sizes)
     road = None if watched() else plan(mode, x, batch_sizes, h0, c0, weights, sizes)
     if isinstance(road, Exception):
         raise road
@@ -197,14 +199,16 @@ def watched() -> bool:
     )
 
 
-def first_states(mode: str, x: Tensor, batch_sizes: Tensor | None, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
+def first_states(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, dtype: torch.dtype, sizes: Sizes
+) -> tuple[Tensor, Tensor | None]:
     """Zeros: h0 (num_layers * D, B, P), and c0 (num_layers * D, B, H) for a cell that has it."""
     rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     count = sizes.num_layers * sizes.directions
-    h0 = x.new_zeros(count, rows, sizes.outputs)
+    h0 = x.new_zeros(count, rows, sizes.outputs, dtype=dtype)
     if not CELLS[mode].has_cell_state:
         return h0, None
-    return h0, h0 if sizes.hidden == sizes.outputs else x.new_zeros(count, rows, sizes.hidden)
+    return h0, h0 if sizes.hidden == sizes.outputs else x.new_zeros(count, rows, sizes.hidden, dtype=dtype)
 
 
 def plan(
@@ -240,7 +244,7 @@ def plan(
         return watching
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return reference.layer
-    name = choose(x.device, x.dtype, mode)
+    name = choose(x.device, h0.dtype, mode, x.dtype is torch.int64)
     if name is None:
         return None
     if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -324,10 +328,12 @@ def _misfit(
     sizes: Sizes,
 ) -> Exception | None:
     """The error to raise where shapes, dtypes or devices do not fit; kernels read memory as these say it is."""
+    tokens = x.dtype is torch.int64
+    inputs = sizes.inputs if tokens else x.shape[-1]
     if batch_sizes is None:
-        steps, rows, inputs = x.shape
+        steps, rows = x.shape[:2]
     else:
-        total, inputs = x.shape
+        total = x.shape[0]
         if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
             return RuntimeError("'batch_sizes' should be a 1-D int64 tensor on the CPU")
         lengths = batch_sizes.tolist()
@@ -341,7 +347,7 @@ def _misfit(
     expected = _weight_shapes(mode, sizes, len(weights))
     if expected is None:
         return RuntimeError(f"{sizes} is not a network of parameters {[list(weight.shape) for weight in weights]}")
-    dtype, device = x.dtype, x.device
+    dtype, device = weights[0].dtype if tokens else x.dtype, x.device
     for weight, shape in zip(weights, expected, strict=True):
         if weight.shape != shape:
             return RuntimeError(f"Expected a parameter of size {shape}, got {list(weight.shape)}")

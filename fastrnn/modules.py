@@ -14,7 +14,7 @@ from torch._jit_internal import _overload_method
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import scripting
-from fastrnn.backends import BackendError, requested
+from fastrnn.backends import BackendError, reference, requested
 from fastrnn.functional import Sizes, first_states, plan, walk, watched
 from fastrnn.scripting import Pair
 
@@ -32,9 +32,12 @@ def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
     packed = isinstance(input, PackedSequence)
     x, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
     mode = module.mode
-    if watched() or not isinstance(x, Tensor) or x.is_nested:
+    if not isinstance(x, Tensor) or x.is_nested:
         return base.forward(module, input, hx)
-    rank = x.dim()
+    tokens, seen = x.dtype is torch.int64, watched()
+    if seen and not tokens:
+        return base.forward(module, input, hx)
+    rank = x.dim() + tokens  # tokens lack the dimension of their one-hot rows
     single = rank == 2 and not packed
     if not (single or rank == (2 if packed else 3)) or not is_state(hx, mode, 2 if single else 3):
         return base.forward(module, input, hx)
@@ -55,7 +58,7 @@ def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
         module.input_size, hidden, module.proj_size or hidden, module.num_layers, 2 if module.bidirectional else 1
     )
     if hx is None:
-        h0, c0 = first_states(mode, x, batch_sizes, sizes)
+        h0, c0 = first_states(mode, x, batch_sizes, weights[0].dtype, sizes)
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
         if single:
@@ -63,7 +66,9 @@ def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
         elif sorted_indices is not None:
             h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
 
-    road = plan(mode, x, batch_sizes, h0, c0, weights, sizes)
+    road = None if seen else plan(mode, x, batch_sizes, h0, c0, weights, sizes)
+    if tokens and road is None:
+        road = reference.layer  # torch.nn has no such road
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     dropout = module.dropout if module.training else 0.0

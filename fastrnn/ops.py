@@ -65,7 +65,7 @@ def _backward(
             mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, need_x,
             need_weights,
         )  # fmt: skip
-    return _or_empty(found.x, x), found.h0, _or_empty(found.c0, h0), found.weights or []
+    return _or_empty(found.x, h0), found.h0, _or_empty(found.c0, h0), found.weights or []
 
 
 def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -76,20 +76,21 @@ def _fake_forward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
     backend: str, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    cell, (directions, rows, outputs), lead = CELLS[mode], h0.shape, x.shape[:-1]
+    cell, (directions, rows, outputs) = CELLS[mode], h0.shape
+    lead = x.shape if x.dtype == torch.int64 else x.shape[:-1]
     hidden_size = weights[1].shape[0] // len(cell.gates)
     steps = lead[0] if batch_sizes is not None else lead[0] * lead[1]
-    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-    y = x.new_empty(*lead, directions * outputs)
-    cn = x.new_empty(0) if c0 is None else x.new_empty(directions, rows, hidden_size)
-    gates, cells, hidden = x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    wide = torch.float32 if h0.dtype in (torch.bfloat16, torch.float16) else h0.dtype
+    y = h0.new_empty(*lead, directions * outputs)
+    cn = h0.new_empty(0) if c0 is None else h0.new_empty(directions, rows, hidden_size)
+    gates, cells, hidden = h0.new_empty(0), h0.new_empty(0), h0.new_empty(0)
     if save:
-        hidden = x.new_empty(directions, steps, outputs)
+        hidden = h0.new_empty(directions, steps, outputs)
         if cell.saved:
-            gates = x.new_empty(directions, steps, len(cell.saved) * hidden_size)
+            gates = h0.new_empty(directions, steps, len(cell.saved) * hidden_size)
         if cell.has_cell_state or cell.output:
-            cells = x.new_empty(directions, steps, hidden_size, dtype=wide)
-    return y, x.new_empty(directions, rows, outputs), cn, gates, cells, hidden
+            cells = h0.new_empty(directions, steps, hidden_size, dtype=wide)
+    return y, h0.new_empty(directions, rows, outputs), cn, gates, cells, hidden
 
 
 def _fake_backward(
@@ -98,7 +99,7 @@ def _fake_backward(
     backend: str, need_x: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     return (
-        x.new_empty(x.shape if need_x else 0),
+        h0.new_empty(x.shape if need_x else 0),
         h0.new_empty(h0.shape),
         h0.new_empty(0 if c0 is None else c0.shape),
         [weight.new_empty(weight.shape) for weight in weights] if need_weights else [],
@@ -178,20 +179,21 @@ class _LayerBackward(Function):
             seeds, inputs = own[:3], own[3:]
             outputs = reference.layer(ctx.mode, inputs[0], batch_sizes, inputs[1], inputs[2], inputs[3:])
             seeded = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
-            present = [tensor for tensor in inputs if tensor is not None]
-            grad_x, grad_h0, *rest = torch.autograd.grad(
+            present = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+            grads = torch.autograd.grad(
                 [out for out, _ in seeded],
                 present,
                 [seed for _, seed in seeded],
                 create_graph=True,
                 materialize_grads=True,
             )
+            grad_x, grad_h0, *rest = grads if inputs[0].requires_grad else (None, *grads)
             # As forward returned them: what was not needed has an empty tensor's place there, or, of weights, none.
             grad_c0 = None if inputs[2] is None else rest.pop(0)
             first = (grad_x if ctx.need_x else None, grad_h0, grad_c0, *rest)
             pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
             pairs = [(grad, given) for grad, given in pairs if grad is not None and grad.requires_grad]
-            leaves = [tensor for tensor in own if tensor is not None]
+            leaves = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
             found: Iterator[Tensor | None] = iter(
                 torch.autograd.grad(
                     [grad for grad, _ in pairs],
@@ -203,13 +205,13 @@ class _LayerBackward(Function):
                 if pairs
                 else [None] * len(leaves)
             )
-        return (None,) * 8 + tuple(None if tensor is None else next(found) for tensor in own)
+        return (None,) * 8 + tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in own)
 
 
 def _alias(tensor: Tensor | None) -> Tensor | None:
     """The same values as a tensor of its own in the graph: a derivative by it counts no path through other inputs."""
-    if tensor is None:
-        return None
+    if tensor is None or tensor.dtype == torch.int64:  # tokens
+        return tensor
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 

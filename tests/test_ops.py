@@ -115,7 +115,7 @@ def test_the_functions_check_their_arguments():
         fastrnn.gru(x[0], h, w)
     with pytest.raises(RuntimeError, match=r"size \(1, 3, 5\), got \[1, 3, 6\]"):
         fastrnn.rnn(x, torch.randn(1, 3, 6), w)
-    with pytest.raises(RuntimeError, match=r"size \(5, 4\), got \[5, 3\]"):
+    with pytest.raises(RuntimeError, match="Expected 3, got 4"):
         fastrnn.rnn(x, h, [torch.randn(5, 3), w[1]])
     with pytest.raises(ValueError, match="float64.*float32"):
         fastrnn.rnn(x.double(), h, w)

@@ -3,6 +3,7 @@
 A backend is one module with these members; its functions work on one whole layer (all its directions)::
 
     MODES: the keys of CELLS that it serves
+    TOKENS: whether x may be tokens
     unavailable() -> str | None
         None where the backend can run in this process, else one sentence that says what is missing and what to do.
     unsupported(device, dtype) -> str | None
@@ -12,6 +13,7 @@ A backend is one module with these members; its functions work on one whole laye
 
 ``mode`` is a key of :data:`fastrnn.cells.CELLS`.  ``x`` is (T, B, I) with ``batch_sizes`` None, or the data of a
 PackedSequence, (N, I), with ``batch_sizes`` its (T,) int64 CPU tensor, non-increasing, ``batch_sizes[0] == B``.
+Tokens, an int64 tensor (T, B) or (N,), stand for one-hot rows, which are never built: the input product is a gather.
 ``h0`` is (D, B, P); ``c0`` is (D, B, H), or None for a cell without a cell state; ``weights`` is torch's flat list of
 the layer's parameters (:func:`fastrnn.cells.split_weights`).  Any strides; callers have checked shapes and dtypes.
 ``grad_y``, ``grad_hn`` and ``grad_cn`` may be None, which stands for zeros.  No tensor that a backend returns
@@ -111,7 +113,7 @@ def requested() -> str | None:
     return _asked.get() or os.environ.get("FASTRNN_BACKEND") or None
 
 
-def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM") -> str | None:
+def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM", tokens: bool = False) -> str | None:
     """Name of the backend to run a layer on; None hands the layer to torch's own functions.
 
     Raises:
@@ -119,25 +121,31 @@ def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM") -> str 
     """
     name = requested()
     if name is None:
-        return _automatic(device.type, dtype, mode)
+        return _automatic(device.type, dtype, mode, tokens)
     _require_live(name)
-    if reason := _unsupported(load(name), device, dtype, mode):
+    if reason := _unsupported(load(name), device, dtype, mode, tokens):
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
     return name
 
 
 @functools.cache
-def _automatic(device_type: str, dtype: torch.dtype, mode: str) -> str | None:
+def _automatic(device_type: str, dtype: torch.dtype, mode: str, tokens: bool) -> str | None:
     device = torch.device(device_type)
     for name in AUTOMATIC:
         module = load(name)
-        if module.unavailable() is None and _unsupported(module, device, dtype, mode) is None:
+        if module.unavailable() is None and _unsupported(module, device, dtype, mode, tokens) is None:
             return name
     return None
 
 
-def _unsupported(module: ModuleType, device: torch.device, dtype: torch.dtype, mode: str) -> str | None:
-    return module.unsupported(device, dtype) if mode in module.MODES else f"it has no kernel for the cell {mode}"
+def _unsupported(
+    module: ModuleType, device: torch.device, dtype: torch.dtype, mode: str, tokens: bool
+) -> str | None:
+    if mode not in module.MODES:
+        return f"it has no kernel for the cell {mode}"
+    if tokens and not module.TOKENS:
+        return "it takes no tokens"
+    return module.unsupported(device, dtype)
 
 
 def _require_live(name: str) -> None:

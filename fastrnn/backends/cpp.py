@@ -25,6 +25,7 @@ _MODES |= {
 }
 
 MODES = tuple(CELLS)
+TOKENS = True
 
 
 def unavailable() -> str | None:
@@ -71,8 +72,8 @@ def forward(
     """See :mod:`fastrnn.backends`."""
     layer = _layer(mode, x, batch_sizes, h0, weights)
     _, _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
-    empty = x.new_empty
-    y = empty((*x.shape[:-1], directions * outputs))
+    empty, tokens = h0.new_empty, x.dtype == torch.int64
+    y = empty((*(x.shape if tokens else x.shape[:-1]), directions * outputs))
     hn = empty((directions, batch, outputs))
     cn = empty(0) if c0 is None else empty((directions, batch, hidden_size))
     gates = cells = hidden = None
@@ -83,10 +84,10 @@ def forward(
         cells = empty((directions, rows, hidden_size)) if cell.has_cell_state or cell.output else None
         hidden = empty((directions, rows, outputs))
     if batch:
-        call = _core.forward_double if x.dtype == torch.float64 else _core.forward_float
+        call = _core.forward_double if h0.dtype == torch.float64 else _core.forward_float
         own = [w.contiguous() for w in weights]
         cell_state = None if c0 is None else c0.contiguous()
-        call(layer, x.contiguous(), h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
+        call(layer, x.contiguous(), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
     saved = Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden)))
     return Forward(y, hn, cn, saved)
 
@@ -117,10 +118,10 @@ def backward(
     def dense(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.contiguous()
 
-    call = _core.backward_double if x.dtype == torch.float64 else _core.backward_float
+    call = _core.backward_double if h0.dtype == torch.float64 else _core.backward_float
     own = [w.contiguous() for w in weights]
     call(
-        layer, dense(x), dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn), dense(grad_cn),
+        layer, dense(x), x.dtype == torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn), dense(grad_cn),
         grad_x, grad_h0, grad_c0, grads,
     )  # fmt: skip
     return Backward(grad_x, grad_h0, grad_c0, grads)

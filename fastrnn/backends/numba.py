@@ -35,6 +35,7 @@ PATIENCE = 1.0
 
 
 MODES = TORCH_MODES
+TOKENS = False
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from fastrnn.cells import CELLS, Weights, split_weights
 
 
 MODES = tuple(CELLS)
+TOKENS = True
 
 
 def unavailable() -> str | None:
@@ -52,6 +53,14 @@ STEP = {"LSTM": lstm_cell, "GRU": gru_cell, "TANH": tanh_cell, "RELU": relu_cell
 OUTPUT = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``, or of tokens the same of their one-hot rows: the columns of ``weight`` that they name."""
+    if x.dtype != torch.int64:
+        return F.linear(x, weight, bias)
+    columns = F.embedding(x, weight.t())
+    return columns if bias is None else columns + bias
+
+
 def _direction(
     mode: str, x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, weights: Weights, reverse: bool
 ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -59,7 +68,7 @@ def _direction(
     step = STEP[mode] if mode in STEP else STEP[mode.split("_")[1]]
     output = OUTPUT.get(CELLS[mode].output or "")
     w_ih, w_hh, b_ih, b_hh, w_hr, b_hr = weights
-    inputs = F.linear(x, w_ih, b_ih).split(sizes)
+    inputs = linear(x, w_ih, b_ih).split(sizes)
     outputs: list[Tensor] = []
     final_h, final_c = h0[:0], c0[:0]  # forward: rows that have ended, longest first
     h, c = (h0[:0], c0[:0]) if reverse else (h0, c0)
@@ -121,16 +130,15 @@ def forward(
     """See :mod:`fastrnn.backends`.  What it saves is not used: backward runs the equations again."""
     with torch.no_grad():
         y, hn, cn = layer(mode, x, batch_sizes, h0, c0, weights)
+    empty, directions = h0.new_empty(0), h0.shape[0]
     if not save:
-        return Forward(y, hn, cn, Saved(x.new_empty(0), x.new_empty(0), x.new_empty(0)))
-    directions, _, outputs = h0.shape
-    n = y.numel() // max(directions * outputs, 1)
-    cell = CELLS[mode]
+        return Forward(y, hn, cn, Saved(empty, empty.clone(), empty.clone()))
+    cell, rows = CELLS[mode], y.shape[:-1].numel()
     hidden_size = weights[1].shape[0] // len(cell.gates)
-    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-    gates = x.new_zeros((directions, n, len(cell.saved) * hidden_size) if cell.saved else (0,))
-    cells = x.new_zeros((directions, n, hidden_size) if cell.has_cell_state or cell.output else (0,), dtype=wide)
-    return Forward(y, hn, cn, Saved(gates, cells, x.new_zeros(directions, n, outputs)))
+    wide = torch.float32 if h0.dtype in (torch.bfloat16, torch.float16) else h0.dtype
+    gates = h0.new_zeros((directions, rows, len(cell.saved) * hidden_size) if cell.saved else (0,))
+    cells = h0.new_zeros((directions, rows, hidden_size) if cell.has_cell_state or cell.output else (0,), dtype=wide)
+    return Forward(y, hn, cn, Saved(gates, cells, h0.new_zeros(directions, rows, h0.shape[2])))
 
 
 def backward(
@@ -148,17 +156,20 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, h0, c0, *weights)]
+    leaves = [
+        t if t is None or t.dtype == torch.int64 else t.detach().requires_grad_() for t in (x, h0, c0, *weights)
+    ]
     with torch.enable_grad():
         x_, h0_, c0_, *weights_ = leaves
         outputs = layer(mode, x_, batch_sizes, h0_, c0_, weights_)
     pairs = [(o, g) for o, g in zip(outputs, (grad_y, grad_hn, grad_cn), strict=True) if g is not None]
-    inputs = [leaf for leaf in leaves if leaf is not None]
+    inputs = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
     if pairs:
         found = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], materialize_grads=True)
     else:
         found = tuple(torch.zeros_like(leaf) for leaf in inputs)
     grads = iter(found)
-    dx, dh0 = next(grads), next(grads)
+    dx = next(grads) if x_.requires_grad else None
+    dh0 = next(grads)
     dc0 = None if c0 is None else next(grads)
     return Backward(dx if need_x else None, dh0, dc0, list(grads) if need_weights else None)

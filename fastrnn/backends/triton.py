@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 MODES = TORCH_MODES
+TOKENS = False
 
 
 def unavailable() -> str | None:
