@@ -5,6 +5,7 @@ torch.nn itself says what is right: each call is made on its module and on ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ def both(name: str, options: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     return getattr(nn, name)(4, 5, **options), getattr(fastrnn, name)(4, 5, **options)
 
 
-def outcome(module: nn.Module, *arguments: Any) -> tuple[type, str] | None:
+def outcome(function: Callable, *arguments: Any, **options: Any) -> tuple[type, str] | None:
+    """The error of a call, None where there is none; torch.nn's own differ from release to release."""
     try:
-        module(*arguments)
+        function(*arguments, **options)
     except Exception as error:
         return type(error), str(error)
     return None
@@ -134,12 +136,8 @@ CONSTRUCTIONS: list[tuple[str, tuple, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "arguments", "options"), CONSTRUCTIONS)
 def test_bad_construction(name: str, arguments: tuple, options: dict[str, Any]):
-    errors = []
-    for package in (nn, fastrnn):
-        with pytest.raises(Exception) as caught:
-            getattr(package, name)(*arguments, **options)
-        errors.append((caught.type, str(caught.value)))
-    assert errors[0] == errors[1]
+    theirs, ours = (outcome(getattr(package, name), *arguments, **options) for package in (nn, fastrnn))
+    assert ours == theirs
 
 
 def test_a_cell_of_an_unknown_nonlinearity_raises_in_forward():
