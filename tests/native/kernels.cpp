@@ -21,6 +21,7 @@
 
 namespace {
 
+using fastrnn::Activation;
 using fastrnn::Backward;
 using fastrnn::Forward;
 using fastrnn::Kernels;
@@ -37,6 +38,8 @@ struct Case {
   std::vector<int64_t> batch_sizes = {};
   bool bias = true, gradients_of_x = true, gradients_of_weights = true, seeds = true;
   double spread = 1;  // of x: a large one drives the gates to their ends
+  Activation activation = Activation::none;  // of a Jordan network
+  bool tokens = false;
 
   int64_t outputs() const { return projection ? projection : hidden; }
   int64_t rows() const {
@@ -91,6 +94,13 @@ const Case kCases[] = {
     {"threads share rows", Mode::lstm, 4, 41, 10, 33},
     {"threads share rows", Mode::gru, 4, 41, 12, 40, 2},
     {"threads share rows", Mode::rnn_relu, 4, 79, 20, 50},
+    {"Jordan", Mode::rnn_tanh, 4, 5, 6, 19, 2, 7, {}, true, true, true, true, 1, Activation::sigmoid},
+    {"Jordan, packed", Mode::rnn_relu, 4, 5, 6, 19, 2, 20, {5, 3, 3, 1}, true, true, true, true, 1, Activation::tanh},
+    {"Jordan, no bias", Mode::rnn_tanh, 3, 4, 5, 6, 1, 6, {}, false, true, true, true, 1, Activation::relu},
+    {"Jordan, threads share units", Mode::rnn_tanh, 3, 7, 40, 230, 1, 150},
+    {"tokens", Mode::lstm, 4, 5, 6, 19, 2, 0, {5, 3, 3, 1}, true, false, true, true, 1, Activation::none, true},
+    {"tokens, threads share units", Mode::gru, 4, 6, 30, 80, 1, 0, {}, true, false, true, true, 1, Activation::none, true},
+    {"fewer tokens than kinds of them", Mode::gru, 2, 2, 90, 5, 1, 0, {}, true, false, true, true, 1, Activation::none, true},
 };
 
 // A copy of an array between two bands of a pattern, not aligned to more than its element. Under AddressSanitizer the
@@ -144,8 +154,9 @@ struct Problem {
   oracle::Sizes sizes;
   int gates;
   bool lstm;
-  Values x, h0, c0, weights[2][5];  // in the order of fastrnn::Parameters
+  Values x, h0, c0, weights[2][6];  // in the order of fastrnn::Parameters
   Values grad_y, grad_hn, grad_cn;
+  std::vector<int64_t> tokens;
   std::vector<Named> expected;
 
   explicit Problem(const Case& from)
@@ -156,11 +167,17 @@ struct Problem {
         lstm(c.mode == Mode::lstm) {
     const int64_t N = sizes.rows, B = c.batch, H = c.hidden, P = sizes.outputs, D = c.directions, G = gates;
     const double spread = 1 / std::sqrt(double(H));
-    x = draw(N * c.inputs, c.spread), h0 = draw(D * B * P, 1), c0 = draw(lstm ? D * B * H : 0, 1);
+    x = draw(N * c.inputs, c.spread);
+    for (int64_t n = 0; c.tokens && n < N; ++n) {
+      tokens.push_back(generator() % c.inputs);
+      for (int64_t i = 0; i < c.inputs; ++i) x[n * c.inputs + i] = i == tokens[n];
+    }
+    h0 = draw(D * B * P, 1), c0 = draw(lstm ? D * B * H : 0, 1);
     for (int64_t d = 0; d < D; ++d) {
       weights[d][0] = draw(G * H * c.inputs, spread), weights[d][1] = draw(G * H * P, spread);
       weights[d][2] = draw(c.bias ? G * H : 0, spread), weights[d][3] = draw(c.bias ? G * H : 0, spread);
       weights[d][4] = draw(c.projection ? P * H : 0, spread);
+      weights[d][5] = draw(c.projection && c.bias && !lstm ? P : 0, spread);
     }
     grad_y = draw(N * D * P, 1);
     if (c.seeds) grad_hn = draw(D * B * P, 1), grad_cn = draw(lstm ? D * B * H : 0, 1);
@@ -191,10 +208,10 @@ struct Problem {
       for (const double v : values) result.push_back({v});
       return result;
     };
-    oracle::Layer layer{c.mode, sizes, numbers(x), numbers(h0), numbers(c0), {}, {}, {}, {}, {}, {}};
+    oracle::Layer layer{c.mode, c.activation, sizes, numbers(x), numbers(h0), numbers(c0), {}, {}, {}, {}, {}, {}};
     for (int d = 0; d < c.directions; ++d)
       layer.weights[d] = {numbers(weights[d][0]), numbers(weights[d][1]), numbers(weights[d][2]),
-                          numbers(weights[d][3]), numbers(weights[d][4])};
+                          numbers(weights[d][3]), numbers(weights[d][4]), numbers(weights[d][5])};
     oracle::forward(layer);
     oracle::Gradient gradient;
     gradient.seed(layer.y, grad_y), gradient.seed(layer.hn, grad_hn), gradient.seed(layer.cn, grad_cn);
@@ -214,7 +231,8 @@ struct Problem {
           add_gradient("grad_w_hh", w.w_hh, c.gradients_of_weights);
       add_gradient("grad_b_ih", w.b_ih, c.gradients_of_weights),
           add_gradient("grad_b_hh", w.b_hh, c.gradients_of_weights);
-      add_gradient("grad_w_hr", w.w_hr, c.gradients_of_weights);
+      add_gradient("grad_w_hr", w.w_hr, c.gradients_of_weights),
+          add_gradient("grad_b_hr", w.b_hr, c.gradients_of_weights);
     }
   }
 };
@@ -250,14 +268,18 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   const fastrnn::Sizes& z = p.sizes;
   const int64_t D = z.directions, N = z.rows, H = z.hidden, P = z.outputs;
   const int64_t saved = p.c.mode == Mode::lstm || p.c.mode == Mode::gru ? 4 : 0;
-  fastrnn::Inputs<S> in{p.c.mode, z, threads, input(p.x), input(p.h0), input(p.c0), {}};
+  fastrnn::Inputs<S> in{p.c.mode, p.c.activation, z, threads, nullptr, nullptr, input(p.h0), input(p.c0), {}};
+  if (p.c.tokens)
+    in.tokens = p.tokens.data();
+  else
+    in.x = input(p.x);
   for (int64_t d = 0; d < D; ++d)
     in.weights[d] = {input(p.weights[d][0]), input(p.weights[d][1]), input(p.weights[d][2]), input(p.weights[d][3]),
-                     input(p.weights[d][4])};
+                     input(p.weights[d][4]), input(p.weights[d][5])};
 
   Forward<S> forward{in, output(N * D * P), output(D * z.batch * P), output(p.lstm ? D * z.batch * H : 0), {}};
   forward.saved.hidden = output(save ? D * N * P : 0);
-  forward.saved.cells = output(save && p.lstm ? D * N * H : 0);
+  forward.saved.cells = output(save && (p.lstm || p.c.projection) ? D * N * H : 0);
   forward.saved.gates = output(save ? D * N * saved * H : 0);
   if constexpr (single)
     kernels.forward_float(forward);
@@ -273,9 +295,10 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
     backward.grad_h0 = gradient(p.h0);
     backward.grad_c0 = gradient(p.c0);
     for (int d = 0; d < 2; ++d) {
-      S* pointers[5];
-      for (int i = 0; i < 5; ++i) pointers[i] = gradient(p.weights[d][i], p.c.gradients_of_weights);
-      backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4]};
+      S* pointers[6];
+      for (int i = 0; i < 6; ++i) pointers[i] = gradient(p.weights[d][i], p.c.gradients_of_weights);
+      backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4],
+                                  pointers[5]};
     }
     const Values gates = result(5);
     if constexpr (single)

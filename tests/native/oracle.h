@@ -12,6 +12,7 @@
 
 namespace oracle {
 
+using fastrnn::Activation;
 using fastrnn::Mode;
 using fastrnn::Sizes;
 
@@ -56,11 +57,12 @@ inline Number sigmoid(const Number& x) {
 using Numbers = std::vector<Number>;
 
 struct Weights {
-  Numbers w_ih, w_hh, b_ih, b_hh, w_hr;  // the biases and w_hr empty where the layer has none
+  Numbers w_ih, w_hh, b_ih, b_hh, w_hr, b_hr;  // the biases and w_hr empty where the layer has none
 };
 
 struct Layer {
   Mode mode;
+  Activation activation;
   Sizes sizes;
   Numbers x, h0, c0;
   Weights weights[2];
@@ -80,7 +82,16 @@ inline Numbers linear(const Numbers& weight, const Numbers& bias, const Number* 
   return result;
 }
 
-// One step of one row: h (P) and c (H) become the next ones.
+inline Number activate(Activation kind, const Number& x) {
+  switch (kind) {
+    case Activation::tanh: return tanh(x);
+    case Activation::relu: return relu(x);
+    case Activation::sigmoid: return sigmoid(x);
+    default: return x;
+  }
+}
+
+// One step of one row: h (P) and c (H) become the next ones. c of an RNN with a projection is its h before that.
 inline void step(const Layer& layer, const Weights& w, const Number* x, Numbers& h, Numbers& c) {
   const int64_t H = layer.sizes.hidden, P = layer.sizes.outputs, rows = gates(layer.mode) * H;
   const Numbers a = linear(w.w_ih, w.b_ih, x, rows, layer.sizes.inputs);
@@ -99,7 +110,11 @@ inline void step(const Layer& layer, const Weights& w, const Number* x, Numbers&
       next.push_back(layer.mode == Mode::rnn_relu ? relu(sum(0)) : tanh(sum(0)));
     }
   }
-  h = w.w_hr.empty() ? next : linear(w.w_hr, {}, next.data(), P, H);
+  h = next;
+  if (w.w_hr.empty()) return;
+  if (layer.mode != Mode::lstm) c = next;
+  h = linear(w.w_hr, w.b_hr, next.data(), P, H);
+  for (Number& output : h) output = activate(layer.activation, output);
 }
 
 // Fills the results: each sequence by itself, from its first step to its last or back.
@@ -108,7 +123,8 @@ inline void forward(Layer& layer) {
   const int64_t T = s.steps, B = s.batch, N = s.rows, H = s.hidden, P = s.outputs, D = s.directions;
   const bool lstm = layer.mode == Mode::lstm;
   layer.y.resize(N * D * P), layer.hidden.resize(D * N * P), layer.hn.resize(D * B * P);
-  layer.cells.resize(lstm ? D * N * H : 0), layer.cn.resize(lstm ? D * B * H : 0);
+  const bool keeps_c = lstm || !layer.weights[0].w_hr.empty();
+  layer.cells.resize(keeps_c ? D * N * H : 0), layer.cn.resize(lstm ? D * B * H : 0);
   for (int64_t d = 0; d < D; ++d) {
     for (int64_t b = 0; b < B; ++b) {
       std::vector<int64_t> rows;  // of this sequence, in the order of x
@@ -127,7 +143,7 @@ inline void forward(Layer& layer) {
         for (std::size_t u = 0; u < c.size(); ++u) layer.cells[(d * N + row) * H + u] = c[u];
       }
       for (int64_t p = 0; p < P; ++p) layer.hn[(d * B + b) * P + p] = h[p];
-      for (std::size_t u = 0; u < c.size(); ++u) layer.cn[(d * B + b) * H + u] = c[u];
+      for (std::size_t u = 0; lstm && u < c.size(); ++u) layer.cn[(d * B + b) * H + u] = c[u];
     }
   }
 }
