@@ -29,8 +29,8 @@ def tanh(x):
 
 @triton.jit
 def cell_forward(CELL: tl.constexpr, a, b, b_hn, h, c):
-    """One step: gates of the input ``a`` (with all biases but GRU's ``b_hn``) and of the state ``b``, the last h and c ->
-    h, c, and the tuple of values saved for backward.  A cell without c hands it through.
+    """One step: gates of the input ``a`` (with all biases but GRU's ``b_hn``), gates of the state ``b``, the last h and
+    c -> h, c, and the tuple of values saved for backward.  A cell without c hands it through.
 
     ``a``, ``b_hn`` and ``h`` may be in a narrower type: Triton's arithmetic with a float32 beside is in float32.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Saved
-from fastrnn.backends.triton_roads import Chip, choose_road
+from fastrnn.backends.triton_roads import Chip, Road, choose_road
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.cells import CELLS
 
@@ -80,57 +80,52 @@ def _launch(
     flags: dict[str, Any],
 ) -> None:
     """The scan of all steps, on the device and current stream of ``recurrent`` (D, G*H, H)."""
-    import triton.language as tl
-
     if rows.total == 0:
         return
-    cell, (directions, _, hidden_size), dtype = CELLS[mode], recurrent.shape, recurrent.dtype
-    operand = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    directions, _, hidden_size = recurrent.shape
     precision = "tf32" if _tf32_allowed(recurrent) else "ieee"
-    road = choose_road(
-        Chip.of(recurrent.device),
-        rows.sequences,
-        hidden_size,
-        directions,
-        len(cell.gates),
-        dtype,
-        fma=dtype == torch.float32 and precision == "ieee",
-    )
+    chip = Chip.of(recurrent.device)
+    road = choose_road(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision)
     if INTERPRETED:  # its programs run one after another: none can wait for another
         road = road._replace(whole=not road.has_barrier)
     grid = road.grid(rows.sequences, hidden_size, directions)
+    constants = constants_of(mode, hidden_size, road, recurrent.dtype, precision, rows.offsets is not None)
+    poll = "atomic" if INTERPRETED or torch.version.hip else "load"
     at_once = rows.steps if road.whole else 1
-    options: dict[str, Any] = dict(num_warps=road.warps, num_stages=road.stages, enable_fp_fusion=True)
-    if road.has_barrier:
-        options["launch_cooperative_grid"] = True
     with _on(recurrent.device):
         arrived = recurrent.new_zeros(directions * grid[1], dtype=torch.int64)
         for begin in range(0, rows.steps, at_once):
-            kernel[grid](
-                *tensors,
-                rows.offsets,
-                arrived,
-                begin,
-                begin + at_once,
-                rows.steps,
-                rows.sequences,
-                rows.total,
-                H=hidden_size,
-                CELL=mode,
-                GATES=len(cell.gates),
-                SAVED=len(cell.saved),
-                ROAD=road.name,
-                ROWS=road.rows,
-                UNITS=road.units,
-                DEPTH=road.depth,
-                SLICES=road.warps,
-                PACKED=rows.offsets is not None,
-                OPERAND=tl.float32 if INTERPRETED else operand,
-                PRECISION=precision,
-                POLL="atomic" if INTERPRETED or torch.version.hip else "load",
-                **flags,
-                **options,
-            )
+            steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
+            kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, POLL=poll, **options_of(road))
+
+
+def constants_of(
+    mode: str, hidden_size: int, road: Road, dtype: torch.dtype, precision: str, packed: bool
+) -> dict[str, Any]:
+    """What both kernels are compiled for.  T, B and N are not in it: a new length compiles nothing."""
+    import triton.language as tl
+
+    operand = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    return dict(
+        H=hidden_size,
+        CELL=mode,
+        GATES=len(CELLS[mode].gates),
+        SAVED=len(CELLS[mode].saved),
+        ROAD=road.name,
+        ROWS=road.rows,
+        UNITS=road.units,
+        DEPTH=road.depth,
+        SLICES=road.warps,
+        PACKED=packed,
+        OPERAND=tl.float32 if INTERPRETED else operand,
+        PRECISION=precision,
+    )
+
+
+def options_of(road: Road) -> dict[str, Any]:
+    """How Triton is to compile and launch them.  Programs that wait for each other must all run at once."""
+    cooperative = dict(launch_cooperative_grid=True) if road.has_barrier else {}
+    return dict(num_warps=road.warps, num_stages=road.stages, enable_fp_fusion=True, **cooperative)
 
 
 def _tf32_allowed(x: Tensor) -> bool:
@@ -141,7 +136,7 @@ def _tf32_allowed(x: Tensor) -> bool:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device.  The interpreter's NumPy would warn where a GPU just computes inf - inf."""
+    """Triton launches on the current device.  The interpreter's NumPy would warn where a GPU computes inf - inf."""
     if device.type == "cuda":
         return torch.cuda.device(device)
     import numpy

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from fastrnn.cells import CELLS
+
 KIB = 1024
 
 
@@ -17,13 +19,15 @@ class Chip(NamedTuple):
 
     multiprocessors: int
     shared_memory: int
+    lanes: int = 32  # of a warp; 64 on AMD
 
     @classmethod
     def of(cls, device: torch.device) -> Chip:
         if device.type != "cuda":  # the interpreter: the table of a common chip, so that it runs all roads
             return cls(64, 96 * KIB)
         properties = torch.cuda.get_device_properties(device)
-        return cls(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+        shared = max(properties.shared_memory_per_block, getattr(properties, "shared_memory_per_block_optin", 0))
+        return cls(properties.multi_processor_count, shared, properties.warp_size)
 
 
 class Road(NamedTuple):
@@ -56,22 +60,26 @@ SPREAD = ((16, 16), (32, 16), (16, 8), (32, 8), (64, 8))
 
 
 def choose_road(
-    chip: Chip, sequences: int, hidden_size: int, directions: int, gates: int, dtype: torch.dtype, fma: bool
+    chip: Chip, mode: str, sequences: int, hidden_size: int, directions: int, dtype: torch.dtype, precision: str
 ) -> Road:
-    """The road of a scan.  ``fma``: its product is float32 throughout, for which there is no tensor core."""
+    """The road of a scan, forward or backward.  ``precision`` is "tf32" or "ieee", which matters in float32 alone."""
+    weights = len(CELLS[mode].gates) * hidden_size * dtype.itemsize  # bytes, of one unit
     kept = min(KEPT, chip.shared_memory - SCRATCH)
+    warps = 256 // chip.lanes  # with more, a thread has too few registers for its share of the weights
+    columns = chip.lanes // 4  # units that one matrix instruction takes at least
     width = max(16, 1 << (hidden_size - 1).bit_length())
-    if gates * width * width * dtype.itemsize <= kept and not fma:
-        return Road("tile", 16, width, width, max(1, min(8, width // 8)), 1, whole=True)
+    # True float32 has no tensor core, and without one a program has no room for all weights beside their copies.
+    tensor_core = dtype != torch.float32 or precision == "tf32"
+    if tensor_core and weights * width * width // hidden_size <= kept:
+        return Road("tile", 16, width, width, min(warps, width // columns), 1, whole=True)
     for rows, units in SPREAD:
-        road = Road("spread", rows, units, 32 if dtype.itemsize == 2 else 16, 8, 1, whole=True)
-        if gates * units * hidden_size * dtype.itemsize <= kept and _at_once(
-            road, chip, sequences, hidden_size, directions
-        ):
+        road = Road("spread", rows, units, 32 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
+        if units >= columns and weights * units <= kept and _at_once(road, chip, sequences, hidden_size, directions):
             return road
-    rows = next((rows for rows in (16, 32) if sequences <= rows), 64)
+    rows = next((rows for rows in (16, 32) if sequences <= rows), 64 if tensor_core else 32)
+    stages = 3 if chip.shared_memory >= 96 * KIB else 2
     for units in (16, 32):
-        road = Road("stream", rows, units, 64, 4 if rows == 16 else 8, 3, whole=True)
+        road = Road("stream", rows, units, 64, 4 if rows == 16 else warps, stages, whole=True)
         if _at_once(road, chip, sequences, hidden_size, directions):
             return road
     return road._replace(whole=False)

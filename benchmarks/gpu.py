@@ -1,0 +1,268 @@
+"""Layers on a GPU against torch.nn with cuDNN, in one process: a table and a plot, in a few minutes.
+
+    python benchmarks/gpu.py                          all cases, into benchmarks/GPU.md and benchmarks/gpu.png
+    python benchmarks/gpu.py --only H512 --seconds 0.5
+
+Both sides run the same module with the same weights and the same switches (torch's defaults: TF32 for float32 RNNs),
+each inside a CUDA graph where it can be captured, so that what is compared is the device's work and not Python's, and
+once without.  No time is taken of a case before its outputs and gradients are right: within twice the error that
+torch.nn itself makes, against float64, plus one rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastrnn
+from fastrnn import backends
+
+FOLDER = Path(__file__).resolve().parent
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer; ``packed`` lengths fall evenly from T to T/4.  ``isolates`` says what it stands for."""
+
+    isolates: str
+    mode: str
+    steps: int
+    rows: int
+    hidden: int
+    dtype: torch.dtype
+    directions: int = 1
+    packed: bool = False
+
+    def __str__(self) -> str:
+        form = ["D2"] * (self.directions == 2) + ["packed"] * self.packed
+        return "-".join([self.mode, f"T{self.steps}", f"B{self.rows}", f"H{self.hidden}", NAMES[self.dtype], *form])
+
+
+CASES = [
+    *(
+        Case(f"{NAMES[dtype]} grid", mode, 256, rows, hidden, dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+        for mode in ("LSTM", "GRU")
+        for hidden in (256, 512, 1024)
+        for rows in (1, 16, 64)
+    ),
+    *(
+        Case("small H", mode, 256, rows, hidden, dtype)
+        for mode, dtype in (("LSTM", torch.bfloat16), ("GRU", torch.float32))
+        for hidden in (64, 128)
+        for rows in (1, 64, 1024)
+    ),
+    *(Case("packed", mode, 500, 32, 512, torch.float32, packed=True) for mode in ("LSTM", "GRU")),
+    *(Case("both directions", mode, 256, 32, 512, torch.bfloat16, directions=2) for mode in ("LSTM", "GRU")),
+    *(Case("RNN", "RNN", 256, 32, 512, dtype) for dtype in (torch.bfloat16, torch.float32)),
+    Case("long", "LSTM", 1024, 16, 768, torch.bfloat16),
+    Case("a large batch", "LSTM", 100, 512, 1024, torch.bfloat16),
+]
+
+
+class Side:
+    """One module on one case: ``infer`` and ``train`` run it once."""
+
+    def __init__(self, module: nn.RNNBase, x: Tensor | PackedSequence, grad: Tensor, backend: str | None):
+        self.module, self.x, self.grad, self.backend = module, x, grad, backend
+        self.leaves = [x.data if isinstance(x, PackedSequence) else x, *module.parameters()]
+
+    def forward(self) -> Tensor:
+        if self.backend is None:
+            y, _ = self.module(self.x)
+        else:
+            with backends.use_backend(self.backend):
+                y, _ = self.module(self.x)
+        return y.data if isinstance(y, PackedSequence) else y
+
+    def infer(self) -> None:
+        with torch.no_grad():
+            self.forward()
+
+    def train(self) -> list[Tensor]:
+        y = self.forward()
+        return [y.detach(), *torch.autograd.grad(y, self.leaves, self.grad)]
+
+
+def sides(case: Case) -> tuple[Side, Side, Side]:
+    """torch.nn, fastrnn, and torch.nn in float64 (on the CPU's own code, without cuDNN)."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = dict(bidirectional=case.directions == 2, device="cuda")
+    theirs = getattr(nn, case.mode)(case.hidden, case.hidden, **options).to(case.dtype)
+    ours = getattr(fastrnn, case.mode)(case.hidden, case.hidden, **options).to(case.dtype)
+    exact = getattr(nn, case.mode)(case.hidden, case.hidden, **options).double()
+    x = torch.randn(case.steps, case.rows, case.hidden, device="cuda").to(case.dtype)
+    grad = torch.randn(case.steps, case.rows, case.directions * case.hidden, device="cuda").to(case.dtype)
+    lengths = torch.linspace(case.steps, case.steps // 4, case.rows).long()
+    if case.packed:
+        grad = pack_padded_sequence(grad, lengths).data
+
+    def leaf(dtype: torch.dtype) -> Tensor | PackedSequence:
+        if not case.packed:
+            return x.to(dtype).clone().requires_grad_()
+        packed = pack_padded_sequence(x.to(dtype), lengths)
+        return packed._replace(data=packed.data.requires_grad_())
+
+    for module in (ours, exact):
+        module.load_state_dict(theirs.state_dict())
+    return (
+        Side(theirs, leaf(case.dtype), grad, None),
+        Side(ours, leaf(case.dtype), grad, "triton"),
+        Side(exact, leaf(torch.float64), grad.double(), None),
+    )
+
+
+def compile_ahead(case: Case) -> None:
+    """Leaves the kernels of a case in Triton's cache; a length is not part of what is compiled."""
+    _, ours, _ = sides(replace(case, steps=4))
+    ours.infer()
+    ours.train()
+
+
+def gate(theirs: Side, ours: Side, exact: Side, dtype: torch.dtype) -> float:
+    """The largest error of ours as a share of what is allowed; raises where it is more than 1."""
+    worst = 0.0
+    # Where TF32 is allowed, its rounding is the band.
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    eps = 2**-11 if tf32 else torch.finfo(dtype).eps
+    for a, b, truth in zip(theirs.train(), ours.train(), exact.train(), strict=True):
+        allowed = 2 * ((a - truth).abs().max() + eps * truth.abs().max())
+        worst = max(worst, float((b - truth).abs().max() / allowed))
+    if not worst <= 1:  # NaN too
+        raise AssertionError(f"wrong by {worst:.3g} times what is allowed")
+    return worst
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """The same device work, replayed; the call itself where torch cannot capture it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def milliseconds(calls: list[Callable[[], object]], seconds: float) -> list[float]:
+    """Median of each call by CUDA events, one of each in turn."""
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    samples: list[list[float]] = [[] for _ in calls]
+    spent, begin, end = 0.0, torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    while spent < seconds * 1e3 * len(calls) or len(samples[0]) < 5:
+        for call, own in zip(calls, samples, strict=True):
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            own.append(begin.elapsed_time(end))
+            spent += own[-1]
+        if len(samples[0]) >= 200:
+            break
+    return [statistics.median(own) for own in samples]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds of torch.nn and of fastrnn: inference and training, as called, and training inside a CUDA graph."""
+
+    case: Case
+    gate: float
+    infer: list[float]
+    train: list[float]
+    graph: list[float] | None
+
+    def ratio(self) -> float:
+        theirs, ours = self.graph or self.train
+        return theirs / ours
+
+    def fields(self) -> list[str]:
+        pairs = (self.infer, self.train, self.graph)
+        times = [f"{a:.3g} / {b:.3g} ({a / b:.2f}x)" for a, b in (pair or [math.nan] * 2 for pair in pairs)]
+        return [str(self.case), *times, f"{self.gate:.2f}"]
+
+
+def measure(case: Case, seconds: float) -> Row:
+    theirs, ours, exact = sides(case)
+    worst = gate(theirs, ours, exact, case.dtype)
+    del exact
+    infer = milliseconds([theirs.infer, ours.infer], seconds)
+    train = milliseconds([theirs.train, ours.train], seconds)
+    graph = None
+    if not case.packed:  # packing asks the CPU for lengths, which no graph can hold
+        graph = milliseconds([graphed(theirs.train), graphed(ours.train)], seconds)
+    return Row(case, worst, infer, train, graph)
+
+
+def table(rows: list[Row]) -> str:
+    header = ["case", "inference ms", "training ms", "training ms, CUDA graph", "gate"]
+    lines = [header, ["---"] * len(header), *(row.fields() for row in rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    text += ["", "Each pair is torch.nn / fastrnn (ratio).  Geometric means of training:", ""]
+    for group in dict.fromkeys(row.case.isolates for row in rows):
+        ratios = [row.ratio() for row in rows if row.case.isolates == group]
+        text.append(f"- {group}: {statistics.geometric_mean(ratios):.2f}x, slowest {min(ratios):.2f}x")
+    return "\n".join(text) + "\n"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.22 * len(rows)), layout="constrained")
+    axes.barh([str(row.case) for row in rows], [row.ratio() for row in rows])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xscale="log", xlabel="training: times as fast as torch.nn with cuDNN")
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=0.25, help="a side and mode")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of GPU.md and gpu.png")
+    arguments = parser.parse_args()
+    if reason := backends.available()["triton"]:
+        sys.exit(reason)
+    cases = [case for case in CASES if arguments.only in str(case)]
+    # One after another, compiling would take longer than all measurements.
+    with ProcessPoolExecutor(min(12, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_ahead, cases))
+    rows: list[Row] = []
+    for case in cases:
+        rows.append(measure(case, arguments.seconds))
+        print(*rows[-1].fields(), sep="  ", flush=True)
+    properties = torch.cuda.get_device_properties(0)
+    versions = f"{properties.name}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
+    text = f"# Layers on a GPU\n\n{versions}; `python benchmarks/gpu.py`\n\n{table(rows)}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "GPU.md").write_text(text)
+    plot(rows, arguments.out / "gpu.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

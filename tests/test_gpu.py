@@ -1,0 +1,150 @@
+"""What only a GPU shows: the barrier between programs under stress, every road on the machine, streams, CUDA graphs.
+
+The correctness suite itself runs on the GPU too: ``pytest -m gpu`` selects both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import Case, Inputs, expect, make, run, verify
+
+from fastrnn.backends import triton as backend
+from fastrnn.backends import triton_launch
+from fastrnn.backends.triton_roads import Chip, Road, choose_road
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+
+SHAPES = [
+    Case("tile: weights in one program's registers", hidden=64, rows=20, steps=30),
+    Case("tile, the largest", hidden=128, rows=33, steps=30, directions=2, dtype=torch.bfloat16),
+    Case("spread: few programs", hidden=256, rows=16, steps=30, dtype=torch.bfloat16),
+    Case("spread: several groups, both directions", hidden=320, rows=40, steps=30, directions=2, dtype=torch.float16),
+    Case("spread: nearly all multiprocessors", hidden=1000, rows=64, steps=20, dtype=torch.bfloat16),
+    Case("spread in float32", hidden=512, rows=16, steps=20),
+    Case("spread, packed", hidden=512, lengths=tuple(range(40, 4, -2)), directions=2, dtype=torch.bfloat16),
+    Case("stream: weights fit no chip", hidden=1600, rows=16, steps=10, dtype=torch.bfloat16),
+    Case("stream, a launch a step", hidden=1100, rows=600, steps=4, dtype=torch.bfloat16),
+]
+IDS = [case.isolates for case in SHAPES]
+
+
+def on_gpu(inputs: Inputs) -> Inputs:
+    return inputs.map(lambda tensor: tensor.to(CUDA))
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("case", SHAPES, ids=IDS)
+def test_values_at_sizes_of_models(case: Case, mode: str):
+    expected = expect(replace(case, mode=mode))
+    found = run(backend, on_gpu(expected.inputs))
+    verify(found, expected)
+    assert same(found, run(backend, on_gpu(expected.inputs))), "two runs differ"
+
+
+def test_tf32_is_used_where_torch_allows_it_for_rnns_and_nowhere_else(monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+
+    def spy(chip: Chip, mode: str, sequences: int, hidden: int, directions: int, dtype: torch.dtype, precision: str):
+        seen.append(precision)
+        return choose_road(chip, mode, sequences, hidden, directions, dtype, precision)
+
+    monkeypatch.setattr(triton_launch, "choose_road", spy)
+    inputs = on_gpu(make(Case("")))
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            backend.forward(*inputs[:6], save=False)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert seen == ["tf32", "ieee"]
+
+
+def barrier_inputs(programs: str) -> Inputs:
+    """A forward whose programs fill the chip, or a few of its multiprocessors, for a few steps."""
+    multiprocessors = torch.cuda.get_device_properties(CUDA).multi_processor_count
+    hidden, rows = (256, 16 * (multiprocessors // 16)) if programs == "full" else (256, 16)
+    case = Case("", "LSTM", steps=6, rows=rows, inputs=16, hidden=hidden, dtype=torch.bfloat16)
+    road = choose_road(Chip.of(CUDA), "LSTM", rows, hidden, 1, torch.bfloat16, "ieee")
+    assert road.has_barrier
+    assert road.name == "spread"
+    return on_gpu(make(case))
+
+
+@pytest.mark.parametrize("programs", ["few", "full"])
+def test_ten_thousand_launches_of_the_barrier_give_the_same_bits(programs: str):
+    """With other work on two streams that takes multiprocessors away and gives them back."""
+    inputs = barrier_inputs(programs)
+    first = backend.forward(*inputs[:6], save=False).y
+    wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
+    others = [torch.cuda.Stream(), torch.cuda.Stream()]
+    noise = torch.randn(1024, 1024, device=CUDA)
+    for launch in range(10_000):
+        if launch % 50 == 0:
+            for stream in others:
+                with torch.cuda.stream(stream):
+                    torch.mm(noise, noise)
+        wrong += (backend.forward(*inputs[:6], save=False).y != first).sum()
+    torch.cuda.synchronize()
+    assert int(wrong) == 0
+
+
+def test_two_streams_run_the_barrier_side_by_side():
+    inputs = barrier_inputs("few")
+    first = run(backend, inputs)
+    torch.cuda.synchronize()
+    streams, found = [torch.cuda.Stream() for _ in range(4)], []
+    for _ in range(50):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(run(backend, inputs))
+    torch.cuda.synchronize()
+    assert all(same(first, other) for other in found)
+
+
+@pytest.mark.parametrize("name", ["tile", "spread", "stream"])
+def test_a_long_sequence(monkeypatch: pytest.MonkeyPatch, name: str):
+    """T beyond 65,535, where cuDNN fails."""
+    roads = {"tile": Road("tile", 16, 32, 32, 4, 1, whole=True), "spread": Road("spread", 16, 16, 16, 8, 1, whole=True)}
+    roads["stream"] = Road("stream", 16, 16, 16, 4, 1, whole=True)
+    monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: roads[name])
+    inputs = on_gpu(make(Case("", "GRU", steps=70_000, rows=2, inputs=4, hidden=32)))
+    y, hn, _, _ = backend.forward(*inputs[:6], save=False)
+    tail = inputs.x[-200:]  # a GRU forgets where it began
+    end = backend.forward(inputs.mode, tail, None, torch.zeros_like(inputs.h0), None, inputs.weights, save=False)
+    torch.testing.assert_close(end.hn, hn, rtol=0, atol=1e-4)
+    assert torch.equal(y[-1], hn[0])
+
+
+@pytest.mark.parametrize("case", [SHAPES[2], SHAPES[-1]], ids=["one launch", "a launch a step"])
+def test_a_cuda_graph_replays_a_forward(case: Case):
+    inputs = on_gpu(make(case))
+    expected = backend.forward(*inputs[:6], save=False).y
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        backend.forward(*inputs[:6], save=False)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = backend.forward(*inputs[:6], save=False).y
+    for _ in range(3):
+        captured.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(captured, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_the_tensors_own_device():
+    inputs = make(SHAPES[0])
+    found = [run(backend, inputs.map(lambda tensor: tensor.to(f"cuda:{i}"))) for i in range(2)]  # noqa: B023
+    assert all(torch.equal(found[0][name].cpu(), found[1][name].cpu()) for name in found[0])

@@ -1,0 +1,182 @@
+"""The Triton backend without a GPU: every road through the interpreter, the table of roads, and the machine code that
+the kernels become, compiled for GPUs that need not be there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from support import RAGGED, Case, expect, make, run, verify
+from triton_offline import CHIPS, DTYPES, Usage, Variant, compile_all
+
+from fastrnn.backends import triton as backend
+from fastrnn.backends import triton_launch, triton_roads
+from fastrnn.backends.triton_roads import KIB, Chip, Road, choose_road
+from fastrnn.cells import CELLS
+
+pytest.importorskip("triton")
+interpreted = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="runs through Triton's interpreter")
+
+# Small blocks, so that small cases have several programs, tiles of rows and pieces of depth, with tails in each.
+ROADS = {
+    "tile": Road("tile", 16, 32, 32, 4, 1, whole=True),
+    "spread": Road("spread", 16, 16, 8, 2, 1, whole=True),
+    "stream": Road("stream", 16, 16, 16, 4, 1, whole=True),
+}
+FORMS = [
+    Case("both directions", directions=2),
+    Case("rows enter late in reverse", lengths=RAGGED, directions=2),
+    Case("several tiles of rows and a tail, sequences end in each", lengths=(3,) * 3 + (2,) * 15 + (1,) * 16),
+]
+CASES = [
+    *(replace(form, mode=mode) for mode in ("LSTM", "GRU") for form in FORMS),
+    *(replace(FORMS[1], mode=mode) for mode in ("RNN_TANH", "RNN_RELU")),
+    Case("half precision", "GRU", rows=17, dtype=torch.float16),
+    Case("bfloat16, which NumPy has not", "LSTM", rows=17, dtype=torch.bfloat16),
+]
+
+
+@interpreted
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
+def test_every_road_is_right(monkeypatch: pytest.MonkeyPatch, road: Road, case: Case):
+    monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: road)
+    expected = expect(case)
+    verify(run(backend, expected.inputs), expected)
+
+
+@interpreted
+@pytest.mark.parametrize("mode", backend.MODES)
+@pytest.mark.parametrize("lengths", [(), RAGGED], ids=["padded", "packed"])
+def test_one_launch_for_all_steps_equals_one_for_each(
+    monkeypatch: pytest.MonkeyPatch, mode: str, lengths: tuple[int, ...]
+):
+    """Bit by bit: what a launch hands to the next is all that a step hands to the next."""
+    inputs = make(Case("", mode, lengths=lengths, directions=2))
+    found = []
+    for whole in (True, False):
+        monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: ROADS["tile"]._replace(whole=whole))  # noqa: B023
+        found.append(run(backend, inputs))
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
+H200, A100, MI300 = CHIPS["sm_90"], CHIPS["sm_80"], CHIPS["gfx942"]
+SMALL = Chip(8, 64 * KIB)
+
+
+@pytest.mark.parametrize("chip", [H200, A100, MI300, SMALL], ids=["H200", "A100", "MI300", "small"])
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("mode", backend.MODES)
+def test_every_shape_has_a_road_that_the_device_can_run(chip: Chip, precision: str, dtype: torch.dtype, mode: str):
+    for hidden in (1, 16, 17, 64, 65, 100, 128, 200, 256, 500, 512, 768, 1000, 1024, 1500, 2048, 5000):
+        for sequences in (1, 8, 16, 17, 32, 64, 65, 256, 4096):
+            for directions in (1, 2):
+                road = choose_road(chip, mode, sequences, hidden, directions, dtype, precision)
+                units, rows, _ = road.grid(sequences, hidden, directions)
+                assert (units - 1) * road.units < hidden <= units * road.units
+                assert (rows - 1) * road.rows < sequences <= rows * road.rows
+                assert not road.has_barrier or units * rows * directions <= chip.multiprocessors
+                assert road.name != "tile" or units == 1
+                weights = len(CELLS[mode].gates) * road.units * hidden * dtype.itemsize
+                assert road.name == "stream" or weights + triton_roads.SCRATCH <= chip.shared_memory
+
+
+@pytest.mark.parametrize(
+    ("hidden", "sequences", "dtype", "name", "programs"),
+    [
+        (64, 16, torch.bfloat16, "tile", 1),
+        (64, 1000, torch.float32, "tile", 63),
+        (128, 64, torch.bfloat16, "tile", 4),
+        (128, 16, torch.float32, "spread", 8),
+        (512, 64, torch.bfloat16, "spread", 128),
+        (768, 16, torch.bfloat16, "spread", 48),
+        (1024, 64, torch.bfloat16, "spread", 128),
+        (1024, 16, torch.float32, "spread", 128),
+        (2048, 16, torch.bfloat16, "stream", 128),
+    ],
+)
+def test_roads_of_an_lstm_on_a_large_chip(hidden: int, sequences: int, dtype: torch.dtype, name: str, programs: int):
+    road = choose_road(H200, "LSTM", sequences, hidden, 1, dtype, "tf32")
+    units, rows, _ = road.grid(sequences, hidden, 1)
+    assert (road.name, units * rows, road.whole) == (name, programs, True)
+
+
+def test_what_a_device_cannot_hold_at_once_is_launched_step_by_step():
+    assert not choose_road(H200, "LSTM", 4096, 2048, 1, torch.bfloat16, "tf32").whole
+    assert not choose_road(SMALL, "GRU", 16, 1024, 1, torch.bfloat16, "tf32").whole
+
+
+BOTH = ("forward", "backward")
+# A variant for each road, cell, dtype, precision, form and target; not their product, which would take many minutes.
+VARIANTS = [
+    *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16") for kernel in BOTH),
+    *(Variant(kernel, "sm_90", "GRU", 200, 16, "bf16", packed=True, directions=2) for kernel in BOTH),
+    *(Variant(kernel, "sm_90", "LSTM", 64, 16, "fp32", "tf32") for kernel in BOTH),
+    *(Variant(kernel, "sm_90", "GRU", 64, 16, "fp32", "ieee") for kernel in BOTH),
+    *(Variant(kernel, "sm_90", "LSTM", 2048, 16, "fp16") for kernel in BOTH),
+    *(Variant(kernel, "sm_80", "GRU", 256, 64, "fp32", "tf32") for kernel in BOTH),
+    *(Variant(kernel, "sm_80", "RNN_RELU", 17, 16, "fp16") for kernel in BOTH),
+    *(Variant(kernel, "gfx942", "LSTM", 256, 16, "bf16") for kernel in BOTH),
+    *(Variant(kernel, "gfx942", "GRU", 64, 16, "fp16", packed=True) for kernel in BOTH),
+    *(Variant(kernel, "gfx942", "RNN_TANH", 1024, 64, "fp32") for kernel in BOTH),
+    *(Variant(kernel, "gfx942", "LSTM", 1024, 256, "fp32") for kernel in BOTH),
+]
+
+
+@pytest.fixture(scope="module")
+def usages() -> dict[Variant, Usage]:
+    return dict(zip(VARIANTS, compile_all(VARIANTS), strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v[:6])))
+def test_machine_code_stays_within_limits(usages: dict[Variant, Usage], variant: Variant):
+    """Spills: the 24 to 72 bytes of a program whose weights take half of all registers are known and allowed, an array
+    that went to memory is hundreds.  Reloads: weights stay in registers wherever there is a tensor core."""
+    usage, road = usages[variant], variant.road()
+    registers = 512 if variant.target == "gfx942" else 255
+    assert usage.registers <= registers
+    assert usage.spilled <= 96
+    assert usage.shared <= CHIPS[variant.target].shared_memory
+    tensor_core = variant.dtype != "fp32" or variant.precision == "tf32"
+    if road.name != "stream" and tensor_core and variant.target != "gfx942":
+        assert usage.reloads == 0
+
+
+def test_a_new_length_or_batch_size_compiles_nothing():
+    code = """
+from fastrnn.kernels.triton_scan import scan_forward
+from fastrnn.kernels.triton_scan_backward import scan_backward
+for kernel in (scan_forward, scan_backward):
+    numbers = [p for p in kernel.params if not p.is_constexpr and not p.name.startswith("p_")]
+    print(*(p.name for p in numbers if p.do_not_specialize))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["t_begin t_end T B N"] * 2
+
+
+def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    import triton
+
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "TRITON_INTERPRET=1" in str(backend.unavailable())
+    assert "cpu" in str(backend.unsupported(torch.device("cpu"), torch.float32))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert backend.unavailable() is None
+    monkeypatch.setattr(triton, "__version__", "3.5.1")
+    assert "3.5.1 is too old" in str(backend.unavailable())
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "triton cannot be imported" in str(backend.unavailable())
+
+
+def test_float64_is_refused_by_name():
+    cuda = torch.device("cuda")
+    assert "float64" in str(backend.unsupported(cuda, torch.float64))
+    assert [backend.unsupported(cuda, dtype) for dtype in DTYPES.values()] == [None] * 3

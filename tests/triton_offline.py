@@ -1,0 +1,126 @@
+"""Compiles the kernels for GPUs that need not be there, and reads what the machine code takes.
+
+Run as a script, because the interpreter that the other tests use is chosen once a process: variants as JSON on the
+command line, their :class:`Usage` as JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastrnn.backends.triton_roads import KIB, Chip, choose_road
+from fastrnn.cells import CELLS
+
+CHIPS = {"sm_80": Chip(108, 163 * KIB), "sm_90": Chip(132, 227 * KIB), "gfx942": Chip(304, 64 * KIB, 64)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Variant(NamedTuple):
+    """One kernel as a layer of this shape would launch it; ``precision`` as in ``choose_road``."""
+
+    kernel: str
+    target: str
+    mode: str
+    hidden: int
+    sequences: int
+    dtype: str
+    precision: str = "ieee"
+    packed: bool = False
+    directions: int = 1
+
+    def road(self):
+        shape = (self.mode, self.sequences, self.hidden, self.directions)
+        return choose_road(CHIPS[self.target], *shape, DTYPES[self.dtype], self.precision)
+
+
+class Usage(NamedTuple):
+    """``registers`` and ``spilled`` bytes of a thread, bytes of ``shared`` memory of a program, and ``reloads``, how
+    often a step of the time loop fetches weights out of shared memory or lays them out anew."""
+
+    registers: int
+    spilled: int
+    shared: int
+    reloads: int
+
+
+def compile_variant(variant: Variant) -> Usage:
+    import triton
+    from fastrnn.kernels.triton_scan import scan_forward
+    from fastrnn.kernels.triton_scan_backward import scan_backward
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fastrnn.backends.triton_launch import constants_of, options_of
+
+    kernel: Any = {"forward": scan_forward, "backward": scan_backward}[variant.kernel]
+    cell, road = CELLS[variant.mode], variant.road()
+    constants = constants_of(
+        variant.mode, variant.hidden, road, DTYPES[variant.dtype], variant.precision, variant.packed
+    )
+    constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BN=variant.mode == "GRU")
+    constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True)
+    constants |= dict(POLL="atomic" if variant.target.startswith("gfx") else "load")
+    absent = set() if variant.packed else {"p_offsets"}
+    absent |= set() if cell.has_cell_state else {"p_c", "p_c0"}
+    absent |= set() if variant.mode == "GRU" else {"p_bn"}
+
+    def kind(name: str) -> str:
+        if name in ("p_c", "p_c0", "p_cells", "p_carry"):
+            return "*fp32"
+        if name in ("p_offsets", "p_arrived"):
+            return "*i64"
+        return f"*{variant.dtype}" if name.startswith("p_") else "i32"
+
+    names = [parameter.name for parameter in kernel.params]
+    fixed = {name: None if name in absent else constants[name] for name in names if name in constants or name in absent}
+    signature = {name: "constexpr" if name in fixed else kind(name) for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    compute, lanes = {"sm_80": (80, 32), "sm_90": (90, 32), "gfx942": ("gfx942", 64)}[variant.target]
+    target = GPUTarget("hip" if lanes == 64 else "cuda", compute, lanes)
+    built: Any = triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(road))
+    loop = built.asm["ttgir"].partition("scf.while")[2]
+    reloads = len(re.findall(r"= ttg\.(?:local_load|convert_layout) [^\n]*-> [^\n]*opIdx = 1", loop))
+    registers, spilled = _amd(built.asm["amdgcn"]) if lanes == 64 else _nvidia(built.asm["cubin"])
+    return Usage(registers, spilled, built.metadata.shared, reloads)
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+def _amd(assembly: str) -> tuple[int, int]:
+    found = [re.search(rf"\.{name}:\s*(\d+)", assembly) for name in ("vgpr_count", "private_segment_fixed_size")]
+    assert all(found), assembly[-4000:]
+    registers, spilled = (int(match[1]) for match in found if match)
+    return registers, spilled
+
+
+def compile_all(variants: list[Variant]) -> list[Usage]:
+    """In a process of its own, without the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, json.dumps(variants)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [Usage(*usage) for usage in json.loads(done.stdout)]
+
+
+if __name__ == "__main__":
+    json.dump([compile_variant(Variant(*variant)) for variant in json.loads(sys.argv[1])], sys.stdout)
