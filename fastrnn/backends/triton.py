@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrnn.backends import BackendError, Backward, Forward, Saved
+from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.cells import CELLS, TORCH_MODES, Weights, split_weights
@@ -60,10 +60,6 @@ def forward(
     save: bool,
 ) -> Forward:
     """See :mod:`fastrnn.backends`."""
-    if CELLS[mode].output is not None:
-        raise BackendError(
-            f"the triton backend has no {mode}: the kernels exchange one state a step, a Jordan network two"
-        )
     cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size, projections = own[0].w_hh.shape[0] // len(cell.gates), [w.w_hr for w in own if w.w_hr is not None]
     flat = x.reshape(rows.total, x.shape[-1])
