@@ -18,7 +18,7 @@ export PIP_NO_INPUT := 1
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/installed  ## train a character model with torch.nn and with fastrnn, side by side
 	$(BIN)/python examples/char_language_model.py $(ARGS)
