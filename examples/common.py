@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
@@ -51,6 +52,13 @@ def folder_of(package: str) -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit(f"the data of this example come with the package {package}: pip install 'fastrnn[examples]'")
     return Path(spec.origin).parent
+
+
+def one_hot_input(rnn: nn.Module, tokens: Tensor, count: int) -> Tensor:
+    """What ``rnn`` is given in place of the one-hot rows of tokens below ``count``: fastrnn takes the tokens themselves."""
+    if isinstance(rnn, (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN)):
+        return tokens
+    return F.one_hot(tokens, count).float()
 
 
 def detached(state: Any) -> Any:
