@@ -121,21 +121,25 @@ def _compile(function: Callable[..., Any], signature: Any, options: dict[str, An
 class _Kernel:
     """A compiled callback over a table of 64-bit fields, and how to start it.  ctypes releases the GIL around it."""
 
-    def __init__(self, address: int, fields: Sequence[str]) -> None:
-        self.fields, self.pack = fields, struct.Struct(f"{len(fields)}q").pack
-        self.address = address
+    def __init__(self, address: int, fields: Sequence[str], cell: Any, units: int, columns: int) -> None:
+        self.address, self.fields = address, fields
+        self.cell, self.units, self.columns = cell, units, columns
+        self.pack = struct.Struct(f"{len(fields)}q").pack
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
     def run(self, team: int, values: dict[str, int]) -> None:
         library = _openmp() if team > 1 else None
-        calls = (library.omp_get_num_threads, library.omp_get_thread_num, library.GOMP_barrier) if library else (0,) * 3
-        for name, call in zip(("team_size", "thread_number", "barrier"), calls, strict=True):
-            values[name] = ctypes.cast(call, ctypes.c_void_p).value or 0 if library else 0
+        if library is None:
+            self.call(self.pack(*map(values.__getitem__, self.fields)))
+            return
+        for name, call in (
+            ("team_size", library.omp_get_num_threads),
+            ("thread_number", library.omp_get_thread_num),
+            ("barrier", library.GOMP_barrier),
+        ):
+            values[name] = ctypes.cast(call, ctypes.c_void_p).value or 0
         table = self.pack(*map(values.__getitem__, self.fields))
-        if library:
-            library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
-        else:
-            self.call(table)
+        library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
 
 
 @functools.cache
@@ -150,16 +154,16 @@ def _kernel(mode: str, which: str, dtype: torch.dtype) -> _Kernel:
         "forward": (numba_scan.forward_kernel, numba_scan.FORWARD),
         "backward": (numba_scan.backward_kernel, numba_scan.BACKWARD),
     }[which]
-    function = make(numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64)
+    cell, real = numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64
     signature = types.void(types.CPointer(from_dtype(table)))
     with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
-        compiled = _compile(function, signature, numba_cells.OPTIONS)
-    return _Kernel(compiled.address, table.names or ())
+        compiled = _compile(make(cell, real), signature, numba_cells.OPTIONS)
+    return _Kernel(compiled.address, table.names or (), cell, *numba_scan.widths(cell, dtype.itemsize))
 
 
 @functools.lru_cache(64)
 def _even_steps(steps: int, batch: int) -> tuple[Tensor, Tensor]:
-    return _steps(torch.full((steps,), batch))
+    return _steps(torch.full((steps,), batch, device="cpu"))
 
 
 def _steps(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,35 +184,37 @@ class _Layer:
     def __init__(
         self,
         mode: str,
+        which: str,
         x: Tensor,
         batch_sizes: Tensor | None,
         h0: Tensor,
         c0: Tensor | None,
         weights: Sequence[Tensor],
     ) -> None:
-        from fastrnn.kernels import numba_cells, numba_scan
-
         self.dtype = dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.itemsize = 8 if dtype == torch.float64 else 4
-        self.cell = numba_cells.CELLS[mode]
+        self.itemsize = dtype.itemsize
+        self.kernel = kernel = _kernel(mode, which, dtype)
+        self.gates, self.slots, self.columns = kernel.cell.gates, kernel.cell.slots, kernel.columns
         self.directions, self.batch, self.outputs = h0.shape
-        self.hidden = weights[0].shape[0] // self.cell.gates
-        self.inputs = x.shape[-1]
-        # x.shape[0] and not len(x), whose check takes a microsecond
-        self.steps, self.rows = (
-            (x.shape[0], x.shape[0] * self.batch) if batch_sizes is None else (batch_sizes.shape[0], x.shape[0])
-        )
-        self.sizes, self.starts = _even_steps(self.steps, self.batch) if batch_sizes is None else _steps(batch_sizes)
+        self.hidden = weights[0].shape[0] // self.gates
+        self.panels = -(-self.hidden // kernel.units)
+        self.padded = self.panels * kernel.units
+        if batch_sizes is None:
+            self.steps, _, self.inputs = x.shape
+            self.rows = self.steps * self.batch
+            self.sizes, self.starts = _even_steps(self.steps, self.batch)
+        else:
+            self.rows, self.inputs = x.shape
+            self.sizes, self.starts = _steps(batch_sizes)
+            self.steps = batch_sizes.shape[0]
         self.x, self.h0 = _dense(x, dtype), _dense(h0, dtype)
         self.c0 = None if c0 is None else _dense(c0, dtype)
         self.weights = split_weights([_dense(w, dtype) for w in weights], self.directions)
-        self.units, self.columns = numba_scan.widths(self.cell, self.itemsize)
-        self.panels = -(-self.hidden // self.units)
-        work = self.rows * self.cell.gates * self.hidden * (self.inputs + self.outputs)
+        work = self.rows * self.gates * self.hidden * (self.inputs + self.outputs)
         self.team = threads() if work > SERIAL_WORK else 1
 
     def room(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype)
+        return self.x.new_empty(shape)
 
     def wide(self, columns: int) -> int:
         """``columns``, up to whole panels."""
@@ -229,30 +235,29 @@ class _Layer:
             "hidden": self.hidden, "outputs": self.outputs, "reverse": d, "projected": own.w_hr is not None,
             "sizes": self.sizes.data_ptr(), "starts": self.starts.data_ptr(),
             "x": self.x.data_ptr(), "h0": self.part(self.h0, d), **pointers,
+            "team_size": 0, "thread_number": 0, "barrier": 0,
         }  # fmt: skip
 
-    def work_room(self, **counts: int) -> tuple[Tensor, dict[str, int]]:
-        """One tensor with room for all, so many values for each, and each one's address (0 where it has none)."""
-        ends, end = {}, 0
+    def work_room(self, values: dict[str, int], **counts: int) -> Tensor:
+        """One tensor with room for all, so many values for each; their addresses go to ``values`` (0 for no room)."""
+        places, end = [], 0
         for name, count in counts.items():
-            end += -(-count // 16) * 16  # on cache lines of their own
-            ends[name] = end
+            places.append((name, end if count else None))
+            end += (count + 15) // 16 * 16  # each on cache lines of its own
         buffer = self.room(end)
-        start, end, addresses = buffer.data_ptr(), 0, {}
-        for name, count in counts.items():
-            addresses[name] = start + end * self.itemsize if count else 0
-            end = ends[name]
-        return buffer, addresses
+        start = buffer.data_ptr()
+        for name, place in places:
+            values[name] = 0 if place is None else start + place * self.itemsize
+        return buffer
 
     # The kernels' gates are (panels, N, slots, U).  Where the units do not fill the last panel, (N, slots, H) is saved.
     def to_saved(self, gates: Tensor) -> Tensor:
-        gates = gates.view(self.panels, self.rows, self.cell.slots, self.units)
+        gates = gates.view(self.panels, self.rows, self.slots, self.kernel.units)
         return gates.permute(1, 2, 0, 3).flatten(2)[..., : self.hidden].flatten(1)
 
     def from_saved(self, saved: Tensor) -> Tensor:
-        gates = saved.view(self.rows, self.cell.slots, self.hidden)
-        gates = F.pad(gates, (0, self.panels * self.units - self.hidden))
-        return gates.view(self.rows, self.cell.slots, self.panels, self.units).permute(2, 0, 1, 3).contiguous()
+        gates = F.pad(saved.view(self.rows, self.slots, self.hidden), (0, self.padded - self.hidden))
+        return gates.view(self.rows, self.slots, self.panels, self.kernel.units).permute(2, 0, 1, 3).contiguous()
 
 
 def forward(
@@ -265,8 +270,7 @@ def forward(
     save: bool,
 ) -> Forward:
     """See :mod:`fastrnn.backends`."""
-    layer = _Layer(mode, x, batch_sizes, h0, c0, weights)
-    kernel = _kernel(mode, "forward", layer.dtype)
+    layer = _Layer(mode, "forward", x, batch_sizes, h0, c0, weights)
     directions, rows, hidden, outputs, room = layer.directions, layer.rows, layer.hidden, layer.outputs, layer.room
     y, hn = room(*x.shape[:-1], directions * outputs), room(*h0.shape)
     cn = None if layer.c0 is None else layer.c0.detach().clone()
@@ -274,29 +278,31 @@ def forward(
     gates = room(directions, rows, kept * hidden) if kept else None
     cells = room(directions, rows, hidden) if save and (cn is not None or CELLS[mode].output) else None
     states = room(directions, rows, outputs) if save else None
-    padded = layer.panels * layer.units
+    padded, gates_room = layer.padded, layer.slots * layer.padded * rows
     direct = rows <= DIRECT_ROWS
-    packed = 0 if direct else layer.cell.gates * padded
+    packed = 0 if direct else layer.gates * padded
     for d, own in enumerate(layer.weights):
         projected = own.w_hr is not None
         values = layer.table(own, d)
         in_place = kept and padded == hidden
-        buffer, addresses = layer.work_room(
-            gates=0 if in_place else layer.cell.slots * padded * rows, bias=layer.cell.slots * padded,
+        buffer = layer.work_room(
+            values, gates=0 if in_place else gates_room, bias=layer.slots * padded,
             packed_ih=packed * layer.inputs, packed_hh=packed * outputs,
             packed_hr=layer.wide(outputs) * hidden if projected else 0,
             full=layer.batch * hidden if projected else 0,
             short=layer.batch * layer.wide(outputs) if projected else 0, scratch=layer.team * 8 * layer.columns,
         )  # fmt: skip
+        if in_place:
+            values["gates"] = layer.part(gates, d)
         values.update(
-            addresses, y=layer.part(y, d, outputs), y_row=directions * outputs, hn=layer.part(hn, d),
+            y=layer.part(y, d, outputs), y_row=directions * outputs, hn=layer.part(hn, d),
             cn=layer.part(cn, d), states=layer.part(states, d), cells=layer.part(cells, d),
-            gates=layer.part(gates, d) if in_place else addresses["gates"], direct=direct,
+            direct=direct,
         )  # fmt: skip
         if layer.batch:
-            kernel.run(layer.team, values)
+            layer.kernel.run(layer.team, values)
         if gates is not None and not in_place:
-            gates[d] = layer.to_saved(buffer[: layer.cell.slots * padded * rows])
+            gates[d] = layer.to_saved(buffer[:gates_room])
         del buffer
 
     def narrow(tensor: Tensor | None) -> Tensor:
@@ -323,10 +329,9 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    layer = _Layer(mode, x, batch_sizes, h0, c0, weights)
-    kernel = _kernel(mode, "backward", layer.dtype)
+    layer = _Layer(mode, "backward", x, batch_sizes, h0, c0, weights)
     rows, batch, hidden, outputs, inputs = layer.rows, layer.batch, layer.hidden, layer.outputs, layer.inputs
-    room, cell, wide, part = layer.room, layer.cell, layer.wide, layer.part
+    room, wide, part, padded = layer.room, layer.wide, layer.part, layer.padded
     dy = None if grad_y is None else _dense(grad_y, layer.dtype)
     gates, cells, states = (_dense(t, layer.dtype) for t in saved)
     dh0 = torch.zeros_like(layer.h0) if grad_hn is None else _dense(grad_hn, layer.dtype).clone()
@@ -335,8 +340,7 @@ def backward(
         dc0 = torch.zeros_like(dc0) if grad_cn is None else _dense(grad_cn, layer.dtype).clone()
     dx: Tensor | None = None
     grads: list[Tensor] = []
-    padded = layer.panels * layer.units
-    depth = cell.gates * padded
+    depth = layer.gates * padded
     for d, own in enumerate(layer.weights):
         biased, projected = need_weights and own.b_ih is not None, own.w_hr is not None
         own_gates = None
@@ -349,8 +353,9 @@ def backward(
         dw_hr = room(wide(outputs), wide(hidden)) if need_weights and projected else None
         db_ih, db_hh = (room(depth), room(depth)) if biased else (None, None)
         db_hr = room(wide(outputs)) if need_weights and own.b_hr is not None else None
-        buffer, addresses = layer.work_room(
-            d_gates=rows * cell.slots * padded, packed_hh=depth * wide(outputs),
+        values = layer.table(own, d)
+        buffer = layer.work_room(
+            values, d_gates=rows * layer.slots * padded, packed_hh=depth * wide(outputs),
             packed_ih=depth * wide(inputs) if need_x else 0, packed_hr=outputs * wide(hidden) if projected else 0,
             x_panels=rows * wide(inputs) if need_weights else 0, h_panels=rows * wide(outputs) if need_weights else 0,
             y_panels=rows * wide(outputs) if projected else 0, full_panels=rows * wide(hidden) if projected else 0,
@@ -366,24 +371,23 @@ def backward(
             "dw_hr": dw_hr,
             "db_hr": db_hr,
         }
-        values = layer.table(own, d)
         values.update(
-            addresses, c0=part(layer.c0, d), gates=0 if own_gates is None else own_gates.data_ptr(),
+            c0=part(layer.c0, d), gates=0 if own_gates is None else own_gates.data_ptr(),
             cells=part(cells, d) if cells.numel() else 0, states=part(states, d), dy=part(dy, d, outputs),
             dy_row=layer.directions * outputs, dh=dh.data_ptr(), dc=part(dc0, d),
             **{name: 0 if t is None else t.data_ptr() for name, t in found.items()},
         )  # fmt: skip
         if batch:
-            kernel.run(layer.team, values)
+            layer.kernel.run(layer.team, values)
         del buffer
         dh0[d] = dh[:, :outputs]
         if own_dx is not None:
             own_dx = own_dx[:, :inputs]
             dx = own_dx if dx is None else dx.add_(own_dx)
-        count = cell.gates * hidden
+        count = layer.gates * hidden
         for grad, *shape in ((dw_ih, count, inputs), (dw_hh, count, outputs), (db_ih, count), (db_hh, count)):
             if grad is not None:  # without the rows and columns that only fill panels
-                grads.append(grad.view(cell.gates, padded, -1)[:, :hidden, : shape[-1]].reshape(shape))
+                grads.append(grad.view(layer.gates, padded, -1)[:, :hidden, : shape[-1]].reshape(shape))
         if dw_hr is not None:
             grads.append(dw_hr[:outputs, :hidden])
         if db_hr is not None:
