@@ -95,14 +95,14 @@ def spread_product(
 ):
     """``p_x`` and ``m_x`` (ROWS,) point at the rows of x and say which there are."""
     partial = zeros_each(COUNT, (SLICES, ROWS, UNITS))
-    for i in tl.static_range(tl.cdiv(K, DEPTH * SLICES)):
-        o_k = depth_slices(i * DEPTH * SLICES, DEPTH, SLICES)[:, None, :]
+    for i_k in tl.static_range(0, K, DEPTH * SLICES):
+        o_k = depth_slices(i_k, DEPTH, SLICES)[:, None, :]
         # Past the L1, which knows nothing of what other programs write.
         m = m_x[None, :, None] & (o_k < K)
         b_x = tl.load(p_x[None, :, None] + o_k, mask=m, other=0.0, cache_modifier=".cg")
         grown = ()
         for g in tl.static_range(COUNT):
-            grown = grown + (dot(b_x, weights[i * COUNT + g], partial[g], OPERAND, PRECISION),)
+            grown = grown + (dot(b_x, weights[i_k // (DEPTH * SLICES) * COUNT + g], partial[g], OPERAND, PRECISION),)
         partial = grown
     total = ()
     for g in tl.static_range(COUNT):
