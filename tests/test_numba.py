@@ -14,6 +14,7 @@ import torch
 from support import Case, make, run
 
 from fastrnn import backends
+from fastrnn.backends import numba_start
 
 numba_backend = backends.load("numba")
 pytestmark = pytest.mark.skipif(numba_backend.unavailable() is not None, reason=str(numba_backend.unavailable()))
@@ -22,9 +23,8 @@ pytestmark = pytest.mark.skipif(numba_backend.unavailable() is not None, reason=
 KERNELS = [("LSTM", "forward", 5), ("LSTM", "backward", 1), ("GRU", "forward", 3)]
 RUN = """
 import sys, torch
-from fastrnn import backends
-numba = backends.load("numba")
-numba.PATIENCE = float(sys.argv[1])
+from fastrnn.backends import numba, numba_start
+numba_start.PATIENCE = float(sys.argv[1])
 x, h0, weights = torch.ones(2, 1, 1), torch.zeros(1, 1, 1), [torch.ones(1, 1), torch.zeros(1, 1)]
 y = numba.forward("RNN_RELU", x, None, h0, None, weights, False).y
 assert y.flatten().tolist() == [1, 1], y
@@ -41,12 +41,12 @@ def python(program: str, *arguments: str, **environment: str) -> subprocess.Comp
 @pytest.mark.parametrize(("mode", "which", "divisions"), KERNELS)
 def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, divisions: int):
     import numpy as np
-    from fastrnn.kernels import numba_cells, numba_scan, numba_tiles
+    from fastrnn.kernels import numba_backward, numba_cells, numba_forward, numba_scan, numba_tiles
     from numba import cfunc, from_dtype, types
 
     make_kernel, table = {
-        "forward": (numba_scan.forward_kernel, numba_scan.FORWARD),
-        "backward": (numba_scan.backward_kernel, numba_scan.BACKWARD),
+        "forward": (numba_forward.forward_kernel, numba_scan.FORWARD),
+        "backward": (numba_backward.backward_kernel, numba_scan.BACKWARD),
     }[which]
     kernel = make_kernel(numba_cells.CELLS[mode], np.float32)
     compiled = cfunc(types.void(types.CPointer(from_dtype(table))), **numba_cells.OPTIONS)(kernel)
@@ -110,7 +110,7 @@ def test_where_no_folder_can_be_written_kernels_still_run_and_the_user_is_told(m
 
     monkeypatch.setattr(numba, "cfunc", cfunc)
     with pytest.warns(RuntimeWarning, match=r"no locator available.*NUMBA_CACHE_DIR"):
-        compiled = numba_backend._compile(lambda x: x + 1, numba.types.int64(numba.types.int64), {})
+        compiled = numba_start._compile(lambda x: x + 1, numba.types.int64(numba.types.int64), {})
     assert compiled.ctypes(41) == 42
 
 
@@ -125,7 +125,7 @@ SHARED = [  # enough work to be shared out: by rows, by units within a step, pac
 
 @pytest.mark.parametrize("case", SHARED, ids=str)
 def test_the_same_bits_on_any_number_of_threads(case: Case, monkeypatch: pytest.MonkeyPatch):
-    if numba_backend._openmp() is None:
+    if numba_start._openmp() is None:
         pytest.skip("torch's OpenMP library has no GOMP_parallel here: the backend runs on one thread")
     monkeypatch.setattr(numba_backend, "SERIAL_WORK", 0)
     inputs, before, found = make(case), torch.get_num_threads(), []
@@ -153,8 +153,7 @@ def test_calls_from_several_threads_at_once():
 def test_a_forked_child_computes_too():
     program = """
 import os, signal, sys, torch
-from fastrnn import backends
-numba = backends.load("numba")
+from fastrnn.backends import numba, numba_start
 torch.manual_seed(0)
 torch.set_num_threads(2)
 x, h0, weights = torch.randn(30, 20, 64), torch.zeros(1, 20, 64), [torch.randn(64, 64) / 8, torch.randn(64, 64) / 8]
@@ -164,9 +163,9 @@ child = os.fork()
 if child == 0:
     signal.alarm(60)  # where the child waits for threads that it does not have
     same = all(map(torch.equal, layer(), parents))  # step by step: on large tensors torch itself waits for ever
-    os._exit(0 if numba.threads() == 1 and same else 1)
+    os._exit(0 if numba_start.threads() == 1 and same else 1)
 assert os.waitpid(child, 0)[1] == 0
-assert numba.threads() == 2 or numba._openmp() is None
+assert numba_start.threads() == 2 or numba_start._openmp() is None
 """
     child = python(program)
     assert child.returncode == 0, child.stderr

@@ -7,35 +7,24 @@ float32.  Interface: :mod:`fastrnn.backends`.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import os
-import struct
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.cells import CELLS, TORCH_MODES, Weights, split_weights
+from fastrnn.backends import Backward, Forward, Saved, numba_start
+from fastrnn.cells import CELLS, Weights, split_weights
 
+MODES = tuple(CELLS)
+TOKENS = False
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
 SERIAL_WORK = 1 << 20
 # Up to so many rows of all steps the weights are read where they lie; for more, copying them into panels pays.
 DIRECT_ROWS = 4
-# Seconds of compilation after which a line says what is going on.  Loading from Numba's cache takes a tenth of one.
-PATIENCE = 1.0
-
-
-MODES = TORCH_MODES
-TOKENS = False
 
 
 @functools.cache
@@ -51,114 +40,6 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {device}"
     return None if dtype in DTYPES else f"it serves floating point dtypes of 16 to 64 bits, not {dtype}"
-
-
-@functools.cache
-def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP library that torch has loaded, by the calls that GCC's and LLVM's have in common, else None.
-
-    On its threads run torch's own operators.  A pool of our own would compete with them: behind every operator they
-    spin for milliseconds on cores that the pool then wants (a product of 5 ms on such a pool took 12 behind one).
-    Numba's own parallel loops would be no better: with its `workqueue` two threads that call at once end the process,
-    and so does, with its `omp`, a call in a forked child.
-    """
-    for name in (None, "libgomp.so.1", "libomp.dylib", "libiomp5.dylib", "libiomp5.so"):
-        try:  # NOLOAD: a second runtime beside torch's is what must not be
-            library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD if name else ctypes.DEFAULT_MODE)
-        except (OSError, TypeError, AttributeError):  # not loaded; or Windows, where torch's has none of these calls
-            continue
-        if hasattr(library, "GOMP_parallel") and hasattr(library, "GOMP_barrier"):
-            return library
-    return None
-
-
-_in_forked_child = False
-
-
-def _after_fork() -> None:
-    global _in_forked_child
-    _in_forked_child = True  # the threads did not come along, and OpenMP would wait for them for ever
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def threads() -> int:
-    """The number of threads that a large call runs on in this process."""
-    return 1 if _in_forked_child or _openmp() is None else torch.get_num_threads()
-
-
-@contextmanager
-def _announced(what: str) -> Iterator[None]:
-    """Says on stderr what is being compiled, if it takes long."""
-    line = f"fastrnn: compiling the {what} kernel with Numba; later processes load it from Numba's cache"
-    timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _compile(function: Callable[..., Any], signature: Any, options: dict[str, Any]) -> Any:
-    """Numba's callback, from its cache on disk where it is there; compiled and put there where it is not."""
-    from numba import cfunc
-
-    try:
-        return cfunc(signature, cache=True, **options)(function)
-    except (RuntimeError, OSError) as error:  # Numba found no folder, or could not write to the one it found
-        warnings.warn(
-            f"fastrnn's Numba kernels cannot be kept on disk ({error}), so every process compiles them again: "
-            "set NUMBA_CACHE_DIR to a folder that can be written",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return cfunc(signature, **options)(function)
-
-
-class _Kernel:
-    """A compiled callback over a table of 64-bit fields, and how to start it.  ctypes releases the GIL around it."""
-
-    def __init__(self, address: int, fields: Sequence[str], cell: Any, units: int, columns: int) -> None:
-        self.address, self.fields = address, fields
-        self.cell, self.units, self.columns = cell, units, columns
-        self.pack = struct.Struct(f"{len(fields)}q").pack
-        self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
-
-    def run(self, team: int, values: dict[str, int]) -> None:
-        library = _openmp() if team > 1 else None
-        if library is None:
-            self.call(self.pack(*map(values.__getitem__, self.fields)))
-            return
-        for name, call in (
-            ("team_size", library.omp_get_num_threads),
-            ("thread_number", library.omp_get_thread_num),
-            ("barrier", library.GOMP_barrier),
-        ):
-            values[name] = ctypes.cast(call, ctypes.c_void_p).value or 0
-        table = self.pack(*map(values.__getitem__, self.fields))
-        library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
-
-
-@functools.cache
-def _kernel(mode: str, which: str, dtype: torch.dtype) -> _Kernel:
-    """The kernel ``forward`` or ``backward`` of a cell."""
-    import numpy as np
-    from numba import from_dtype, types
-
-    from fastrnn.kernels import numba_cells, numba_scan
-
-    make, table = {
-        "forward": (numba_scan.forward_kernel, numba_scan.FORWARD),
-        "backward": (numba_scan.backward_kernel, numba_scan.BACKWARD),
-    }[which]
-    cell, real = numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64
-    signature = types.void(types.CPointer(from_dtype(table)))
-    with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
-        compiled = _compile(make(cell, real), signature, numba_cells.OPTIONS)
-    return _Kernel(compiled.address, table.names or (), cell, *numba_scan.widths(cell, dtype.itemsize))
 
 
 @functools.lru_cache(64)
@@ -193,7 +74,7 @@ class _Layer:
     ) -> None:
         self.dtype = dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.itemsize = dtype.itemsize
-        self.kernel = kernel = _kernel(mode, which, dtype)
+        self.kernel = kernel = numba_start.kernel(mode, which, dtype)
         self.gates, self.slots, self.columns = kernel.cell.gates, kernel.cell.slots, kernel.columns
         self.directions, self.batch, self.outputs = h0.shape
         self.hidden = weights[0].shape[0] // self.gates
@@ -211,7 +92,7 @@ class _Layer:
         self.c0 = None if c0 is None else _dense(c0, dtype)
         self.weights = split_weights([_dense(w, dtype) for w in weights], self.directions)
         work = self.rows * self.gates * self.hidden * (self.inputs + self.outputs)
-        self.team = threads() if work > SERIAL_WORK else 1
+        self.team = numba_start.threads() if work > SERIAL_WORK else 1
 
     def room(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape)
@@ -310,7 +191,7 @@ def forward(
             return x.new_empty(0)
         return tensor if tensor.dtype == x.dtype else tensor.to(x.dtype)
 
-    saved = Saved(narrow(gates), room(0) if cells is None else cells, narrow(states))
+    saved = Saved(narrow(gates), room(0) if cells is None else cells, narrow(states)) if save else None
     return Forward(narrow(y), narrow(hn), narrow(cn), saved)
 
 

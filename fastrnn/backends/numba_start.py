@@ -1,0 +1,127 @@
+"""How the Numba kernels are compiled, kept on disk and started on torch's own threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import struct
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# Seconds of compilation after which a line says what is going on.  Loading from Numba's cache takes a tenth of one.
+PATIENCE = 1.0
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch has loaded, by the calls that GCC's and LLVM's have in common, else None.
+
+    On its threads run torch's own operators.  A pool of our own would compete with them: behind every operator they
+    spin for milliseconds on cores that the pool then wants (a product of 5 ms on such a pool took 12 behind one).
+    Numba's own parallel loops would be no better: with its `workqueue` two threads that call at once end the process,
+    and so does, with its `omp`, a call in a forked child.
+    """
+    for name in (None, "libgomp.so.1", "libomp.dylib", "libiomp5.dylib", "libiomp5.so"):
+        try:  # NOLOAD: a second runtime beside torch's is what must not be
+            library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD if name else ctypes.DEFAULT_MODE)
+        except (OSError, TypeError, AttributeError):  # not loaded; or Windows, where torch's has none of these calls
+            continue
+        if hasattr(library, "GOMP_parallel") and hasattr(library, "GOMP_barrier"):
+            return library
+    return None
+
+
+_in_forked_child = False
+
+
+def _after_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True  # the threads did not come along, and OpenMP would wait for them for ever
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads() -> int:
+    """The number of threads that a large call runs on in this process."""
+    return 1 if _in_forked_child or _openmp() is None else torch.get_num_threads()
+
+
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    """Says on stderr what is being compiled, if it takes long."""
+    line = f"fastrnn: compiling the {what} kernel with Numba; later processes load it from Numba's cache"
+    timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _compile(function: Callable[..., Any], signature: Any, options: dict[str, Any]) -> Any:
+    """Numba's callback, from its cache on disk where it is there; compiled and put there where it is not."""
+    from numba import cfunc
+
+    try:
+        return cfunc(signature, cache=True, **options)(function)
+    except (RuntimeError, OSError) as error:  # Numba found no folder, or could not write to the one it found
+        warnings.warn(
+            f"fastrnn's Numba kernels cannot be kept on disk ({error}), so every process compiles them again: "
+            "set NUMBA_CACHE_DIR to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return cfunc(signature, **options)(function)
+
+
+class Kernel:
+    """A compiled callback over a table of 64-bit fields, and how to start it.  ctypes releases the GIL around it."""
+
+    def __init__(self, address: int, fields: Sequence[str], cell: Any, units: int, columns: int) -> None:
+        self.address, self.fields = address, fields
+        self.cell, self.units, self.columns = cell, units, columns
+        self.pack = struct.Struct(f"{len(fields)}q").pack
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
+
+    def run(self, team: int, values: dict[str, int]) -> None:
+        library = _openmp() if team > 1 else None
+        if library is None:
+            self.call(self.pack(*map(values.__getitem__, self.fields)))
+            return
+        for name, call in (
+            ("team_size", library.omp_get_num_threads),
+            ("thread_number", library.omp_get_thread_num),
+            ("barrier", library.GOMP_barrier),
+        ):
+            values[name] = ctypes.cast(call, ctypes.c_void_p).value or 0
+        table = self.pack(*map(values.__getitem__, self.fields))
+        library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
+
+
+@functools.cache
+def kernel(mode: str, which: str, dtype: torch.dtype) -> Kernel:
+    """The kernel ``forward`` or ``backward`` of a cell."""
+    import numpy as np
+    from numba import from_dtype, types
+
+    from fastrnn.kernels import numba_backward, numba_cells, numba_forward, numba_scan
+
+    make, table = {
+        "forward": (numba_forward.forward_kernel, numba_scan.FORWARD),
+        "backward": (numba_backward.backward_kernel, numba_scan.BACKWARD),
+    }[which]
+    cell, real = numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64
+    signature = types.void(types.CPointer(from_dtype(table)))
+    with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
+        compiled = _compile(make(cell, real), signature, numba_cells.OPTIONS)
+    return Kernel(compiled.address, table.names or (), cell, *numba_scan.widths(cell, dtype.itemsize))

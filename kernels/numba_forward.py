@@ -1,0 +1,140 @@
+"""The time loop forward, a factory over the cell and the element type.  How it is called: :mod:`.numba_scan`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from .numba_cells import Cell, like
+from .numba_scan import BLOCK, DIGEST, neighbours, panels_of, partition, vectors_of, widths
+from .numba_tiles import at, call, copy, dots, pack_gates, pointer, product, share
+
+
+def forward_kernel(cell: Cell, real: type):
+    """The callback forward, over :data:`FORWARD`."""
+    step, gates, slots, input_slot, shift = cell.forward, cell.gates, cell.slots, cell.input_slot, cell.shift
+    output = cell.output
+    vectors, (units, columns) = vectors_of(cell), widths(cell, np.dtype(real).itemsize)
+    lanes, width, wide = columns // 4, slots * units, gates * units
+
+    def forward(table):
+        a = carray(table, 1)[0]
+        steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
+        y_row, projected, direct = a.y_row, a.projected, a.direct
+        team = call(a.team_size) if a.barrier else np.int32(1)
+        me = call(a.thread_number) if a.barrier else np.int32(0)
+        sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
+        x, h0, w_ih, w_hh = pointer(a.x, real), pointer(a.h0, real), pointer(a.w_ih, real), pointer(a.w_hh, real)
+        y, hn, cn, z = pointer(a.y, real), pointer(a.hn, real), pointer(a.cn, real), pointer(a.gates, real)
+        packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
+        packed_hr, full, short = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.short, real)
+        bias, b_ih = pointer(a.bias, real), pointer(a.b_ih, real)
+        b_hh, b_hr = pointer(a.b_hh, real), pointer(a.b_hr, real)
+        scratch = at(pointer(a.scratch, real), me * 8 * columns)
+        panels, output_panels = panels_of(hidden, units), panels_of(outputs, columns)
+        short_row = output_panels * columns
+
+        # Weights into panels, and the biases into the slots that they belong to.
+        first, last = share(panels, me, team)
+        for p in range(first, last):
+            copy(at(bias, p * width), x, 0, width)
+            for g in range(gates if a.b_ih else 0):
+                for j in range(min(units, hidden - p * units)):
+                    at_hh, at_ih = p * width + g * units + j, p * width + (g + input_slot) * units + j
+                    bias[at_hh] += b_hh[(g + shift) % gates * hidden + p * units + j]
+                    bias[at_ih] += b_ih[g * hidden + p * units + j]
+        if not direct:
+            pack_gates(packed_ih, w_ih, first, last, gates, units, hidden, inputs, 0, lanes)
+            pack_gates(packed_hh, w_hh, first, last, gates, units, hidden, outputs, shift, lanes)
+        if projected:
+            first, last = share(output_panels, me, team)
+            pack_gates(packed_hr, pointer(a.w_hr, real), first, last, 1, columns, outputs, hidden, 0, lanes)
+        if a.barrier:
+            call(a.barrier)
+
+        # The product with all inputs: rows are shared out, or panels where there are but a few rows.
+        first, last = (0, rows) if direct else share(rows, me, team)
+        first_panel, last_panel = share(panels, me, team) if direct else (0, panels)
+        for n in range(first, last, BLOCK):
+            count = min(BLOCK, last - n)
+            for p in range(first_panel, last_panel):
+                out, source = at(z, (p * rows + n) * width), at(x, n * inputs)
+                for r in range(count):
+                    copy(at(out, r * width), at(bias, p * width), width, width)
+                out = at(out, input_slot * units)
+                if direct:
+                    for r in range(count):
+                        dots(at(out, r * width), w_ih, at(source, r * inputs), p, gates, units, hidden, inputs, 0)
+                else:
+                    w = at(packed_ih, p * inputs * wide)
+                    product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
+        if a.barrier:
+            call(a.barrier)
+
+        work = gates * hidden * outputs
+        first, end, mate, mates = partition(sizes, steps, rows, batch, work, me, team)
+        first_panel, last_panel = share(panels, mate, mates)
+        for i in range(steps):
+            t, active, coming, before, going = neighbours(sizes, starts, steps, i, a.reverse)
+            start, last = starts[t], min(active, end)
+            middle = max(first, min(coming, last))
+            previous = at(y, before * y_row)
+            for p in range(first_panel, last_panel):
+                out = at(z, (p * rows + start) * width)
+                if direct:
+                    for r in range(first, last):
+                        h = at(previous, r * y_row) if r < coming else at(h0, r * outputs)
+                        dots(at(out, r * width), w_hh, h, p, gates, units, hidden, outputs, shift)
+                else:
+                    w = at(packed_hh, p * outputs * wide)
+                    o, h = at(out, first * width), at(previous, first * y_row)
+                    product(vectors, middle - first, o, width, h, y_row, 1, w, wide, outputs, True)
+                    o, h = at(out, middle * width), at(h0, middle * outputs)
+                    product(vectors, last - middle, o, width, h, outputs, 1, w, wide, outputs, True)
+                u, count = p * units, min(units, hidden - p * units)
+                for r in range(first, last):
+                    s, n = at(out, r * width), start + r
+                    h_here, c_here = scratch, at(scratch, units)
+                    if not projected:
+                        source = at(previous, r * y_row + u) if r < coming else at(h0, r * outputs + u)
+                        copy(h_here, source, count, units)
+                    if a.cn:
+                        copy(c_here, at(cn, r * hidden + u), count, units)
+                    for j in range(units):
+                        if slots == 4:
+                            s0, s1, s2, s3 = s[j], s[units + j], s[2 * units + j], s[3 * units + j]
+                            s0, s1, s2, s3, h_here[j], c_here[j] = step(s0, s1, s2, s3, h_here[j], c_here[j])
+                            s[j], s[units + j], s[2 * units + j], s[3 * units + j] = s0, s1, s2, s3
+                        else:
+                            _, _, _, _, h_here[j], c_here[j] = step(s[j], s[j], s[j], s[j], h_here[j], s[j])
+                    copy(at(full, r * hidden + u) if projected else at(y, n * y_row + u), h_here, count, count)
+                    if a.cn:
+                        copy(at(cn, r * hidden + u), c_here, count, count)
+                    if a.cells:
+                        copy(at(pointer(a.cells, real), n * hidden + u), c_here, count, count)
+            if mates > 1:
+                call(a.barrier)
+            if projected:
+                first_short, last_short = share(output_panels, mate, mates)
+                for p in range(first_short, last_short):
+                    o, w = at(short, first * short_row + p * columns), at(packed_hr, p * hidden * columns)
+                    h = at(full, first * hidden)
+                    product(4, last - first, o, short_row, h, hidden, 1, w, columns, hidden, False)
+                    count = min(columns, outputs - p * columns)
+                    for r in range(first, last):
+                        source = at(short, r * short_row + p * columns)
+                        for j in range(count):
+                            v = source[j] + (b_hr[p * columns + j] if a.b_hr else like(0.0, source[j]))
+                            source[j] = output(v)
+                        copy(at(y, (start + r) * y_row + p * columns), source, count, count)
+                if mates > 1:
+                    call(a.barrier)
+            for r in range(first + mate, last, mates):
+                source = at(y, (start + r) * y_row)
+                if a.states:
+                    copy(at(pointer(a.states, real), (start + r) * outputs), source, outputs, outputs)
+                if r >= going:
+                    copy(at(hn, r * outputs), source, outputs, outputs)
+
+    forward.__qualname__ = f"{step.__name__}_{np.dtype(real)}_{DIGEST}"
+    return forward
