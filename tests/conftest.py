@@ -45,9 +45,10 @@ def target(request: pytest.FixtureRequest) -> Target:
     """Every live backend on every device; skips, with the backend's own reason, what it cannot serve."""
     name, device = request.param[0], torch.device(request.param[1])
     module = backends.load(name)
-    case = request.node.callspec.params.get("case")
-    dtype = torch.float32 if case is None else case.dtype
-    reason = module.unavailable() or module.unsupported(device, dtype)
+    params = request.node.callspec.params
+    case = params.get("case")
+    dtype, mode = (torch.float32, params.get("mode", "LSTM")) if case is None else (case.dtype, case.mode)
+    reason = module.unavailable() or backends.unsupported(module, device, dtype, mode)
     if reason:
         pytest.skip(f"{name}: {reason}")
     return Target(name, module, device)

@@ -43,5 +43,5 @@ def test_it_says_what_to_do_where_numba_stands_in_for_the_core(monkeypatch):
 
 
 def test_a_backend_asked_for_in_vain_is_reported(monkeypatch):
-    monkeypatch.setenv("FASTRNN_BACKEND", "fortran")
+    monkeypatch.setattr(backends, "_environment", "fortran")
     assert "cpu float32 runs on: nothing: unknown fastrnn backend 'fortran'" in main.report()

@@ -41,7 +41,7 @@ NAMES = (*AUTOMATIC, "reference")
 
 
 class Saved(NamedTuple):
-    """What backward needs beside forward's inputs.  With ``save=False`` each is an empty tensor of shape (0,).
+    """What backward needs beside forward's inputs.
 
     ``gates`` (D, N, S*H), S values as :class:`fastrnn.cells.Cell` names them, layout within a direction private to the
     backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, or u of a Jordan network; (0,) for other cells.  ``hidden``
@@ -55,12 +55,13 @@ class Saved(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """``y`` (T, B, D*P) or (N, D*P), ``hn`` (D, B, P), ``cn`` (D, B, H) or (0,), and what backward needs."""
+    """``y`` (T, B, D*P) or (N, D*P), ``hn`` (D, B, P), ``cn`` (D, B, H) or (0,), and what backward needs, or None
+    with ``save=False``."""
 
     y: Tensor
     hn: Tensor
     cn: Tensor
-    saved: Saved
+    saved: Saved | None
 
 
 class Backward(NamedTuple):
@@ -74,6 +75,7 @@ class Backward(NamedTuple):
 
 
 _asked: ContextVar[str | None] = ContextVar("fastrnn_backend", default=None)
+_environment = os.environ.get("FASTRNN_BACKEND") or None  # read once: a look-up costs a microsecond a call
 
 
 class BackendError(RuntimeError):
@@ -110,7 +112,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 def requested() -> str | None:
     """The backend asked for by name, by :func:`use_backend` or else by the environment; None for automatic choice."""
-    return _asked.get() or os.environ.get("FASTRNN_BACKEND") or None
+    return _asked.get() or _environment
 
 
 def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM", tokens: bool = False) -> str | None:
@@ -123,7 +125,7 @@ def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM", tokens:
     if name is None:
         return _automatic(device.type, dtype, mode, tokens)
     _require_live(name)
-    if reason := _unsupported(load(name), device, dtype, mode, tokens):
+    if reason := unsupported(load(name), device, dtype, mode, tokens):
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
     return name
 
@@ -133,14 +135,15 @@ def _automatic(device_type: str, dtype: torch.dtype, mode: str, tokens: bool) ->
     device = torch.device(device_type)
     for name in AUTOMATIC:
         module = load(name)
-        if module.unavailable() is None and _unsupported(module, device, dtype, mode, tokens) is None:
+        if module.unavailable() is None and unsupported(module, device, dtype, mode, tokens) is None:
             return name
     return None
 
 
-def _unsupported(
-    module: ModuleType, device: torch.device, dtype: torch.dtype, mode: str, tokens: bool
+def unsupported(
+    module: ModuleType, device: torch.device, dtype: torch.dtype, mode: str, tokens: bool = False
 ) -> str | None:
+    """Why a backend's module does not serve such a layer; None where it does."""
     if mode not in module.MODES:
         return f"it has no kernel for the cell {mode}"
     if tokens and not module.TOKENS:

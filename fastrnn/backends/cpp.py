@@ -72,10 +72,10 @@ def forward(
     """See :mod:`fastrnn.backends`."""
     layer = _layer(mode, x, batch_sizes, h0, weights)
     _, _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
-    empty, tokens = h0.new_empty, x.dtype == torch.int64
+    empty, tokens = h0.new_empty, x.dtype is torch.int64
     y = empty((*(x.shape if tokens else x.shape[:-1]), directions * outputs))
-    hn = empty((directions, batch, outputs))
-    cn = empty(0) if c0 is None else empty((directions, batch, hidden_size))
+    hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    cn = empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
     gates = cells = hidden = None
     if save:
         cell = CELLS[mode]
@@ -84,12 +84,13 @@ def forward(
         cells = empty((directions, rows, hidden_size)) if cell.has_cell_state or cell.output else None
         hidden = empty((directions, rows, outputs))
     if batch:
-        call = _core.forward_double if h0.dtype == torch.float64 else _core.forward_float
+        call = _core.forward_double if h0.dtype is torch.float64 else _core.forward_float
         own = [w.contiguous() for w in weights]
         cell_state = None if c0 is None else c0.contiguous()
         call(layer, x.contiguous(), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
-    saved = Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden)))
-    return Forward(y, hn, cn, saved)
+    if hidden is None:
+        return Forward(y, hn, cn, None)
+    return Forward(y, hn, cn, Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden))))
 
 
 def backward(

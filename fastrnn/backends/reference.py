@@ -130,9 +130,9 @@ def forward(
     """See :mod:`fastrnn.backends`.  What it saves is not used: backward runs the equations again."""
     with torch.no_grad():
         y, hn, cn = layer(mode, x, batch_sizes, h0, c0, weights)
-    empty, directions = h0.new_empty(0), h0.shape[0]
     if not save:
-        return Forward(y, hn, cn, Saved(empty, empty.clone(), empty.clone()))
+        return Forward(y, hn, cn, None)
+    directions = h0.shape[0]
     cell, rows = CELLS[mode], y.shape[:-1].numel()
     hidden_size = weights[1].shape[0] // len(cell.gates)
     wide = torch.float32 if h0.dtype in (torch.bfloat16, torch.float16) else h0.dtype

@@ -78,7 +78,7 @@ def forward(
         states, last = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (states, last))
     y = torch.cat(tuple(states), -1) if save or len(own) > 1 else states[0]
     cn = x.new_empty(0) if c is None else c.to(x.dtype, copy=True)
-    saved = saved._replace(hidden=states if save else x.new_empty(0))
+    saved = saved._replace(hidden=states) if save else None
     return Forward(y.view(*x.shape[:-1], y.shape[-1]), last, cn, saved)
 
 

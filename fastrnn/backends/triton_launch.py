@@ -90,13 +90,13 @@ def _launch(
         road = road._replace(whole=not road.has_barrier)
     grid = road.grid(rows.sequences, hidden_size, directions)
     constants = constants_of(mode, hidden_size, road, recurrent.dtype, precision, rows.offsets is not None)
-    poll = "atomic" if INTERPRETED or torch.version.hip else "load"
+    ptx = not (INTERPRETED or torch.version.hip)
     at_once = rows.steps if road.whole else 1
     with _on(recurrent.device):
         arrived = recurrent.new_zeros(directions * grid[1], dtype=torch.int64)
         for begin in range(0, rows.steps, at_once):
             steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
-            kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, POLL=poll, **options_of(road))
+            kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, PTX=ptx, **options_of(road))
 
 
 def constants_of(
