@@ -1,6 +1,6 @@
 """Drop-in RNN, LSTM and GRU for PyTorch on fused kernels: torch.nn's modules, arguments and results, in less time."""
 
-from fastrnn import backends
+from fastrnn import backends, diagnostics, init
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import convert, revert
@@ -21,7 +21,9 @@ __all__ = [
     "RNNCell",
     "backends",
     "convert",
+    "diagnostics",
     "gru",
+    "init",
     "jordan_rnn",
     "lstm",
     "revert",

@@ -22,7 +22,8 @@ FLOORS = [
     {"functional"},
     {"modules"},
     {"cell_modules", "jordan"},
-    {"convert"},
+    {"convert", "init"},
+    {"diagnostics"},
     {"__init__"},
     {"__main__"},
 ]

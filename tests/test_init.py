@@ -1,0 +1,139 @@
+"""Each scheme sets what it says, gate by gate, and nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import fastrnn
+from fastrnn import init
+
+LAYERS = pytest.mark.parametrize(
+    "module", [(nn.RNN, 1), (fastrnn.LSTM, 4), (fastrnn.GRU, 3)], ids=["RNN", "LSTM", "GRU"]
+)
+INPUTS, HIDDEN = 5, 8
+
+
+def unlike(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """Names of the parameters that differ from those of before."""
+    return {name for name, now in model.state_dict().items() if not torch.equal(now, before[name])}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@LAYERS
+def test_orthogonal_gate_by_gate(module: tuple[type, int]):
+    model = module[0](INPUTS, HIDDEN, num_layers=2, bidirectional=True, dtype=torch.float64)
+    before = snapshot(model)
+    assert init.orthogonal_(model, gain=2.0) is model
+    assert unlike(model, before) == {f"weight_hh_l{k}{suffix}" for k in (0, 1) for suffix in ("", "_reverse")}
+    blocks = [block for name in unlike(model, before) for block in getattr(model, name).split(HIDDEN)]
+    assert len(blocks) == 4 * module[1]
+    for block in blocks:
+        torch.testing.assert_close(block @ block.T, 4 * torch.eye(HIDDEN, dtype=torch.float64))
+    assert len({block[0, 0].item() for block in blocks}) == len(blocks)
+
+
+def test_orthogonal_projection_in_a_narrow_type():
+    model = init.orthogonal_(fastrnn.LSTM(INPUTS, HIDDEN, proj_size=3, dtype=torch.bfloat16))
+    blocks = [block.float() for block in model.weight_hh_l0.split(HIDDEN)] + [model.weight_hr_l0.float().T]
+    for block in blocks:  # each product of 8 is off by at most twice a rounding, eps / 2, of each factor
+        torch.testing.assert_close(block.T @ block, torch.eye(3), rtol=0, atol=8 * torch.finfo(torch.bfloat16).eps)
+
+
+@LAYERS
+def test_xavier_takes_one_gate_for_its_fan_out(module: tuple[type, int]):
+    model = module[0](INPUTS, 400)
+    before = snapshot(model)
+    init.xavier_uniform_(model, gain=0.5)
+    assert unlike(model, before) == {"weight_ih_l0"}
+    bound = 0.5 * math.sqrt(6 / (INPUTS + 400))
+    for block in model.weight_ih_l0.split(400):
+        # The largest of n = 2000 uniform draws is below 0.98 of the bound with probability 0.98^2000 = 3e-18.
+        assert 0.98 * bound < block.abs().max() <= bound
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, fastrnn.LSTM, nn.LSTMCell, fastrnn.LSTMCell], ids=lambda make: str(make))
+def test_both_biases_of_the_forget_gate_make_one(make: type):
+    model = make(INPUTS, HIDDEN)
+    before = snapshot(model)
+    init.forget_bias_(model)
+    names = [name for name in before if "bias" in name]
+    assert unlike(model, before) == set(names)
+    forget = slice(HIDDEN, 2 * HIDDEN)
+    assert sum(model.state_dict()[name][forget] for name in names).eq(1).all()
+    for name in names:
+        kept = torch.cat([model.state_dict()[name][:HIDDEN], model.state_dict()[name][2 * HIDDEN :]])
+        assert torch.equal(kept, torch.cat([before[name][:HIDDEN], before[name][2 * HIDDEN :]]))
+
+
+def test_the_forget_gate_is_the_one_that_forgets():
+    model = fastrnn.LSTM(1, 1)
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+    _, (_, kept) = init.forget_bias_(model, 50.0)(
+        torch.zeros(9, 1, 1), (torch.zeros(1, 1, 1), torch.full((1, 1, 1), 7.0))
+    )
+    assert kept.item() == 7.0
+
+
+@pytest.mark.parametrize("make", [nn.RNN, fastrnn.RNN, nn.RNNCell, fastrnn.RNNCell], ids=lambda make: str(make))
+def test_an_irnn_adds_up_what_it_is_given(make: type):
+    model = init.identity_(make(1, 4, nonlinearity="relu"), std=1.0)
+    weight = next(weight for name, weight in model.named_parameters() if "weight_ih" in name)
+    state = None
+    for _ in range(5):
+        out = model(torch.ones(1, 1), state)
+        state = out[1] if isinstance(out, tuple) else out
+    torch.testing.assert_close(state, 5 * weight.T.relu())
+
+
+def test_a_jordan_network():
+    model = fastrnn.JordanRNN(INPUTS, HIDDEN, 3)
+    before = snapshot(model)
+    init.orthogonal_(model)
+    assert unlike(model, before) == {"weight_hh_l0", "weight_hr_l0"}
+    torch.testing.assert_close(model.weight_hr_l0 @ model.weight_hr_l0.T, torch.eye(3))
+
+
+def test_every_network_of_a_model_and_only_those_meant():
+    parts = {
+        "embedding": nn.Embedding(10, INPUTS),
+        "lstm": nn.LSTM(INPUTS, HIDDEN, bias=False),
+        "gru": nn.GRUCell(HIDDEN, HIDDEN, bias=False),
+        "rnn": nn.RNN(HIDDEN, HIDDEN, nonlinearity="relu"),
+    }
+    model = nn.ModuleDict(parts)
+    before = snapshot(model)
+    init.orthogonal_(model)
+    assert unlike(model, before) == {"lstm.weight_hh_l0", "gru.weight_hh", "rnn.weight_hh_l0"}
+    before = snapshot(model)
+    init.identity_(model)
+    assert {name.split(".")[0] for name in unlike(model, before)} == {"rnn"}
+    with pytest.raises(ValueError, match="ModuleDict has no LSTM with biases"):
+        init.forget_bias_(model)
+
+
+def test_one_generator_gives_one_draw():
+    models = [fastrnn.LSTM(INPUTS, HIDDEN) for _ in range(2)]
+    for scheme in (init.orthogonal_, init.xavier_uniform_):
+        for model in models:
+            scheme(model, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(models[0].weight_hh_l0, models[1].weight_hh_l0)
+    assert torch.equal(models[0].weight_ih_l0, models[1].weight_ih_l0)
+
+
+def test_nothing_to_initialise_is_an_error():
+    for scheme in (init.orthogonal_, init.xavier_uniform_, init.forget_bias_, init.identity_):
+        with pytest.raises(ValueError, match="Linear has no"):
+            scheme(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="RNN has no RNN of ReLUs"):
+        init.identity_(nn.RNN(2, 2))
+    with pytest.raises(ValueError, match="weight_hh_l0 of .* is computed"):
+        init.orthogonal_(weight_norm(nn.GRU(2, 2), "weight_hh_l0"))
