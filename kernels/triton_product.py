@@ -27,6 +27,19 @@ def zeros_each(COUNT: tl.constexpr, shape: tl.constexpr):
 
 
 @triton.jit
+def keep(w, PTX: tl.constexpr, PRECISION: tl.constexpr):
+    """The same tile, in registers from here on where a tensor core takes it from there.
+
+    Triton would sink the change to a product's layout, and so the fetch out of shared memory, into the time loop.  It
+    does not sink what it cannot see through; the scans' first product, before the loop, is the second half of the hold.
+    """
+    if PTX and (w.dtype.primitive_bitwidth == 16 or PRECISION == "tf32"):
+        packed: tl.constexpr = 32 // w.dtype.primitive_bitwidth
+        w = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [w], dtype=w.dtype, is_pure=True, pack=packed)
+    return w
+
+
+@triton.jit
 def tile_weights(
     p_w,
     K: tl.constexpr,
@@ -35,6 +48,8 @@ def tile_weights(
     STRIDE_U: tl.constexpr,
     STRIDE_K: tl.constexpr,
     UNITS: tl.constexpr,
+    PTX: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """All of the matrices, each K x K, as tiles (UNITS, UNITS)."""
     o = tl.arange(0, UNITS)
@@ -42,7 +57,7 @@ def tile_weights(
     tiles = ()
     for g in tl.static_range(COUNT):
         p = p_w + g * STRIDE_G + o[None, :] * STRIDE_U + o[:, None] * STRIDE_K
-        tiles = tiles + (tl.load(p, mask=m, other=0.0),)
+        tiles = tiles + (keep(tl.load(p, mask=m, other=0.0), PTX, PRECISION),)
     return tiles
 
 
@@ -68,6 +83,8 @@ def spread_weights(
     STRIDE_K: tl.constexpr,
     DEPTH: tl.constexpr,
     SLICES: tl.constexpr,
+    PTX: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """For each piece of K, and in it for each matrix, a tile (SLICES, DEPTH, UNITS)."""
     tiles = ()
@@ -75,7 +92,8 @@ def spread_weights(
         o_k = depth_slices(i_k, DEPTH, SLICES)[:, :, None]
         for g in tl.static_range(COUNT):
             p = p_w + g * STRIDE_G + o_u[None, None, :] * STRIDE_U + o_k * STRIDE_K
-            tiles = tiles + (tl.load(p, mask=m_u[None, None, :] & (o_k < K), other=0.0),)
+            w = tl.load(p, mask=m_u[None, None, :] & (o_k < K), other=0.0)
+            tiles = tiles + (keep(w, PTX, PRECISION),)
     return tiles
 
 

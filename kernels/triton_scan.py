@@ -100,7 +100,7 @@ def scan_forward(
     HAS_BN: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    POLL: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     i_u, i_b, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
@@ -137,12 +137,11 @@ def scan_forward(
 
     weights = ()
     if ROAD == "tile":
-        weights = tile_weights(p_w, H, GATES, H * H, H, 1, UNITS)
+        weights = tile_weights(p_w, H, GATES, H * H, H, 1, UNITS, PTX, PRECISION)
     elif ROAD == "spread":
-        weights = spread_weights(p_w, o_u, m_u, H, GATES, H * H, H, 1, DEPTH, SLICES)
+        weights = spread_weights(p_w, o_u, m_u, H, GATES, H * H, H, 1, DEPTH, SLICES, PTX, PRECISION)
     b_a = load_gates(p_a + o_t * (GATES * H) + o_au, m_b[:, None] & m_u[None, :], H, GATES)
-    # The product of the first step stands before the loop, those of the others at the end of the step before.  A use of
-    # the weights outside of the loop is also what makes Triton keep them in registers, not in shared memory.
+    # The product of the first step stands before the loop, those of the others at the end of the step before.
     b_b = state_product(
         b_h, p_x, m_b, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
     )
@@ -173,7 +172,7 @@ def scan_forward(
         b_a = load_gates(p_a + o_t * (GATES * H) + o_au, m_b[:, None] & m_u[None, :], H, GATES)
         if s < t_end:
             if ROAD != "tile":
-                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), POLL)
+                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), PTX)
             b_b = state_product(
                 b_h, p_x, m_b, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
             )

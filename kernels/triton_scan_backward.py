@@ -136,7 +136,7 @@ def scan_backward(
     HAS_DHN: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-    POLL: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     D = tl.num_programs(2)
     HAS_CARRY: tl.constexpr = CELL == "LSTM" or CELL == "GRU"
@@ -183,9 +183,9 @@ def scan_backward(
 
     weights = ()
     if ROAD == "tile":
-        weights = tile_weights(p_w, H, GATES, H * H, 1, H, UNITS)
+        weights = tile_weights(p_w, H, GATES, H * H, 1, H, UNITS, PTX, PRECISION)
     elif ROAD == "spread":
-        weights = spread_weights(p_w, o_u, m_u, GATES * H, 1, 0, 1, H, DEPTH, SLICES)
+        weights = spread_weights(p_w, o_u, m_u, GATES * H, 1, 0, 1, H, DEPTH, SLICES, PTX, PRECISION)
     # As in forward: the first step's product before the loop, the others at the end of the step before.
     p_x = p_grads + o_late * (GRADS * H) + o_b * (GRADS * H) + (GRADS - GATES) * H
     received = ()
@@ -224,7 +224,7 @@ def scan_backward(
         )
         if s < t_end:
             if ROAD != "tile":
-                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), POLL)
+                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), PTX)
             facing = ()
             for g in tl.static_range(GATES):
                 facing = facing + (stored[GRADS - GATES + g],)

@@ -27,17 +27,17 @@ def arrive(p_arrived):
 
 
 @triton.jit
-def wait(p_arrived, expected, POLL: tl.constexpr):
+def wait(p_arrived, expected, PTX: tl.constexpr):
     """Until ``expected`` arrivals.  Others may be one step ahead, never two: they wait for this program too."""
-    arrived = poll(p_arrived, POLL)
+    arrived = poll(p_arrived, PTX)
     while arrived < expected:
-        arrived = poll(p_arrived, POLL)
+        arrived = poll(p_arrived, PTX)
     tl.debug_barrier()
 
 
 @triton.jit
-def poll(p_arrived, POLL: tl.constexpr):
-    if POLL == "load":  # loads run side by side, where the read-modify-writes of many programs would queue up
+def poll(p_arrived, PTX: tl.constexpr):
+    if PTX:  # loads run side by side, where the read-modify-writes of many programs would queue up
         return tl.inline_asm_elementwise(
             "ld.acquire.gpu.global.b64 $0, [$1];", "=l,l", [p_arrived], dtype=tl.int64, is_pure=False, pack=1
         )

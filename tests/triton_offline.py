@@ -68,7 +68,7 @@ def compile_variant(variant: Variant) -> Usage:
     )
     constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BN=variant.mode == "GRU")
     constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True)
-    constants |= dict(POLL="atomic" if variant.target.startswith("gfx") else "load")
+    constants |= dict(PTX=not variant.target.startswith("gfx"))
     absent = set() if variant.packed else {"p_offsets"}
     absent |= set() if cell.has_cell_state else {"p_c", "p_c0"}
     absent |= set() if variant.mode == "GRU" else {"p_bn"}

@@ -50,8 +50,8 @@ class Road(NamedTuple):
         return -(-hidden_size // self.units), -(-sequences // self.rows), directions
 
 
-# Weights that a program keeps go through its shared memory once, beside the scratch of the product.  Half of a
-# multiprocessor's 256 KiB of registers is what they may take; at more, the rest spills.
+# Half of a multiprocessor's 256 KiB of registers is what the weights of a program may take; at more, the rest spills.
+# True float32, which no tensor core takes from registers, has them in shared memory, beside the product's scratch.
 KEPT = 128 * KIB
 SCRATCH = 24 * KIB
 # Rows and units of a program on the spread road, best first: few programs, because each reads all of h in every step,
