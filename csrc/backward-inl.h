@@ -1,10 +1,10 @@
 // Backpropagation through time for one direction of a layer.
 //
-// Floor per step and row: 2 G H P flops for the state, then 2 G H I for the gradient of x and 2 G H (I + P) for those of the
-// weights. Step by step, last to first: the gradient of h from the gate gradients of the step behind it, and at once the
-// gates' math on it while it is in L1. After a stretch of steps that fits the caches, its gate gradients are multiplied
-// into the gradients of x and of the weights: stretch by stretch, so that long sums are blocked and keep their digits.
-// Every number has one thread that computes it, in an order that does not depend on how many there are.
+// Floor per step and row: 2 G H P flops for the state, then 2 G H I for the gradient of x and 2 G H (I + P) for those
+// of the weights. Step by step, last to first: the gradient of h from the gate gradients of the step behind it, and at
+// once the gates' math on it while it is in L1. After a stretch of steps that fits the caches, its gate gradients are
+// multiplied into the gradients of x and of the weights: stretch by stretch, so that long sums are blocked and keep
+// their digits. Every number has one thread that computes it, in an order that does not depend on how many there are.
 
 template <class S, class Cell>
 struct BackwardScan {
@@ -29,16 +29,16 @@ struct BackwardScan {
   const S *h0, *c0, *gates, *cells, *hidden;
   S* grad_x;
 
-  S *w_ih, *w_hh, *w_hr;          // packed: (G*H, I), (G*H, P), (P, H)
-  S* grad_gates[2];               // of a stretch and of the one behind it: (chunk_rows, kSides * H)
-  S* grad_outputs[2];             // gradient of the projected h, with a projection: (chunk_rows, P)
-  S* unprojected;                 // h before the projection: (chunk_rows, H)
-  S* carry;                       // (B, H); for the LSTM the gradient of c, which ends as that of c0
+  S *w_ih, *w_hh, *w_hr;                   // packed: (G*H, I), (G*H, P), (P, H)
+  S* grad_gates[2];                        // of a stretch and of the one behind it: (chunk_rows, kSides * H)
+  S* grad_outputs[2];                      // gradient of the projected h, with a projection: (chunk_rows, P)
+  S* unprojected;                          // h before the projection: (chunk_rows, H)
+  S* carry;                                // (B, H); for the LSTM the gradient of c, which ends as that of c0
   S *gates_by_column, *outputs_by_column;  // transposed stretches
   S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
-  S* by_token;                    // with tokens, the gradient of w_ih transposed: (I, G*H)
-  const S** before;               // per thread: h before each row of a stretch
-  S* results;                     // per thread
+  S* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
+  const S** before;                                       // per thread: h before each row of a stretch
+  S* results;                                             // per thread
   int64_t results_size;
 
   BackwardScan(const Backward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, S* x_out, Scratch& scratch)
@@ -62,8 +62,9 @@ struct BackwardScan {
       grad_outputs[i] = projected ? scratch.take<S>(chunk_rows * z.outputs) : nullptr;
     }
     unprojected = projected ? scratch.take<S>(chunk_rows * z.hidden) : nullptr;
-    carry = Cell::kHasCell ? args.grad_c0 + d * z.batch * z.hidden
-                           : Cell::kHasCarry ? scratch.take<S>(z.batch * z.hidden) : nullptr;
+    carry = Cell::kHasCell    ? args.grad_c0 + d * z.batch * z.hidden
+            : Cell::kHasCarry ? scratch.take<S>(z.batch * z.hidden)
+                              : nullptr;
     gates_by_column = wanted ? scratch.take<S>(ld * chunk_rows) : nullptr;
     outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * chunk_rows) : nullptr;
     inputs_packed = wanted && args.x ? scratch.take<S>(input_panels * kWide * chunk_rows) : nullptr;
@@ -110,12 +111,13 @@ struct BackwardScan {
               outputs.begin, outputs.end, w_hh);
     if (grad_x) {
       const Part inputs = share(input_panels);
-      pack_rows([&](int64_t k) { return weights.w_ih + k * z.inputs; }, depth, z.inputs,
-                inputs.begin, inputs.end, w_ih);
+      pack_rows([&](int64_t k) { return weights.w_ih + k * z.inputs; }, depth, z.inputs, inputs.begin, inputs.end,
+                w_ih);
     }
     if (projected) {
       const Part units = share(unit_panels);
-      pack_rows([&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, z.hidden, units.begin, units.end, w_hr);
+      pack_rows([&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, z.hidden, units.begin, units.end,
+                w_hr);
     }
     const Part rows = share(z.batch);
     const int64_t from = rows.begin * z.hidden, count = (rows.end - rows.begin) * z.hidden;
@@ -147,8 +149,8 @@ struct BackwardScan {
     const int64_t columns = smaller(kWide, z.outputs - p * kWide);
     const int64_t depth = G * z.hidden;
     if (behind.begin < behind.end)
-      multiply<S, kPlain>(at_step(grad_gates, s + 1, ld) + behind.begin * ld, ld,
-                          behind.end - behind.begin, depth, w_hh + p * kWide * depth, nullptr, 0, mine);
+      multiply<S, kPlain>(at_step(grad_gates, s + 1, ld) + behind.begin * ld, ld, behind.end - behind.begin, depth,
+                          w_hh + p * kWide * depth, nullptr, 0, mine);
     for (int64_t c = 0; c < columns; c += L) {
       const int lanes = static_cast<int>(smaller<int64_t>(L, columns - c));
       const int64_t column = p * kWide + c;
@@ -224,8 +226,9 @@ struct BackwardScan {
     const S* grad = grad_gates[stretch_of(s) % 2];
     if (grad_x) {
       const Part own = part(rows, thread, crew.threads);
-      product(grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, input_panels, z.inputs, false,
-              [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
+      product(
+          grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, input_panels, z.inputs, false,
+          [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
     }
     if (!grads.w_ih) return;
     const bool add = end < z.steps;
@@ -236,10 +239,12 @@ struct BackwardScan {
     if (by_token)
       add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
     else
-      product(of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
-              [&](int64_t k) { return grads.w_ih + k * z.inputs; }, mine);
-    product(of_state, chunk_rows, own, rows, states_packed, output_panels, z.outputs, add,
-            [&](int64_t k) { return grads.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
+      product(
+          of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
+          [&](int64_t k) { return grads.w_ih + k * z.inputs; }, mine);
+    product(
+        of_state, chunk_rows, own, rows, states_packed, output_panels, z.outputs, add,
+        [&](int64_t k) { return grads.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
         const S a = sum(of_input + k * chunk_rows, rows), b = sum(of_state + k * chunk_rows, rows);
@@ -249,8 +254,9 @@ struct BackwardScan {
       }
     if (!projected) return;
     const Part of_h = part(z.outputs, thread, crew.threads);
-    product(outputs_by_column, chunk_rows, of_h, rows, unprojected_packed, unit_panels, z.hidden, add,
-            [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
+    product(
+        outputs_by_column, chunk_rows, of_h, rows, unprojected_packed, unit_panels, z.hidden, add,
+        [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
     if (grads.b_hr)
       for (int64_t k = of_h.begin; k < of_h.end; ++k) {
         const S total = sum(outputs_by_column + k * chunk_rows, rows);
@@ -294,8 +300,8 @@ struct BackwardScan {
 
   // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
   template <class Target>
-  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* panels, int64_t count, int64_t columns, bool add,
-               Target target, S* mine) const {
+  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* panels, int64_t count, int64_t columns,
+               bool add, Target target, S* mine) const {
     for (int64_t p = 0; p < count; ++p)
       for (int64_t top = own.begin; top < own.end; top += kBlockRows) {
         const int64_t bottom = smaller(top + kBlockRows, own.end);

@@ -1,8 +1,8 @@
 // The cells, each as data and two pointwise functions over vectors. The equations stand in fastrnn/cells.py.
 //
 // forward: `a` is the input's share of the gates and `b` the state's, each with its bias.
-// backward: from the gradient of h and the gradient that flows along the time axis outside the product (`carry`: of c for
-// the LSTM, through z for the GRU), the gradients of the gates and the carry of the step before. kSides counts the
+// backward: from the gradient of h and the gradient that flows along the time axis outside the product (`carry`: of c
+// for the LSTM, through z for the GRU), the gradients of the gates and the carry of the step before. kSides counts the
 // columns of gate gradients kept: those of `b` are the first kGates of them, those of `a` the last kGates.
 
 template <class S>

@@ -1,9 +1,9 @@
 // The forward scan of one direction of a layer.
 //
 // Floor per step and row: 2 G H (I + P) flops; the packed weights are read once for every tile of rows.
-// A thread's way through it: pack a share of the weights; then, for a stretch of steps small enough to stay in cache, the
-// product of the inputs; then, step by step, the product of the state with the gates' math behind each panel while its
-// results are in L1. Threads meet once a step (twice with a projection) to exchange h.
+// A thread's way through it: pack a share of the weights; then, for a stretch of steps small enough to stay in cache,
+// the product of the inputs; then, step by step, the product of the state with the gates' math behind each panel while
+// its results are in L1. Threads meet once a step (twice with a projection) to exchange h.
 
 template <class S, class Cell>
 struct ForwardScan {
@@ -27,13 +27,13 @@ struct ForwardScan {
   const int64_t panels, wide_panels;
   const int64_t chunk;  // steps whose inputs are multiplied at once
 
-  S *w_ih, *w_hh, *w_hr;     // packed weights
+  S *w_ih, *w_hh, *w_hr;           // packed weights
   S *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
-  S *state, *next;           // h before and after the step, (B, P)
-  S *cell_state;             // c, in place, (B, H)
-  S *unprojected;            // (B, H), with a projection
-  S *products;               // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
-  S *results;                // per thread, (B, kWide)
+  S *state, *next;                 // h before and after the step, (B, P)
+  S* cell_state;                   // c, in place, (B, H)
+  S* unprojected;                  // (B, H), with a projection
+  S* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
+  S* results;                      // per thread, (B, kWide)
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
 
@@ -41,8 +41,8 @@ struct ForwardScan {
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
         projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)),
-        packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)), wide_panels(ceil_div(z.outputs, kWide)),
-        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
+        packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)),
+        wide_panels(ceil_div(z.outputs, kWide)), chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
     w_ih = packed_inputs ? scratch.take<S>(panels * kWidth * z.inputs) : nullptr;
     w_hh = packed ? scratch.take<S>(panels * kWidth * z.outputs) : nullptr;
     w_hr = projected ? scratch.take<S>(wide_panels * kWide * z.hidden) : nullptr;
@@ -142,7 +142,8 @@ struct ForwardScan {
       const int64_t count = smaller<int64_t>(L, z.hidden - unit);
       for (int gate = 0; gate < G; ++gate) {
         const int64_t column = (block * G + gate) * L;
-        multiply_raw(a, depth, rows, depth, raw + (gate * z.hidden + unit) * depth, count, init + column, c + column, kWidth);
+        multiply_raw(a, depth, rows, depth, raw + (gate * z.hidden + unit) * depth, count, init + column, c + column,
+                     kWidth);
       }
     }
   }
@@ -156,7 +157,8 @@ struct ForwardScan {
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
       const auto rows = [&](int64_t from, int64_t to) {
         if (args.tokens) return gather(args.tokens + from, to - from, p, product_at(p, from - first));
-        product(args.x + from * z.inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih, product_at(p, from - first));
+        product(args.x + from * z.inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih,
+                product_at(p, from - first));
       };
       if (!crew.by_rows)
         rows(first, last);
@@ -165,7 +167,8 @@ struct ForwardScan {
     }
   }
 
-  // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, kWidth): a column of w_ih each.
+  // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, kWidth): a column of w_ih
+  // each.
   void gather(const int64_t* tokens, int64_t rows, int64_t p, S* c) const {
     const S* init = init_ih + p * kWidth;
     for (int64_t row = 0; row < rows; ++row, c += kWidth) {
@@ -229,7 +232,8 @@ struct ForwardScan {
   }
 
   // h of some outputs of row r, to all that want it.
-  FASTRNN_INLINE void emit(int64_t offset, int64_t r, int64_t column, Vec<S> h, int lanes, S* after, bool ending) const {
+  FASTRNN_INLINE void emit(int64_t offset, int64_t r, int64_t column, Vec<S> h, int lanes, S* after,
+                           bool ending) const {
     const int64_t P = z.outputs;
     store_part(after + r * P + column, h, lanes);
     store_part(args.y + ((offset + r) * z.directions + direction) * P + column, h, lanes);
@@ -245,8 +249,8 @@ struct ForwardScan {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t column = p * kWide; column < smaller(z.outputs, (p + 1) * kWide); column += L) {
         const Vec<S> h = activate<S>(args.activation, load(mine + i * kWide + column - p * kWide));
-        emit(steps.offset(s), rows.begin + i, column, h, static_cast<int>(smaller<int64_t>(L, z.outputs - column)), after,
-             rows.begin + i >= ending);
+        emit(steps.offset(s), rows.begin + i, column, h, static_cast<int>(smaller<int64_t>(L, z.outputs - column)),
+             after, rows.begin + i >= ending);
       }
   }
 };

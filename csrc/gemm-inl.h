@@ -1,8 +1,8 @@
 // The one product of this library: C = init + A * panel, for a few rows of A and one packed panel of columns.
 //
 // A panel is NV vectors wide and stands packed: for each k, NV * kLanes numbers side by side, zero where it stands over
-// the edge. Every result is the same chains of multiply-adds in the order of k, whatever the tile it was computed in, so
-// results do not depend on batch size or number of threads.
+// the edge. Every result is the same chains of multiply-adds in the order of k, whatever the tile it was computed in,
+// so results do not depend on batch size or number of threads.
 
 // Rows of a tile: with NV vectors a row they fill the registers, less those for the panel and for A.
 template <int NV>
@@ -14,8 +14,8 @@ constexpr int kPlain = 4;
 template <class S, int NV>
 constexpr int kPanel = NV * kLanes<S>;
 
-// Longest chain of multiply-adds. Chains that start anew round less than one long one, and as much of a panel stays in L2
-// while all rows pass over it.
+// Longest chain of multiply-adds. Chains that start anew round less than one long one, and as much of a panel stays in
+// L2 while all rows pass over it.
 constexpr int64_t kChain = 128;
 
 // c (R, NV vectors, dense) = a (R, depth; rows lda apart) * panel (depth, NV) + init (rows ld_init apart; null: zero).
@@ -81,8 +81,8 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
 // The same product with weights as they are, (.., depth) row by row, for so few rows of A that packing would not pay:
 // c[r * ld_c + i] = a[r] . weights[i] + init[i] for R rows of A and C rows of weights, along the lanes.
 template <class S, int R, int C>
-__attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t depth, const S* weights, const S* init, S* c,
-                                             int64_t ld_c) {
+__attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t depth, const S* weights, const S* init,
+                                             S* c, int64_t ld_c) {
   constexpr int L = kLanes<S>;
   Vec<S> sum[R][C];
 #pragma GCC unroll 8

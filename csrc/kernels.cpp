@@ -1,6 +1,6 @@
-// All kernels, compiled once per instruction set: FASTRNN_NAMESPACE names it, the compiler's flags choose it. Nothing in
-// here may be an inline function with external linkage outside the namespace (the standard library's templates, say):
-// the linker would keep one copy for all, perhaps one that this machine cannot run.
+// All kernels, compiled once per instruction set: FASTRNN_NAMESPACE names it, the compiler's flags choose it. Nothing
+// in here may be an inline function with external linkage outside the namespace (the standard library's templates,
+// say): the linker would keep one copy for all, perhaps one that this machine cannot run.
 #include <cstdint>
 #include <utility>
 #if defined(__AVX512F__)
@@ -17,21 +17,17 @@
 namespace fastrnn {
 namespace FASTRNN_NAMESPACE {
 
+// In the order in which they build on each other.
+// clang-format off
 #include "vector-inl.h"
-
 #include "math-inl.h"
-
 #include "gemm-inl.h"
-
 #include "cells-inl.h"
-
 #include "plan-inl.h"
-
 #include "forward-inl.h"
-
 #include "backward-inl.h"
-
 #include "layer-inl.h"
+// clang-format on
 
 const Kernels& table() {
   static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE), forward<float>, forward<double>, backward<float>,

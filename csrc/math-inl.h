@@ -1,8 +1,8 @@
 // sigmoid and tanh over a vector, within a few ulp, NaN kept, for any finite or infinite argument.
 //
-// Both stand on e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, as in Cephes' expf and exp: n comes from adding
-// a number so large that the sum's last bit is worth 1, and stands in the low bits of that sum, ready to be shifted into
-// an exponent. e^r - 1 is a polynomial, so that tanh keeps its relative accuracy near zero.
+// Both stand on e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, as in Cephes' expf and exp: n comes from
+// adding a number so large that the sum's last bit is worth 1, and stands in the low bits of that sum, ready to be
+// shifted into an exponent. e^r - 1 is a polynomial, so that tanh keeps its relative accuracy near zero.
 
 template <class S>
 struct ExpConstants;

@@ -147,8 +147,9 @@ struct Reader {
 };
 
 template <class S>
-void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0, const py::sequence& weights, py::handle y,
-             py::handle hn, py::handle cn, py::handle gates, py::handle cells, py::handle hidden) {
+void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
+             const py::sequence& weights, py::handle y, py::handle hn, py::handle cn, py::handle gates,
+             py::handle cells, py::handle hidden) {
   Reader<S> read(layer);
   read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;
@@ -169,9 +170,10 @@ void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, p
 }
 
 template <class S>
-void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0, const py::sequence& weights,
-              py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y, py::handle grad_hn,
-              py::handle grad_cn, py::handle grad_x, py::handle grad_h0, py::handle grad_c0, py::handle grad_weights) {
+void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
+              const py::sequence& weights, py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y,
+              py::handle grad_hn, py::handle grad_cn, py::handle grad_x, py::handle grad_h0, py::handle grad_c0,
+              py::handle grad_weights) {
   Reader<S> read(layer);
   read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;

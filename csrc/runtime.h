@@ -17,8 +17,8 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// How many of `wanted` threads a team can have here: one inside another parallel region, and one in a forked child, since
-// no OpenMP team survives a fork.
+// How many of `wanted` threads a team can have here: one inside another parallel region, and one in a forked child,
+// since no OpenMP team survives a fork.
 int team_size(int wanted);
 
 // Runs body(context, thread) on `threads` OpenMP threads at once (torch's runtime, once torch is loaded).

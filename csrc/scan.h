@@ -17,13 +17,13 @@ enum class Mode : int { rnn_tanh, rnn_relu, gru, lstm };
 enum class Activation : int { none, tanh, relu, sigmoid };
 
 struct Sizes {
-  int64_t steps;      // T >= 1
-  int64_t batch;      // B >= 1
-  int64_t rows;       // N, the sum of batch_sizes, or T * B
-  int64_t inputs;     // I >= 1
-  int64_t hidden;     // H >= 1
-  int64_t outputs;    // P; P == H unless there is a projection
-  int directions;     // D, 1 or 2; the second runs backwards in time
+  int64_t steps;               // T >= 1
+  int64_t batch;               // B >= 1
+  int64_t rows;                // N, the sum of batch_sizes, or T * B
+  int64_t inputs;              // I >= 1
+  int64_t hidden;              // H >= 1
+  int64_t outputs;             // P; P == H unless there is a projection
+  int directions;              // D, 1 or 2; the second runs backwards in time
   const int64_t* batch_sizes;  // (T,), never increasing, from B down to >= 1; null where every step has B rows
 };
 
@@ -45,10 +45,10 @@ struct Inputs {
   Activation activation;  // of the projection, if there is one
   Sizes sizes;
   int threads;
-  const S* x;   // (N, I), rows in order of their step; or null, with
+  const S* x;             // (N, I), rows in order of their step; or null, with
   const int64_t* tokens;  // (N), 0 <= token < I: rows of x that are 1 in this column and 0 elsewhere
-  const S* h0;  // (D, B, P)
-  const S* c0;  // (D, B, H), LSTM only
+  const S* h0;            // (D, B, P)
+  const S* c0;            // (D, B, H), LSTM only
   Parameters<const S> weights[2];
 };
 
@@ -71,12 +71,12 @@ struct Forward : Inputs<S> {
 template <class S>
 struct Backward : Inputs<S> {
   Saved<const S> saved;
-  const S* grad_y;   // (N, D*P), null for zeros
-  const S* grad_hn;  // (D, B, P), null for zeros
-  const S* grad_cn;  // (D, B, H), null for zeros
-  S* grad_x;         // (N, I), null where not wanted and with tokens
-  S* grad_h0;        // (D, B, P)
-  S* grad_c0;        // (D, B, H), LSTM only
+  const S* grad_y;                // (N, D*P), null for zeros
+  const S* grad_hn;               // (D, B, P), null for zeros
+  const S* grad_cn;               // (D, B, H), null for zeros
+  S* grad_x;                      // (N, I), null where not wanted and with tokens
+  S* grad_h0;                     // (D, B, P)
+  S* grad_c0;                     // (D, B, H), LSTM only
   Parameters<S> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted
 };
 

@@ -1,10 +1,12 @@
 """The fused kernels for the CPU, built from csrc/module.cpp; called through :mod:`fastrnn.backends.cpp`.
 
-``layer`` is ``(mode, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)``, ``mode`` 0 to 3
-for RNN_TANH, RNN_RELU, GRU and LSTM.  Every tensor is dense, on the CPU, and holds what csrc/scan.h says of the
+``layer`` is ``(mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)``, with
+the numbers of ``Mode`` and ``Activation`` in csrc/scan.h.  ``x`` holds tokens, int64, where ``tokens`` says so.  Every
+tensor is dense, on the CPU, and holds what csrc/scan.h says of the
 argument of its name; results are written into the tensors given for them.
 
 Raises:
+    IndexError: a token is out of range.
     ValueError: an argument does not have the size that ``layer`` asks for; the message names it and both sizes.
 """
 
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-Layer = tuple[int, int, int, int, int, int, int, int, int, Tensor | None]
+Layer = tuple[int, int, int, int, int, int, int, int, int, int, Tensor | None]
 
 def isa() -> str:
     """Name of the instruction set in use: the best that this machine runs, or what ``FASTRNN_ISA`` names.
@@ -27,6 +29,7 @@ def supported_isas() -> list[str]:
 def forward_float(
     layer: Layer,
     x: Tensor,
+    tokens: bool,
     h0: Tensor,
     c0: Tensor | None,
     weights: Sequence[Tensor],
@@ -43,6 +46,7 @@ forward_double = forward_float
 def backward_float(
     layer: Layer,
     x: Tensor,
+    tokens: bool,
     h0: Tensor,
     c0: Tensor | None,
     weights: Sequence[Tensor],

@@ -45,8 +45,8 @@ def rnn(
 
     Args:
         input: (T, B, I), with ``batch_first`` (B, T, I); or the rows of a PackedSequence, (N, I), and its
-            ``batch_sizes``.  Without the last dimension and int64: tokens from 0 to I - 1, which stand for one-hot rows.
-            Those are never built: a token's column of ``weight_ih`` is gathered.
+            ``batch_sizes``.  Without the last dimension and int64: tokens from 0 to I - 1, which stand for one-hot
+            rows.  Those are never built: a token's column of ``weight_ih`` is gathered.
         hx: the first state of each layer and direction, (num_layers * D, B, H); None is zeros.
         weights: torch's flat list: for each layer and direction ``weight_ih`` (H, I or D*H), ``weight_hh`` (H, H) and,
             for all or for none, ``bias_ih`` and ``bias_hh`` (H,).  ``nn.RNN._flat_weights`` is such a list.

@@ -35,7 +35,8 @@ class JordanRNN(nn.Module):
         bidirectional: whether a second network reads the sequence backwards; the outputs then stand side by side.
 
     Parameters are named as torch.nn's (``weight_ih_l0``, ``weight_hh_l0_reverse``): ``weight_ih`` (H, I or D*P),
-    ``weight_hh`` (H, P), ``weight_hr`` (P, H).  Each begins uniform within 1/sqrt(its columns), a bias within 1/sqrt(H).
+    ``weight_hh`` (H, P), ``weight_hr`` (P, H).  A matrix begins uniform within 1/sqrt(its columns), a bias within
+    1/sqrt(H).
     """
 
     def __init__(
@@ -78,7 +79,10 @@ class JordanRNN(nn.Module):
         self._names: list[str] = []
         for layer in range(num_layers):
             inputs = input_size if layer == 0 else output_size * directions
-            shapes = {"weight_ih": (hidden_size, inputs), "weight_hh": (hidden_size, output_size)}
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (hidden_size, inputs),
+                "weight_hh": (hidden_size, output_size),
+            }
             if bias:
                 shapes |= {"bias_ih": (hidden_size,), "bias_hh": (hidden_size,)}
             shapes["weight_hr"] = (output_size, hidden_size)
@@ -87,7 +91,9 @@ class JordanRNN(nn.Module):
             for end in ("", "_reverse")[:directions]:
                 for name, shape in shapes.items():
                     self._names.append(f"{name}_l{layer}{end}")
-                    self.register_parameter(self._names[-1], nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                    self.register_parameter(
+                        self._names[-1], nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                    )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

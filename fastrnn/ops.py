@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import Function
 
 from fastrnn.backends import Saved, load, reference
@@ -60,7 +61,9 @@ def _backward(
     backend: str, need_x: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     # An operator runs with autograd's dispatch keys switched off, and `reference` differentiates its own equations.
-    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False):
+    autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    # A backward called inside autocast differentiates what ran outside of it.
+    with autograd, torch._C._DisableAutocast():
         found = load(backend).backward(
             mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, need_x,
             need_weights,
@@ -135,6 +138,10 @@ class _Layer(Function):
         if all(grad is None for grad in grads[:3]):
             return (None,) * 6 + none
         need_x, need_weights = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
+        if any(_is_batched(grad) for grad in grads[:3]):
+            inputs = [_alias(tensor) for tensor in (x, h0, c0, *weights)]
+            found = _by_equations(ctx.mode, batch_sizes, inputs, grads[:3], create_graph=torch.is_grad_enabled())
+            return (None, None, found[0], None, *found[1:])
         grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
             x, batch_sizes, h0, c0, weights, gates, cells, hidden, *grads[:3], ctx.mode, ctx.backend, need_x,
             need_weights,
@@ -174,22 +181,10 @@ class _LayerBackward(Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         create_graph = torch.is_grad_enabled()
         batch_sizes, *tensors = ctx.saved_tensors
-        with torch.enable_grad():
+        with torch.enable_grad(), torch._C._DisableAutocast():
             own: list[Any] = [_alias(tensor) for tensor in tensors]
-            seeds, inputs = own[:3], own[3:]
-            outputs = reference.layer(ctx.mode, inputs[0], batch_sizes, inputs[1], inputs[2], inputs[3:])
-            seeded = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
-            present = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-            grads = torch.autograd.grad(
-                [out for out, _ in seeded],
-                present,
-                [seed for _, seed in seeded],
-                create_graph=True,
-                materialize_grads=True,
-            )
-            grad_x, grad_h0, *rest = grads if inputs[0].requires_grad else (None, *grads)
+            grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[3:], own[:3], create_graph=True)
             # As forward returned them: what was not needed has an empty tensor's place there, or, of weights, none.
-            grad_c0 = None if inputs[2] is None else rest.pop(0)
             first = (grad_x if ctx.need_x else None, grad_h0, grad_c0, *rest)
             pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
             pairs = [(grad, given) for grad, given in pairs if grad is not None and grad.requires_grad]
@@ -205,7 +200,40 @@ class _LayerBackward(Function):
                 if pairs
                 else [None] * len(leaves)
             )
-        return (None,) * 8 + tuple(next(found) if tensor is not None and tensor.requires_grad else None for tensor in own)
+        return (None,) * 8 + tuple(
+            next(found) if tensor is not None and tensor.requires_grad else None for tensor in own
+        )
+
+
+def _by_equations(
+    mode: str,
+    batch_sizes: Tensor | None,
+    inputs: Sequence[Tensor | None],
+    seeds: Sequence[Tensor | None],
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The first derivative by the equations: for each of the inputs x, h0, c0 and weights, as ``_alias`` makes them,
+    its gradient, None for what has none.  ``seeds`` are grad_y, grad_hn, grad_cn."""
+    x, h0, c0, *weights = inputs
+    with torch.enable_grad(), torch._C._DisableAutocast():
+        outputs = reference.layer(mode, x, batch_sizes, h0, c0, weights)
+        pairs = [(out, seed) for out, seed in zip(outputs, seeds, strict=True) if seed is not None]
+        found = iter(
+            torch.autograd.grad(
+                [out for out, _ in pairs],
+                [tensor for tensor in inputs if tensor is not None and tensor.requires_grad],
+                [seed for _, seed in pairs],
+                create_graph=create_graph,
+                materialize_grads=True,
+            )
+        )
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
+
+
+def _is_batched(tensor: Tensor | None) -> bool:
+    """Whether these are many gradients in the place of one, which no kernel sees through: those of vmap, or of
+    ``is_grads_batched=True``."""
+    return tensor is not None and (is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor))
 
 
 def _alias(tensor: Tensor | None) -> Tensor | None:

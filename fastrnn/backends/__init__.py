@@ -44,9 +44,9 @@ class Saved(NamedTuple):
     """What backward needs beside forward's inputs.
 
     ``gates`` (D, N, S*H), S values as :class:`fastrnn.cells.Cell` names them, layout within a direction private to the
-    backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, or u of a Jordan network; (0,) for other cells.  ``hidden``
-    (D, N, P): h of every step; a copy, so that the user may change y in place.  Rows stand in the order of x.
-    For a dtype narrower than float32, ``cells`` is float32.
+    backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, or u of a Jordan network; (0,) for other cells.
+    ``hidden`` (D, N, P): h of every step; a copy, so that the user may change y in place.  Rows stand in the order of
+    x.  For a dtype narrower than float32, ``cells`` is float32.
     """
 
     gates: Tensor

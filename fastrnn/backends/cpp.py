@@ -6,6 +6,7 @@ Thin: dense tensors and sizes go in, :mod:`fastrnn._core` checks them and runs. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +14,18 @@ from torch import Tensor
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, OUTPUTS
 
+_missing = ""
 try:
     from fastrnn import _core
-except ImportError as error:  # a pure-Python installation: see unavailable()
-    _core, _missing = None, str(error)
+except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
+    _missing = str(error)
 
 # mode -> the numbers of fastrnn::Mode and fastrnn::Activation in csrc/scan.h
 _MODES = {"RNN_TANH": (0, 0), "RNN_RELU": (1, 0), "GRU": (2, 0), "LSTM": (3, 0)}
 _MODES |= {
-    f"JORDAN_{kind}_{output.upper()}": (k, g) for k, kind in enumerate(("TANH", "RELU")) for g, output in enumerate(OUTPUTS)
+    f"JORDAN_{kind}_{output.upper()}": (k, g)
+    for k, kind in enumerate(("TANH", "RELU"))
+    for g, output in enumerate(OUTPUTS)
 }
 
 MODES = tuple(CELLS)
@@ -29,7 +33,7 @@ TOKENS = True
 
 
 def unavailable() -> str | None:
-    if _core is not None:
+    if not _missing:
         return None
     return f"the compiled core is missing ({_missing}); reinstall fastrnn where a C++ compiler is at hand"
 
@@ -116,13 +120,13 @@ def backward(
     if h0.shape[1] == 0:  # no rows: nothing ran
         return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])
 
-    def dense(tensor: Tensor | None) -> Tensor | None:
+    def dense(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.contiguous()
 
     call = _core.backward_double if h0.dtype == torch.float64 else _core.backward_float
     own = [w.contiguous() for w in weights]
     call(
-        layer, dense(x), x.dtype == torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn), dense(grad_cn),
-        grad_x, grad_h0, grad_c0, grads,
+        layer, dense(x), x.dtype is torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn),
+        dense(grad_cn), grad_x, grad_h0, grad_c0, grads,
     )  # fmt: skip
     return Backward(grad_x, grad_h0, grad_c0, grads)

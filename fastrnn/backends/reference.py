@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, Weights, split_weights
 
-
 MODES = tuple(CELLS)
 TOKENS = True
 
@@ -156,20 +155,22 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    leaves = [
-        t if t is None or t.dtype == torch.int64 else t.detach().requires_grad_() for t in (x, h0, c0, *weights)
-    ]
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.int64 else tensor.detach().requires_grad_()
+
+    own_x, own_h0, own_c0 = leaf(x), leaf(h0), None if c0 is None else leaf(c0)
+    own_weights = [leaf(weight) for weight in weights]
     with torch.enable_grad():
-        x_, h0_, c0_, *weights_ = leaves
-        outputs = layer(mode, x_, batch_sizes, h0_, c0_, weights_)
+        outputs = layer(mode, own_x, batch_sizes, own_h0, own_c0, own_weights)
     pairs = [(o, g) for o, g in zip(outputs, (grad_y, grad_hn, grad_cn), strict=True) if g is not None]
-    inputs = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    inputs = [t for t in (own_x, own_h0, own_c0, *own_weights) if t is not None and t.requires_grad]
     if pairs:
         found = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], materialize_grads=True)
     else:
-        found = tuple(torch.zeros_like(leaf) for leaf in inputs)
+        found = tuple(torch.zeros_like(each) for each in inputs)
     grads = iter(found)
-    dx = next(grads) if x_.requires_grad else None
+    dx = next(grads) if own_x.requires_grad else None
     dh0 = next(grads)
     dc0 = None if c0 is None else next(grads)
     return Backward(dx if need_x else None, dh0, dc0, list(grads) if need_weights else None)

@@ -37,7 +37,7 @@ struct Case {
   int64_t projection = 0;
   std::vector<int64_t> batch_sizes = {};
   bool bias = true, gradients_of_x = true, gradients_of_weights = true, seeds = true;
-  double spread = 1;  // of x: a large one drives the gates to their ends
+  double spread = 1;                         // of x: a large one drives the gates to their ends
   Activation activation = Activation::none;  // of a Jordan network
   bool tokens = false;
 
@@ -99,8 +99,38 @@ const Case kCases[] = {
     {"Jordan, no bias", Mode::rnn_tanh, 3, 4, 5, 6, 1, 6, {}, false, true, true, true, 1, Activation::relu},
     {"Jordan, threads share units", Mode::rnn_tanh, 3, 7, 40, 230, 1, 150},
     {"tokens", Mode::lstm, 4, 5, 6, 19, 2, 0, {5, 3, 3, 1}, true, false, true, true, 1, Activation::none, true},
-    {"tokens, threads share units", Mode::gru, 4, 6, 30, 80, 1, 0, {}, true, false, true, true, 1, Activation::none, true},
-    {"fewer tokens than kinds of them", Mode::gru, 2, 2, 90, 5, 1, 0, {}, true, false, true, true, 1, Activation::none, true},
+    {"tokens, threads share units",
+     Mode::gru,
+     4,
+     6,
+     30,
+     80,
+     1,
+     0,
+     {},
+     true,
+     false,
+     true,
+     true,
+     1,
+     Activation::none,
+     true},
+    {"fewer tokens than kinds of them",
+     Mode::gru,
+     2,
+     2,
+     90,
+     5,
+     1,
+     0,
+     {},
+     true,
+     false,
+     true,
+     true,
+     1,
+     Activation::none,
+     true},
 };
 
 // A copy of an array between two bands of a pattern, not aligned to more than its element. Under AddressSanitizer the
@@ -160,11 +190,9 @@ struct Problem {
   std::vector<Named> expected;
 
   explicit Problem(const Case& from)
-      : c(from),
-        sizes{c.steps,  c.batch,     c.rows(),     c.inputs,
-              c.hidden, c.outputs(), c.directions, c.batch_sizes.empty() ? nullptr : c.batch_sizes.data()},
-        gates(oracle::gates(c.mode)),
-        lstm(c.mode == Mode::lstm) {
+      : c(from), sizes{c.steps,  c.batch,     c.rows(),     c.inputs,
+                       c.hidden, c.outputs(), c.directions, c.batch_sizes.empty() ? nullptr : c.batch_sizes.data()},
+        gates(oracle::gates(c.mode)), lstm(c.mode == Mode::lstm) {
     const int64_t N = sizes.rows, B = c.batch, H = c.hidden, P = sizes.outputs, D = c.directions, G = gates;
     const double spread = 1 / std::sqrt(double(H));
     x = draw(N * c.inputs, c.spread);
@@ -274,8 +302,8 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   else
     in.x = input(p.x);
   for (int64_t d = 0; d < D; ++d)
-    in.weights[d] = {input(p.weights[d][0]), input(p.weights[d][1]), input(p.weights[d][2]), input(p.weights[d][3]),
-                     input(p.weights[d][4]), input(p.weights[d][5])};
+    in.weights[d] = {input(p.weights[d][0]), input(p.weights[d][1]), input(p.weights[d][2]),
+                     input(p.weights[d][3]), input(p.weights[d][4]), input(p.weights[d][5])};
 
   Forward<S> forward{in, output(N * D * P), output(D * z.batch * P), output(p.lstm ? D * z.batch * H : 0), {}};
   forward.saved.hidden = output(save ? D * N * P : 0);
@@ -297,8 +325,7 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
     for (int d = 0; d < 2; ++d) {
       S* pointers[6];
       for (int i = 0; i < 6; ++i) pointers[i] = gradient(p.weights[d][i], p.c.gradients_of_weights);
-      backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4],
-                                  pointers[5]};
+      backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]};
     }
     const Values gates = result(5);
     if constexpr (single)
