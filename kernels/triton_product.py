@@ -34,8 +34,9 @@ def keep(w, PTX: tl.constexpr, PRECISION: tl.constexpr):
     does not sink what it cannot see through; the scans' first product, before the loop, is the second half of the hold.
     """
     if PTX and (w.dtype.primitive_bitwidth == 16 or PRECISION == "tf32"):
-        packed: tl.constexpr = 32 // w.dtype.primitive_bitwidth
-        w = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [w], dtype=w.dtype, is_pure=True, pack=packed)
+        w = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [w], dtype=w.dtype, is_pure=True, pack=32 // w.dtype.primitive_bitwidth
+        )
     return w
 
 
