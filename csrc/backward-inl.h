@@ -11,7 +11,6 @@ struct BackwardScan {
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int kSides = Cell::kSides;
-  static constexpr int64_t kWide = kPanel<S, kPlain>;
   static constexpr int64_t kChunkRows = 512;
   static constexpr int64_t kBlockRows = 48;  // rows of a large product whose results wait in L1
 
@@ -24,7 +23,8 @@ struct BackwardScan {
   const Crew crew;
   Barrier& barrier;
   const bool projected;
-  const int64_t input_panels, output_panels, unit_panels;
+  // Columns of x, h and the units: whole, for products over rows that threads share, and shared by the threads.
+  const Panels<S> inputs, outputs, units, shared_outputs, shared_units;
   const int64_t chunk, chunk_rows, ld;  // ld: columns of the gate gradients
   const S *h0, *c0, *gates, *cells, *hidden;
   S* grad_x;
@@ -44,8 +44,9 @@ struct BackwardScan {
   BackwardScan(const Backward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, S* x_out, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        projected(weights.w_hr != nullptr), input_panels(ceil_div(z.inputs, kWide)),
-        output_panels(ceil_div(z.outputs, kWide)), unit_panels(ceil_div(z.hidden, kWide)),
+        projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
+        shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
+        shared_units(z.hidden, crew.by_rows ? 1 : crew.threads),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
         ld(kSides * z.hidden), h0(a.h0 + d * z.batch * z.outputs),
         c0(Cell::kHasCell ? a.c0 + d * z.batch * z.hidden : nullptr),
@@ -54,9 +55,9 @@ struct BackwardScan {
         hidden(a.saved.hidden + d * z.rows * z.outputs), grad_x(x_out) {
     const int64_t depth = G * z.hidden;
     const bool wanted = grads.w_ih != nullptr;
-    w_hh = scratch.take<S>(output_panels * kWide * depth);
-    w_ih = grad_x ? scratch.take<S>(input_panels * kWide * depth) : nullptr;
-    w_hr = projected ? scratch.take<S>(unit_panels * kWide * z.outputs) : nullptr;
+    w_hh = scratch.take<S>(shared_outputs.size(depth));
+    w_ih = grad_x ? scratch.take<S>(inputs.size(depth)) : nullptr;
+    w_hr = projected ? scratch.take<S>(shared_units.size(z.outputs)) : nullptr;
     for (int i = 0; i < 2; ++i) {
       grad_gates[i] = scratch.take<S>(chunk_rows * ld);
       grad_outputs[i] = projected ? scratch.take<S>(chunk_rows * z.outputs) : nullptr;
@@ -67,18 +68,18 @@ struct BackwardScan {
                               : nullptr;
     gates_by_column = wanted ? scratch.take<S>(ld * chunk_rows) : nullptr;
     outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * chunk_rows) : nullptr;
-    inputs_packed = wanted && args.x ? scratch.take<S>(input_panels * kWide * chunk_rows) : nullptr;
+    inputs_packed = wanted && args.x ? scratch.take<S>(inputs.size(chunk_rows)) : nullptr;
     by_token = wanted && args.tokens ? scratch.take<S>(z.inputs * depth) : nullptr;
-    states_packed = wanted ? scratch.take<S>(output_panels * kWide * chunk_rows) : nullptr;
-    unprojected_packed = wanted && projected ? scratch.take<S>(unit_panels * kWide * chunk_rows) : nullptr;
+    states_packed = wanted ? scratch.take<S>(outputs.size(chunk_rows)) : nullptr;
+    unprojected_packed = wanted && projected ? scratch.take<S>(units.size(chunk_rows)) : nullptr;
     before = scratch.take<const S*>(crew.threads * chunk_rows);
-    results_size = larger(z.batch, kBlockRows) * kWide;
+    results_size = larger(z.batch, kBlockRows) * kPanel<S, kPlain>;
     results = scratch.take<S>(crew.threads * results_size);
   }
 
   void run(int thread) const {
     const auto share = [&](int64_t count) { return crew.by_rows ? Part{0, count} : part(count, thread, crew.threads); };
-    const Part own_outputs = share(output_panels), own_units = share(unit_panels);
+    const Part own_outputs = share(shared_outputs.count), own_units = share(shared_units.count);
     const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
     S* mine = results + thread * results_size;
     prepare(thread);
@@ -106,19 +107,13 @@ struct BackwardScan {
   void prepare(int thread) const {
     const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
     const int64_t depth = G * z.hidden;
-    const Part outputs = share(output_panels);
-    pack_rows([&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, z.outputs,
-              outputs.begin, outputs.end, w_hh);
-    if (grad_x) {
-      const Part inputs = share(input_panels);
-      pack_rows([&](int64_t k) { return weights.w_ih + k * z.inputs; }, depth, z.inputs, inputs.begin, inputs.end,
-                w_ih);
-    }
-    if (projected) {
-      const Part units = share(unit_panels);
-      pack_rows([&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, z.hidden, units.begin, units.end,
-                w_hr);
-    }
+    const auto pack = [&](const Panels<S>& panels, auto source, int64_t rows, S* to) {
+      const Part own = share(panels.count);
+      pack_rows(panels, source, rows, own.begin, own.end, to);
+    };
+    pack(shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, w_hh);
+    if (grad_x) pack(inputs, [&](int64_t k) { return weights.w_ih + k * z.inputs; }, depth, w_ih);
+    if (projected) pack(shared_units, [&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, w_hr);
     const Part rows = share(z.batch);
     const int64_t from = rows.begin * z.hidden, count = (rows.end - rows.begin) * z.hidden;
     if (Cell::kHasCell && args.grad_cn)
@@ -146,18 +141,19 @@ struct BackwardScan {
   void step(int64_t s, int64_t p, Part own, S* mine) const {
     const int64_t later = steps.rows(s + 1), now = steps.rows(s);
     const Part behind{own.begin, smaller(own.end, later)};
-    const int64_t columns = smaller(kWide, z.outputs - p * kWide);
+    const int64_t first = shared_outputs.begin(p), columns = shared_outputs.end(p) - first;
+    const int64_t width = shared_outputs.width(p);
     const int64_t depth = G * z.hidden;
     if (behind.begin < behind.end)
-      multiply<S, kPlain>(at_step(grad_gates, s + 1, ld) + behind.begin * ld, ld, behind.end - behind.begin, depth,
-                          w_hh + p * kWide * depth, nullptr, 0, mine);
+      multiply_plain<S>(width, at_step(grad_gates, s + 1, ld) + behind.begin * ld, ld, behind.end - behind.begin, depth,
+                        w_hh + shared_outputs.offset(p, depth), nullptr, mine);
     for (int64_t c = 0; c < columns; c += L) {
       const int lanes = static_cast<int>(smaller<int64_t>(L, columns - c));
-      const int64_t column = p * kWide + c;
+      const int64_t column = first + c;
       for (int64_t r = own.begin; r < smaller(own.end, larger(now, later)); ++r) {
         Vec<S> grad{};
         if (r < later)
-          grad = load(mine + (r - own.begin) * kWide + c);
+          grad = load(mine + (r - own.begin) * width + c);
         else if (args.grad_hn)
           grad = load_part(args.grad_hn + (direction * z.batch + r) * z.outputs + column, lanes);
         if (r >= now) {
@@ -186,12 +182,13 @@ struct BackwardScan {
   void unproject(int64_t s, int64_t p, Part own, S* mine) const {
     const Part rows{own.begin, smaller(own.end, steps.rows(s))};
     if (rows.begin >= rows.end) return;
-    multiply<S, kPlain>(at_step(grad_outputs, s, z.outputs) + rows.begin * z.outputs, z.outputs, rows.end - rows.begin,
-                        z.outputs, w_hr + p * kWide * z.outputs, nullptr, 0, mine);
+    const int64_t first = shared_units.begin(p), width = shared_units.width(p);
+    multiply_plain<S>(width, at_step(grad_outputs, s, z.outputs) + rows.begin * z.outputs, z.outputs,
+                      rows.end - rows.begin, z.outputs, w_hr + shared_units.offset(p, z.outputs), nullptr, mine);
     for (int64_t r = rows.begin; r < rows.end; ++r)
-      for (int64_t unit = p * kWide; unit < smaller(z.hidden, (p + 1) * kWide); unit += L) {
+      for (int64_t unit = first; unit < shared_units.end(p); unit += L) {
         const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
-        finish(s, r, unit, load(mine + (r - rows.begin) * kWide + unit - p * kWide), lanes);
+        finish(s, r, unit, load(mine + (r - rows.begin) * width + unit - first), lanes);
         const int64_t n = steps.offset(s) + r;
         Vec<S> u = load_part(cells + n * z.hidden + unit, lanes);
         if (Cell::kHasCell)  // the LSTM's was not saved: o tanh(c)
@@ -227,7 +224,7 @@ struct BackwardScan {
     if (grad_x) {
       const Part own = part(rows, thread, crew.threads);
       product(
-          grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, input_panels, z.inputs, false,
+          grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, inputs, false,
           [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
     }
     if (!grads.w_ih) return;
@@ -240,10 +237,10 @@ struct BackwardScan {
       add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
     else
       product(
-          of_input, chunk_rows, own, rows, inputs_packed, input_panels, z.inputs, add,
+          of_input, chunk_rows, own, rows, inputs_packed, inputs, add,
           [&](int64_t k) { return grads.w_ih + k * z.inputs; }, mine);
     product(
-        of_state, chunk_rows, own, rows, states_packed, output_panels, z.outputs, add,
+        of_state, chunk_rows, own, rows, states_packed, outputs, add,
         [&](int64_t k) { return grads.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
@@ -255,7 +252,7 @@ struct BackwardScan {
     if (!projected) return;
     const Part of_h = part(z.outputs, thread, crew.threads);
     product(
-        outputs_by_column, chunk_rows, of_h, rows, unprojected_packed, unit_panels, z.hidden, add,
+        outputs_by_column, chunk_rows, of_h, rows, unprojected_packed, units, add,
         [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
     if (grads.b_hr)
       for (int64_t k = of_h.begin; k < of_h.end; ++k) {
@@ -283,38 +280,42 @@ struct BackwardScan {
     for (int64_t i = s; i < end; ++i)
       for (int64_t r = 0; r < steps.rows(i); ++r)
         source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);
-    const Part columns = share(ld), inputs = share(input_panels), outputs = share(output_panels);
+    const auto pack = [&](const Panels<S>& panels, auto row, S* to) {
+      const Part own = share(panels.count);
+      pack_rows(panels, row, rows, own.begin, own.end, to);
+    };
+    const Part columns = share(ld);
     transpose(grad + columns.begin, ld, rows, columns.end - columns.begin, gates_by_column + columns.begin * chunk_rows,
               chunk_rows);
-    if (args.x)
-      pack_rows([&](int64_t k) { return args.x + (first + k) * z.inputs; }, rows, z.inputs, inputs.begin, inputs.end,
-                inputs_packed);
-    pack_rows([&](int64_t k) { return source[k]; }, rows, z.outputs, outputs.begin, outputs.end, states_packed);
+    if (args.x) pack(inputs, [&](int64_t k) { return args.x + (first + k) * z.inputs; }, inputs_packed);
+    pack(outputs, [&](int64_t k) { return source[k]; }, states_packed);
     if (!projected) return;
-    const Part of_h = share(z.outputs), units = share(unit_panels);
+    const Part of_h = share(z.outputs);
     transpose(grad_outputs[stretch_of(s) % 2] + of_h.begin, z.outputs, rows, of_h.end - of_h.begin,
               outputs_by_column + of_h.begin * chunk_rows, chunk_rows);
-    pack_rows([&](int64_t k) { return unprojected + k * z.hidden; }, rows, z.hidden, units.begin, units.end,
-              unprojected_packed);
+    pack(units, [&](int64_t k) { return unprojected + k * z.hidden; }, unprojected_packed);
   }
 
   // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
   template <class Target>
-  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* panels, int64_t count, int64_t columns,
-               bool add, Target target, S* mine) const {
-    for (int64_t p = 0; p < count; ++p)
+  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* packed, const Panels<S>& panels, bool add,
+               Target target, S* mine) const {
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const int64_t first = panels.begin(p), width = panels.width(p);
       for (int64_t top = own.begin; top < own.end; top += kBlockRows) {
         const int64_t bottom = smaller(top + kBlockRows, own.end);
-        multiply<S, kPlain>(a + top * lda, lda, bottom - top, depth, panels + p * kWide * depth, nullptr, 0, mine);
+        multiply_plain<S>(width, a + top * lda, lda, bottom - top, depth, packed + panels.offset(p, depth), nullptr,
+                          mine);
         for (int64_t row = top; row < bottom; ++row)
-          for (int64_t column = p * kWide; column < smaller(columns, (p + 1) * kWide); column += L) {
-            const int lanes = static_cast<int>(smaller<int64_t>(L, columns - column));
-            Vec<S> v = load(mine + (row - top) * kWide + column - p * kWide);
+          for (int64_t column = first; column < panels.end(p); column += L) {
+            const int lanes = static_cast<int>(smaller<int64_t>(L, panels.columns - column));
+            Vec<S> v = load(mine + (row - top) * width + column - first);
             S* to = target(row) + column;
             if (add) v += load_part(to, lanes);
             store_part(to, v, lanes);
           }
       }
+    }
   }
 
   static S sum(const S* from, int64_t count) {

@@ -11,7 +11,7 @@ struct ForwardScan {
   static constexpr int G = Cell::kGates;
   static constexpr int kBlocks = Cell::kVectors / G;  // blocks of L units in a panel
   static constexpr int64_t kWidth = kPanel<S, Cell::kVectors>;
-  static constexpr int64_t kWide = kPanel<S, kPlain>;  // of the panels of the projection
+  static constexpr int64_t kResultsWidth = kPanel<S, kPlain>;
   static constexpr int64_t kChunkRows = 96;
 
   const Forward<S>& args;
@@ -24,8 +24,9 @@ struct ForwardScan {
   const bool projected;
   // Whether weights are packed, or read as they lie because so few rows would not repay it.
   const bool packed, packed_inputs;
-  const int64_t panels, wide_panels;
-  const int64_t chunk;  // steps whose inputs are multiplied at once
+  const int64_t panels;
+  const Panels<S> outputs;  // of the projection
+  const int64_t chunk;      // steps whose inputs are multiplied at once
 
   S *w_ih, *w_hh, *w_hr;           // packed weights
   S *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
@@ -33,7 +34,7 @@ struct ForwardScan {
   S* cell_state;                   // c, in place, (B, H)
   S* unprojected;                  // (B, H), with a projection
   S* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
-  S* results;                      // per thread, (B, kWide)
+  S* results;                      // per thread, (B, kResultsWidth)
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
 
@@ -42,26 +43,27 @@ struct ForwardScan {
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
         projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)),
         packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)),
-        wide_panels(ceil_div(z.outputs, kWide)), chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
+        outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
+        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
     w_ih = packed_inputs ? scratch.take<S>(panels * kWidth * z.inputs) : nullptr;
     w_hh = packed ? scratch.take<S>(panels * kWidth * z.outputs) : nullptr;
-    w_hr = projected ? scratch.take<S>(wide_panels * kWide * z.hidden) : nullptr;
+    w_hr = projected ? scratch.take<S>(outputs.size(z.hidden)) : nullptr;
     init_ih = scratch.take<S>(panels * kWidth);
     init_hh = scratch.take<S>(panels * kWidth);
-    init_hr = projected ? scratch.take<S>(wide_panels * kWide) : nullptr;
+    init_hr = projected ? scratch.take<S>(outputs.size(1)) : nullptr;
     state = scratch.take<S>(z.batch * z.outputs);
     next = scratch.take<S>(z.batch * z.outputs);
     cell_state = Cell::kHasCell ? args.cn + direction * z.batch * z.hidden : nullptr;
     unprojected = projected ? scratch.take<S>(z.batch * z.hidden) : nullptr;
     products = scratch.take<S>(panels * kWidth * chunk * z.batch);
-    results = scratch.take<S>(crew.threads * z.batch * kWide);
+    results = scratch.take<S>(crew.threads * z.batch * kResultsWidth);
   }
 
   void run(int thread) const {
     const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
-    const Part own_wide = crew.by_rows ? Part{0, wide_panels} : part(wide_panels, thread, crew.threads);
+    const Part own_outputs = crew.by_rows ? Part{0, outputs.count} : part(outputs.count, thread, crew.threads);
     const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
-    S* mine = results + thread * z.batch * kWide;
+    S* mine = results + thread * z.batch * kResultsWidth;
     S *before = state, *after = next;
     prepare(thread);
     barrier.wait(crew.threads);
@@ -71,7 +73,7 @@ struct ForwardScan {
       for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
       if (!crew.by_rows) barrier.wait(crew.threads);
       if (projected) {
-        for (int64_t p = own_wide.begin; p < own_wide.end; ++p) project(s, p, rows, after, mine);
+        for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, mine);
         if (!crew.by_rows) barrier.wait(crew.threads);
       }
       S* swap = before;
@@ -89,14 +91,14 @@ struct ForwardScan {
       pack_bias(p);
     }
     if (projected) {
-      const Part wide = part(wide_panels, thread, crew.threads);
-      for (int64_t p = wide.begin; p < wide.end; ++p) {
-        const int64_t count = smaller(kWide, z.outputs - p * kWide);
-        S* to = w_hr + p * kWide * z.hidden;
-        if (count < kWide) clear(to, kWide * z.hidden);
-        transpose(weights.w_hr + p * kWide * z.hidden, z.hidden, count, z.hidden, to, kWide);
-        clear(init_hr + p * kWide, kWide);
-        if (weights.b_hr) copy(init_hr + p * kWide, weights.b_hr + p * kWide, count);
+      const Part own_outputs = part(outputs.count, thread, crew.threads);
+      for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) {
+        const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
+        S* to = w_hr + outputs.offset(p, z.hidden);
+        if (count < width) clear(to, width * z.hidden);
+        transpose(weights.w_hr + first * z.hidden, z.hidden, count, z.hidden, to, width);
+        clear(init_hr + first, width);
+        if (weights.b_hr) copy(init_hr + first, weights.b_hr + first, count);
       }
     }
     const Part rows = part(z.batch, thread, crew.threads);
@@ -244,11 +246,12 @@ struct ForwardScan {
   void project(int64_t s, int64_t p, Part rows, S* after, S* mine) const {
     if (rows.begin >= rows.end) return;
     const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
-    multiply<S, kPlain>(unprojected + rows.begin * z.hidden, z.hidden, count, z.hidden, w_hr + p * kWide * z.hidden,
-                        init_hr + p * kWide, 0, mine);
+    const int64_t first = outputs.begin(p), width = outputs.width(p);
+    multiply_plain<S>(width, unprojected + rows.begin * z.hidden, z.hidden, count, z.hidden,
+                      w_hr + outputs.offset(p, z.hidden), init_hr + first, mine);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t column = p * kWide; column < smaller(z.outputs, (p + 1) * kWide); column += L) {
-        const Vec<S> h = activate<S>(args.activation, load(mine + i * kWide + column - p * kWide));
+      for (int64_t column = first; column < outputs.end(p); column += L) {
+        const Vec<S> h = activate<S>(args.activation, load(mine + i * width + column - first));
         emit(steps.offset(s), rows.begin + i, column, h, static_cast<int>(smaller<int64_t>(L, z.outputs - column)),
              after, rows.begin + i >= ending);
       }

@@ -6,7 +6,9 @@
 
 // Rows of a tile: with NV vectors a row they fill the registers, less those for the panel and for A.
 template <int NV>
-constexpr int kTileRows = kRegisters == 32 ? 24 / NV : 12 / NV;
+constexpr int kTileRows = NV == 1            ? 12
+                          : kRegisters == 32 ? 24 / NV
+                                             : 12 / NV;
 
 // The width of the panels of plain matrix products.
 constexpr int kPlain = 4;
@@ -127,23 +129,48 @@ FASTRNN_INLINE void multiply_raw(const S* a, int64_t lda, int64_t rows, int64_t 
   pass(multiply_dots<S, 1, 8>, multiply_dots<S, 1, 1>, 1, 8);
 }
 
-// Panels [begin, end) of a matrix (depth, columns) whose rows are ld apart, row k standing in row `source(k)`.
+// How the columns of a plain matrix are cut into panels of at most kPlain vectors, about equally wide; into a multiple
+// of `shares` panels where there are columns enough, so that as many threads get the same.
+template <class S>
+struct Panels {
+  int64_t columns, count;
+
+  Panels(int64_t all_columns, int64_t shares = 1) : columns(all_columns), count(ceil_div(all_vectors(), kPlain)) {
+    const int64_t even = ceil_div(count, shares) * shares;
+    if (even <= all_vectors()) count = even;
+  }
+  int64_t all_vectors() const { return ceil_div(columns, kLanes<S>); }
+  int64_t begin(int64_t p) const { return all_vectors() * p / count * kLanes<S>; }
+  int64_t end(int64_t p) const { return smaller(begin(p + 1), columns); }
+  int64_t width(int64_t p) const { return begin(p + 1) - begin(p); }
+  // Numbers in all panels of a matrix, which stand one behind the other, and those before panel p.
+  int64_t size(int64_t depth) const { return begin(count) * depth; }
+  int64_t offset(int64_t p, int64_t depth) const { return begin(p) * depth; }
+};
+
+// `multiply` with a panel that is `width` wide.
+template <class S>
+FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel,
+                                   const S* init, S* c) {
+  switch (width / kLanes<S>) {
+    case 1: return multiply<S, 1>(a, lda, rows, depth, panel, init, 0, c);
+    case 2: return multiply<S, 2>(a, lda, rows, depth, panel, init, 0, c);
+    case 3: return multiply<S, 3>(a, lda, rows, depth, panel, init, 0, c);
+    default: return multiply<S, kPlain>(a, lda, rows, depth, panel, init, 0, c);
+  }
+}
+
+// Panels [begin, end) of a matrix (depth, columns), row k standing at `source(k)`, zero where they stand over its edge.
 template <class S, class Source>
-void pack_rows(Source source, int64_t depth, int64_t columns, int64_t begin, int64_t end, S* panels) {
+void pack_rows(const Panels<S>& panels, Source source, int64_t depth, int64_t begin, int64_t end, S* packed) {
   constexpr int L = kLanes<S>;
-  constexpr int64_t width = kPanel<S, kPlain>;
   for (int64_t p = begin; p < end; ++p) {
-    S* to = panels + p * depth * width;
-    const int64_t count = smaller<int64_t>(width, columns - p * width);
-    for (int64_t k = 0; k < depth; ++k, to += width) {
-      const S* from = source(k) + p * width;
-      if (count == width) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kPlain; ++v) store(to + v * L, load(from + v * L));
-      } else {
-        for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-        for (int64_t i = count; i < width; ++i) to[i] = 0;
-      }
+    S* to = packed + panels.offset(p, depth);
+    const int64_t first = panels.begin(p), count = panels.end(p) - first;
+    for (int64_t k = 0; k < depth; ++k, to += panels.width(p)) {
+      const S* from = source(k) + first;
+      for (int64_t i = 0; i < count; i += L)
+        store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i))));
     }
   }
 }

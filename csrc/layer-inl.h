@@ -37,7 +37,7 @@ void backward_cell(const Backward<S>& args) {
   Scratch scratch;
   Barrier barriers[2];
   const Sizes& z = args.sizes;
-  const Crew crew = make_crew<S, Cell>(args, ceil_div(z.outputs, Scan::kWide));
+  const Crew crew = make_crew<S, Cell>(args, ceil_div(z.outputs, kLanes<S>));
   const int64_t* offsets = make_offsets(z, scratch);
   Scan first(args, 0, offsets, crew, barriers[0], args.grad_x, scratch);
   if (z.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
