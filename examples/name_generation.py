@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from functools import partial
 from typing import Any
 
 import torch
 from common import folder_of, one_hot_input, parse, parser, train, two_sides
 from matplotlib.axes import Axes
-from results import conclude, plot, report
+from results import conclude, counted_bits, plot, report, show_values
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -81,24 +80,6 @@ def bits(model: nn.Module, names: list[Name]) -> float:
     return loss_of(model.eval(), collate(names), None)[0].item() / math.log(2)
 
 
-def bits_by_counting(known: list[Name], held_out: list[Name], letters_seen: int) -> float:
-    """Bits per letter by how often it followed the last ``letters_seen`` letters in the training names."""
-
-    def moments(names: list[Name]) -> list[tuple[str, int]]:
-        spelled = [(name, [*tokens_of(name), END]) for name, _ in names]
-        return [
-            (name[max(0, place - letters_seen) : place] if letters_seen else "", letter)
-            for name, letters in spelled
-            for place, letter in enumerate(letters)
-            if place > 0
-        ]
-
-    both = Counter(moments(known))
-    before = Counter(context for context, _ in moments(known))
-    tested = moments(held_out)
-    return -sum(math.log2((both[m] + 0.1) / (before[m[0]] + 0.1 * (END + 1))) for m in tested) / len(tested)
-
-
 @torch.inference_mode()
 def write(model: nn.Module, letter: str, gender: int, generator: torch.Generator, temperature: float = 0.6) -> str:
     """One name, letter by letter: each step is given the letter drawn in the last and the state after it."""
@@ -126,11 +107,6 @@ def show_names(model: nn.Module, known: list[Name], axes: Axes) -> None:
     table.scale(0.95, 1.7)
 
 
-def show_bits(values: dict[str, float], axes: Axes) -> None:
-    axes.bar_label(axes.barh(list(values), list(values.values()), color=["C7", "C7", "C7", "C0", "C1"]), fmt="%.2f")
-    axes.set(title="bits per letter, names held out", xlim=(0, 1.15 * max(values.values())))
-
-
 def arguments() -> Any:
     options = parser(__doc__)
     options.add_argument("--hidden", type=int, default=128)
@@ -150,13 +126,15 @@ def main() -> None:
 
     report(sides)
     values = [bits(side.model, held_out) for side in sides]
+    spelled = [[[*tokens_of(name), END] for name, _ in names] for names in (known, held_out)]
     counted = {
-        "unigrams": bits_by_counting(known, held_out, 0),
-        "bigrams": bits_by_counting(known, held_out, 1),
-        "trigrams": bits_by_counting(known, held_out, 2),
+        name: counted_bits(*spelled, END + 1, seen) for seen, name in enumerate(("unigrams", "bigrams", "trigrams"))
     }
     reached = counted | {f"GRU, {side.name}": value for side, value in zip(sides, values, strict=True)}
-    stories = partial(show_names, sides[1].model, known), partial(show_bits, reached)
+    stories = (
+        partial(show_names, sides[1].model, known),
+        partial(show_values, "bits per letter, names held out", reached),
+    )
     plot(sides, "names from a letter and a gender", options.out / "name_generation.png", *stories)
     baseline = ("unigrams", counted["unigrams"])
     conclude("name_generation", sides, options, "bits per letter", values, baseline, higher=False)

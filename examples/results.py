@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -82,6 +84,29 @@ def plot(sides: Sequence[Side], title: str, path: Path, *stories: Callable[[Axes
     print(f"Plot: {path}")
 
 
+def counted_bits(known: Sequence[list[int]], held_out: Sequence[list[int]], vocabulary: int, seen: int) -> float:
+    """Bits per token by how often it followed the ``seen`` tokens before it in known sequences; the first is given."""
+
+    def moments(sequences: Sequence[list[int]]) -> list[tuple[tuple[int, ...], int]]:
+        return [
+            (tuple(tokens[max(0, place - seen) : place]), tokens[place])
+            for tokens in sequences
+            for place in range(1, len(tokens))
+        ]
+
+    both = Counter(moments(known))
+    before = Counter(context for context, _ in moments(known))
+    tested = moments(held_out)
+    return -sum(math.log2((both[m] + 0.1) / (before[m[0]] + 0.1 * vocabulary)) for m in tested) / len(tested)
+
+
+def show_values(title: str, values: dict[str, float], axes: Axes) -> None:
+    """A bar for each value; the last two are those of the two sides."""
+    colors = ["C7"] * (len(values) - 2) + ["C0", "C1"]
+    axes.bar_label(axes.barh(list(values), list(values.values()), color=colors), fmt="%.2f")
+    axes.set(title=title, xlim=(0, 1.15 * max(values.values())))
+
+
 def conclude(
     name: str,
     sides: Sequence[Side],
@@ -97,7 +122,7 @@ def conclude(
     """
     milliseconds = [statistics.median(side.seconds) * 1e3 for side in sides]
     row = dict(
-        command=" ".join([f"examples/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         metric=metric,
         values=list(values),
         baseline=baseline,

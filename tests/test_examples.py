@@ -1,5 +1,7 @@
 """Each example runs, quickly and without a warning, and its two sides agree; the benchmarks run once, as tests."""
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -21,20 +23,82 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def agree(printed: str) -> None:
+    """The two sides' losses lie as near as rounding allows: each step may add one of the loss, 8 eps of float32."""
+    gaps = re.findall(r"is ([\d.e+-]+), at step \d+ of (\d+), loss ([\d.]+)\.", printed)
+    assert gaps, printed
+    for gap, steps, loss in gaps:
+        assert float(gap) <= int(steps) * 8 * 2**-23 * float(loss), printed
+
+
+def conclusions(out: Path) -> dict[str, dict]:
+    """What the example wrote down, by name; and it left a picture."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+    pictures = list(out.glob("*.png"))
+    assert results and pictures
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    return results
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_character_language_model(cell: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     printed = run("examples/char_language_model.py", "--quick", "--cell", cell, "--out", str(tmp_path))
-    gap = re.search(r"is ([\d.e+-]+), at step \d+ of (\d+), loss ([\d.]+)\.", printed)
-    assert gap is not None, printed
-    # Each step may add one rounding of the loss to the distance: 8 eps of float32.
-    assert float(gap[1]) <= int(gap[2]) * 8 * 2**-23 * float(gap[3]), printed
-    validation = re.search(r"Validation: ([\d.]+) and ([\d.]+) bits .* unigrams alone (\d\.\d+)", printed)
-    assert validation is not None, printed
-    assert float(validation[2]) < float(validation[3]), "the model learned less than the frequencies of characters"
+    agree(printed)
+    assert conclusions(tmp_path)[f"char_language_model_{cell}"]["beaten"], printed
     assert "Both write the same text:" in printed
-    plot = tmp_path / f"char_language_model_{cell}.png"
-    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+# A module with the data of each, which the example reads without importing it.
+EXAMPLES = [
+    ("one_to_one.py", "names"),
+    ("name_generation.py", "names"),
+    ("classify.py --task names", "names"),
+    ("classify.py --task sentiment", "vaderSentiment"),
+    ("source_labels.py", "matplotlib"),
+    ("translation.py", "django"),
+    ("forecasting.py --series co2 --cell lstm", "statsmodels"),
+    ("forecasting.py --series sunspots --cell gru", "statsmodels"),
+    ("chorale_melodies.py", "music21"),
+    ("classics.py --problem adding", "matplotlib"),
+]
+
+
+@pytest.mark.parametrize(("command", "data"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+def test_example(command: str, data: str, tmp_path: Path) -> None:
+    for package in ("matplotlib", data):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    script, *options = command.split()
+    printed = run(f"examples/{script}", "--quick", *options, "--out", str(tmp_path))
+    agree(printed)
+    for name, result in conclusions(tmp_path).items():
+        assert result["beaten"], f"{name} learned no more than its baseline\n{printed}"
+
+
+def test_copy_problem(tmp_path: Path) -> None:
+    """RMSprop divides even gradients that are mere rounding by their own size, so here the two sides part early."""
+    pytest.importorskip("matplotlib")
+    options = ["--quick", "--problem", "copy", "--networks", "gru", "jordan", "--out", str(tmp_path)]
+    run("examples/classics.py", *options)
+    for result in conclusions(tmp_path).values():
+        assert result["values"][1] == pytest.approx(result["values"][0], rel=0.05)
+
+
+def test_chorale_as_midi(tmp_path: Path) -> None:
+    """Every note of the file that the example writes begins and ends."""
+    for package in ("matplotlib", "music21"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    program = (
+        "import sys; sys.path.insert(0, 'examples'); from chorale_melodies import write_midi; from pathlib import Path;"
+        f"write_midi([(60, 1.0), (0, 0.5), (100, 300.0)], Path({str(tmp_path / 'melody.mid')!r}))"
+    )
+    run("-c", program)
+    track = b"\x00\xff\x51\x03\x0b\x71\xb0" + b"\x00\x90\x3c\x50\x83\x60\x80\x3c\x00"
+    track += b"\x81\x70\x90\x64\x50" + b"\x88\xe5\x00\x80\x64\x00" + b"\x00\xff\x2f\x00"
+    header = b"MThd\x00\x00\x00\x06\x00\x00\x00\x01\x01\xe0MTrk\x00\x00\x00" + bytes([len(track)])
+    assert (tmp_path / "melody.mid").read_bytes() == header + track
 
 
 def test_own_text(tmp_path: Path) -> None:
