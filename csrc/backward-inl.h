@@ -108,7 +108,7 @@ struct BackwardScan {
     const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
     const int64_t depth = G * z.hidden;
     const auto pack = [&](const Panels<S>& panels, auto source, int64_t rows, S* to) {
-      const Part own = share(panels.count);
+      const Part own = share(rows);
       pack_rows(panels, source, rows, own.begin, own.end, to);
     };
     pack(shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, w_hh);
@@ -221,12 +221,12 @@ struct BackwardScan {
   void multiply_stretch(int64_t s, int64_t end, int thread, S* mine) const {
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
     const S* grad = grad_gates[stretch_of(s) % 2];
-    if (grad_x) {
-      const Part own = part(rows, thread, crew.threads);
-      product(
-          grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, inputs, false,
-          [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
-    }
+    if (grad_x)
+      for_own_rows(s, end, first, rows, thread, [&](Part own) {
+        product(
+            grad + (kSides - G) * z.hidden, ld, own, G * z.hidden, w_ih, inputs, false,
+            [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
+      });
     if (!grads.w_ih) return;
     const bool add = end < z.steps;
     pack_stretch(s, end, first, rows, grad, thread);
@@ -273,26 +273,36 @@ struct BackwardScan {
     }
   }
 
+  // Calls `each` with this thread's share of the rows of a stretch: those that it has computed itself and that its own
+  // caches hold, unless that is a handful a step, which would make poor tiles.
+  template <class Each>
+  void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, int thread, Each each) const {
+    if (!crew.by_rows || z.batch < 24 * crew.threads) return each(part(rows, thread, crew.threads));
+    const Part own = part(z.batch, thread, crew.threads);
+    for (int64_t i = s; i < end; ++i)
+      each(Part{steps.offset(i) - first + own.begin, steps.offset(i) - first + own.end});
+  }
+
   // This thread's share of a stretch, laid out for the products over its rows.
   void pack_stretch(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
-    const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
     const S** source = before + thread * chunk_rows;
     for (int64_t i = s; i < end; ++i)
       for (int64_t r = 0; r < steps.rows(i); ++r)
         source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);
     const auto pack = [&](const Panels<S>& panels, auto row, S* to) {
-      const Part own = share(panels.count);
-      pack_rows(panels, row, rows, own.begin, own.end, to);
+      for_own_rows(s, end, first, rows, thread,
+                   [&](Part own) { pack_rows(panels, row, rows, own.begin, own.end, to); });
     };
-    const Part columns = share(ld);
-    transpose(grad + columns.begin, ld, rows, columns.end - columns.begin, gates_by_column + columns.begin * chunk_rows,
-              chunk_rows);
+    const auto turn = [&](const S* from, int64_t width, S* to) {
+      for_own_rows(s, end, first, rows, thread, [&](Part own) {
+        transpose(from + own.begin * width, width, own.end - own.begin, width, to + own.begin, chunk_rows);
+      });
+    };
+    turn(grad, ld, gates_by_column);
     if (args.x) pack(inputs, [&](int64_t k) { return args.x + (first + k) * z.inputs; }, inputs_packed);
     pack(outputs, [&](int64_t k) { return source[k]; }, states_packed);
     if (!projected) return;
-    const Part of_h = share(z.outputs);
-    transpose(grad_outputs[stretch_of(s) % 2] + of_h.begin, z.outputs, rows, of_h.end - of_h.begin,
-              outputs_by_column + of_h.begin * chunk_rows, chunk_rows);
+    turn(grad_outputs[stretch_of(s) % 2], z.outputs, outputs_by_column);
     pack(units, [&](int64_t k) { return unprojected + k * z.hidden; }, unprojected_packed);
   }
 

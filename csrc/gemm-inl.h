@@ -160,14 +160,14 @@ FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64
   }
 }
 
-// Panels [begin, end) of a matrix (depth, columns), row k standing at `source(k)`, zero where they stand over its edge.
+// Rows [begin, end) of all panels of a matrix (depth, columns) whose row k stands at `source(k)`; zero over its edge.
 template <class S, class Source>
 void pack_rows(const Panels<S>& panels, Source source, int64_t depth, int64_t begin, int64_t end, S* packed) {
   constexpr int L = kLanes<S>;
-  for (int64_t p = begin; p < end; ++p) {
-    S* to = packed + panels.offset(p, depth);
-    const int64_t first = panels.begin(p), count = panels.end(p) - first;
-    for (int64_t k = 0; k < depth; ++k, to += panels.width(p)) {
+  for (int64_t p = 0; p < panels.count; ++p) {
+    const int64_t first = panels.begin(p), count = panels.end(p) - first, width = panels.width(p);
+    S* to = packed + panels.offset(p, depth) + begin * width;
+    for (int64_t k = begin; k < end; ++k, to += width) {
       const S* from = source(k) + first;
       for (int64_t i = 0; i < count; i += L)
         store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i))));
