@@ -139,8 +139,11 @@ class _Layer(Function):
             return (None,) * 6 + none
         need_x, need_weights = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
         if any(_is_batched(grad) for grad in grads[:3]):
-            inputs = [_alias(tensor) for tensor in (x, h0, c0, *weights)]
-            found = _by_equations(ctx.mode, batch_sizes, inputs, grads[:3], create_graph=torch.is_grad_enabled())
+            with torch.enable_grad():
+                inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in (x, h0, c0, *weights)]
+            found = _by_equations(ctx.mode, batch_sizes, inputs, grads[:3])
+            if not torch.is_grad_enabled():
+                found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
             return (None, None, found[0], None, *found[1:])
         grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
             x, batch_sizes, h0, c0, weights, gates, cells, hidden, *grads[:3], ctx.mode, ctx.backend, need_x,
@@ -183,7 +186,7 @@ class _LayerBackward(Function):
         batch_sizes, *tensors = ctx.saved_tensors
         with torch.enable_grad(), torch._C._DisableAutocast():
             own: list[Any] = [_alias(tensor) for tensor in tensors]
-            grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[3:], own[:3], create_graph=True)
+            grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[3:], own[:3])
             # As forward returned them: what was not needed has an empty tensor's place there, or, of weights, none.
             first = (grad_x if ctx.need_x else None, grad_h0, grad_c0, *rest)
             pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
@@ -210,10 +213,9 @@ def _by_equations(
     batch_sizes: Tensor | None,
     inputs: Sequence[Tensor | None],
     seeds: Sequence[Tensor | None],
-    create_graph: bool,
 ) -> list[Tensor | None]:
-    """The first derivative by the equations: for each of the inputs x, h0, c0 and weights, as ``_alias`` makes them,
-    its gradient, None for what has none.  ``seeds`` are grad_y, grad_hn, grad_cn."""
+    """The first derivative by the equations, with a graph: the gradients of the inputs x, h0, c0 and weights, None
+    where one requires none, from the ``seeds`` grad_y, grad_hn and grad_cn."""
     x, h0, c0, *weights = inputs
     with torch.enable_grad(), torch._C._DisableAutocast():
         outputs = reference.layer(mode, x, batch_sizes, h0, c0, weights)
@@ -223,7 +225,7 @@ def _by_equations(
                 [out for out, _ in pairs],
                 [tensor for tensor in inputs if tensor is not None and tensor.requires_grad],
                 [seed for _, seed in pairs],
-                create_graph=create_graph,
+                create_graph=True,
                 materialize_grads=True,
             )
         )
