@@ -1,6 +1,6 @@
 """Drop-in RNN, LSTM and GRU for PyTorch on fused kernels: torch.nn's modules, arguments and results, in less time."""
 
-from fastrnn import backends, diagnostics, init
+from fastrnn import backends, diagnostics, init, interop
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import convert, revert
@@ -24,6 +24,7 @@ __all__ = [
     "diagnostics",
     "gru",
     "init",
+    "interop",
     "jordan_rnn",
     "lstm",
     "revert",

@@ -87,9 +87,7 @@ def _watch_cell(module: nn.RNNCellBase, name: str, states: dict[str, list[Tensor
     stack.callback(module.register_forward_hook(after).remove)
 
 
-def _watch_layers(
-    module: nn.RNNBase | JordanRNN, prefix: str, states: dict[str, list[Tensor]], stack: ExitStack
-) -> None:
+def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
     """Has the module's forward run on a road that keeps every h."""
     layer = 0
     tokens: list[Token[functional.Road | None]] = []

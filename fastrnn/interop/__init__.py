@@ -1,0 +1,9 @@
+"""Weights from elsewhere and back: Keras's recurrent layers, ONNX's recurrent nodes.
+
+Needs nothing of Keras: its weights are arrays.  The ONNX half needs the package ``onnx``, the extra ``interop``.
+"""
+
+from fastrnn.interop.keras import from_keras, keras_weights, load_keras_weights
+from fastrnn.interop.onnx import FromOnnx, Reversed, from_onnx, to_onnx
+
+__all__ = ["FromOnnx", "Reversed", "from_keras", "from_onnx", "keras_weights", "load_keras_weights", "to_onnx"]
