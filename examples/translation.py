@@ -148,7 +148,7 @@ def show_translations(rows: list[list[str]], axes: Axes) -> None:
     table = axes.table([[text[:38] for text in row] for row in rows], loc="center", cellLoc="left")
     table.auto_set_font_size(False)
     table.set_fontsize(7)
-    table.scale(1.1, 1.5)
+    table.scale(1.0, 1.6)
 
 
 def arguments() -> Any:
@@ -203,7 +203,7 @@ def main() -> None:
         scores[side.name, beams] = statistics.fmean(map(chrf, map(text_of, written), true))
         print(f"chrF, {side.name}, {'greedy' if beams == 1 else f'{beams} beams'}: {scores[side.name, beams]:.3f}")
     copied = ("English copied", statistics.fmean(map(chrf, english, true)))
-    rows = [[e, text_of(w), t] for e, w, t in zip(english, written, true, strict=True)][:18]
+    rows = [[e, text_of(w), t] for e, w, t in zip(english, written, true, strict=True)][:15]
     shown = max(range(len(held_out)), key=lambda place: chrf(text_of(written[place]), true[place]) * len(true[place]))
     stories = (
         partial(show_attention, sides[1].model, held_out[shown][0], written[shown], letters),
