@@ -27,7 +27,7 @@ test: .venv/installed  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 bench: .venv/installed  ## time fastrnn against torch.nn and others
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
 check: .venv/installed  ## lint, formats, types, then the tests
 	$(BIN)/ruff check .
