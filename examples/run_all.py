@@ -9,6 +9,7 @@ Options behind ``--`` are handed on: ``python examples/run_all.py -- --threads 2
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,8 @@ def row(command: str, result: dict) -> str:
     cells = [
         f"`{command}`",
         result["metric"],
-        f"{result['baseline'][1]:.3f} ({result['baseline'][0]})",
-        *(f"{value:.3f}" for value in result["values"]),
+        f"{result['baseline'][1]:.3g} ({result['baseline'][0]})",
+        *(f"{value:.3g}" for value in result["values"]),
         f"{result['parameters']:,}",
         f"{left:.1f}",
         f"{right:.1f}",
@@ -59,8 +60,12 @@ def write_table() -> None:
     """One row for each result in ``out/`` that one of the commands gave, in the order of the commands."""
     files = sorted(OUT.glob("*.json"), key=lambda path: path.stat().st_mtime)
     results = [json.loads(path.read_text()) for path in files]
-    full = [result for result in results if "--quick" not in result["command"]]
-    rows = [row(command, result) for command in COMMANDS for result in full if result["command"].startswith(command)]
+    rows = [
+        row(command, result)
+        for command in COMMANDS
+        for result in results
+        if re.fullmatch(re.escape(command) + r"( --(threads|seed|out) \S+)*", result["command"])
+    ]
     before, _, behind = README.read_text(encoding="utf-8").partition(BEGIN)
     behind = behind.partition(FINISH)[2]
     README.write_text(before + BEGIN + HEAD + "".join(rows) + FINISH + behind, encoding="utf-8")
