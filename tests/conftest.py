@@ -47,7 +47,9 @@ def target(request: pytest.FixtureRequest) -> Target:
     module = backends.load(name)
     params = request.node.callspec.params
     case = params.get("case")
-    dtype, mode = (torch.float32, params.get("mode", "LSTM")) if case is None else (case.dtype, case.mode)
+    dtype, mode = (
+        (torch.float32, params.get("mode", "LSTM")) if case is None else (case.dtype, getattr(case, "mode", "LSTM"))
+    )
     reason = module.unavailable() or backends.unsupported(module, device, dtype, mode)
     if reason:
         pytest.skip(f"{name}: {reason}")

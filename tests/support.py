@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Saved, reference
-from fastrnn.cells import CELLS
+from fastrnn.cells import CELLS, TORCH_MODES
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ _DTYPES = [replace(case, isolates=f"dtype: {case.isolates}") for case in (_FORMS
 ]
 
 CASES = [
-    *(replace(case, mode=mode) for mode in CELLS for case in _FORMS),
+    *(replace(case, mode=mode) for mode in TORCH_MODES for case in _FORMS),
     *_PROJECTED,
     *(replace(case, mode=mode) for mode in ("LSTM", "GRU", "RNN_TANH") for case in _LARGE),
     *(
         replace(case, mode=mode, dtype=dtype)
         for dtype in (torch.float64, torch.bfloat16, torch.float16)
-        for mode in CELLS
+        for mode in TORCH_MODES
         for case in _DTYPES
     ),
     replace(_PROJECTED[0], dtype=torch.float64),

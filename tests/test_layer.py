@@ -26,7 +26,7 @@ from support import (
 )
 from torch import Tensor
 
-from fastrnn.cells import CELLS
+from fastrnn.cells import CELLS, TORCH_MODES
 
 FEW = [
     Case("padded", "LSTM", directions=2, small=True),
@@ -158,7 +158,7 @@ def test_outputs_may_be_changed_in_place_before_backward_and_backward_run_twice(
 
 LARGE = [
     case
-    for mode in CELLS
+    for mode in TORCH_MODES
     for case in (
         Case("two directions", mode, steps=20, rows=9, inputs=70, hidden=130, directions=2),
         Case("packed", mode, lengths=(20, 17, 9, 9, 8, 2, 1), inputs=70, hidden=130),

@@ -11,9 +11,11 @@ from torch import Tensor
 
 import fastrnn
 from fastrnn import ops
-from fastrnn.cells import CELLS
+from fastrnn.cells import TORCH_MODES
 
-FORMS = [Case("the plain layer", mode, steps=3, rows=2, inputs=2, hidden=3, dtype=torch.float64) for mode in CELLS]
+FORMS = [
+    Case("the plain layer", mode, steps=3, rows=2, inputs=2, hidden=3, dtype=torch.float64) for mode in TORCH_MODES
+]
 FORMS += [
     Case("projection, two ways", steps=2, rows=2, inputs=2, hidden=3, proj_size=2, directions=2, dtype=torch.float64),
     Case("packed, no bias", "GRU", lengths=(3, 1), inputs=2, hidden=2, directions=2, bias=False, dtype=torch.float64),

@@ -10,9 +10,9 @@ import torch
 from support import RAGGED, Case, Inputs, Results, assert_close, expect, gradients, run
 from torch import Tensor
 
-from fastrnn.cells import CELLS
+from fastrnn.cells import TORCH_MODES
 
-MODES = pytest.mark.parametrize("mode", CELLS)
+MODES = pytest.mark.parametrize("mode", TORCH_MODES)
 
 
 def assert_same(found: Results, whole: Results, budgets: dict[str, float], dtype: torch.dtype = torch.float32) -> None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import reference
-from fastrnn.cells import CELLS
+from fastrnn.cells import TORCH_MODES
 
 FORMS = [Case("", directions=2), Case("", lengths=RAGGED, directions=2, bias=False), Case("", steps=1, rows=1)]
 PROJECTED = [replace(form, proj_size=4) for form in FORMS]
-FORMS = [replace(form, mode=mode, dtype=torch.float64) for mode in CELLS for form in FORMS]
+FORMS = [replace(form, mode=mode, dtype=torch.float64) for mode in TORCH_MODES for form in FORMS]
 FORMS += [replace(form, dtype=torch.float64) for form in PROJECTED]
 
 
@@ -112,7 +112,7 @@ def variant(old: str = "", new: str = "") -> ModuleType:
     return module
 
 
-HONEST = [Case("", mode, steps=5, rows=17, inputs=40, hidden=256) for mode in CELLS]
+HONEST = [Case("", mode, steps=5, rows=17, inputs=40, hidden=256) for mode in TORCH_MODES]
 HONEST += [case for case in CASES if case.small and case.rows and case.dtype == torch.float32]
 
 
@@ -137,11 +137,11 @@ MUTANTS = {
     "no gradient through the product": ("RNN_TANH", "F.linear(h, w_hh, b_hh)", "F.linear(h.detach(), w_hh, b_hh)"),
     "no recurrent bias": ("RNN_TANH", "F.linear(h, w_hh, b_hh)", "F.linear(h, w_hh)"),
     "a leaky relu": ("RNN_RELU", "(a + b).relu()", "F.leaky_relu(a + b, 1e-4)"),
-    "gradient of the projection lost": ("LSTM", "F.linear(h, w_hr)", "F.linear(h, w_hr.detach())"),
+    "gradient of the projection lost": ("LSTM", "F.linear(h, w_hr, b_hr)", "F.linear(h, w_hr.detach(), b_hr)"),
     "reverse runs forward": ("GRU", "reverse=d == 1", "reverse=False"),
     "rows begin with another's state": ("GRU", "h0[len(h) : rows]", "h0[: rows - len(h)]"),
     "rows that end swap their states": ("LSTM", "cat([h[rows:], final_h])", "cat([h[rows:].flip(0), final_h])"),
-    "inputs of lower precision": ("LSTM", "F.linear(x, w_ih", "F.linear(x.bfloat16().to(x), w_ih"),
+    "inputs of lower precision": ("LSTM", "linear(x, w_ih, b_ih)", "linear(x.bfloat16().to(x), w_ih, b_ih)"),
     "a slightly wrong tanh": ("RNN_TANH", "(a + b).tanh()", "(a + b).tanh() * (1 + 2e-6)"),
 }
 
