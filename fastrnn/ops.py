@@ -211,7 +211,7 @@ class _LayerBackward(Function):
 def _by_equations(
     mode: str,
     batch_sizes: Tensor | None,
-    inputs: Sequence[Tensor | None],
+    inputs: Sequence[Any],
     seeds: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The first derivative by the equations, with a graph: the gradients of the inputs x, h0, c0 and weights, None

@@ -47,9 +47,8 @@ def target(request: pytest.FixtureRequest) -> Target:
     module = backends.load(name)
     params = request.node.callspec.params
     case = params.get("case")
-    dtype, mode = (
-        (torch.float32, params.get("mode", "LSTM")) if case is None else (case.dtype, getattr(case, "mode", "LSTM"))
-    )
+    dtype = torch.float32 if case is None else case.dtype
+    mode = getattr(case, "mode", params.get("mode", "LSTM"))
     reason = module.unavailable() or backends.unsupported(module, device, dtype, mode)
     if reason:
         pytest.skip(f"{name}: {reason}")
