@@ -54,7 +54,7 @@ def test_changed_weights_take_effect(target, name: str):
         assert not all(torch.equal(a, b) for a, b in zip(before, ours.parameters(), strict=True))
         agree()
     for module in (theirs, ours):
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)  # a contraction: rounding does not grow
         with fastrnn.use_backend(target.name):
             module(x)[0].sum().backward()
         optimizer.step()
