@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, jacrev, vmap
-from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
@@ -216,20 +215,6 @@ def test_what_no_backend_serves_runs_on_torch(name: str, monkeypatch):
     monkeypatch.setattr(functional, "choose", lambda *layer: None)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
     assert "Layer" not in ours(x)[0].grad_fn.name()
-
-
-def test_weight_norm_of_both_kinds():
-    for apply in (parametrizations.weight_norm, nn.utils.weight_norm):
-        theirs, ours = pair("LSTM")
-        with pytest.warns(FutureWarning) if apply is nn.utils.weight_norm else torch.enable_grad():
-            for module in (theirs, ours):
-                apply(module, "weight_hh_l0")
-        x = inputs()
-        for _ in range(2):
-            torch.testing.assert_close(ours(x), theirs(x))
-            for module in (theirs, ours):
-                module(x)[0].sum().backward()
-                torch.optim.SGD(module.parameters(), lr=0.1).step()
 
 
 @names
