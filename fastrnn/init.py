@@ -73,6 +73,40 @@ def forget_bias_(model: Model, value: float = 1.0) -> Model:
     return model
 
 
+def chrono_(model: Model, longest: float, generator: Generator | None = None) -> Model:
+    """Gates that remember from the start for 2 to ``longest`` steps, some units for few and some for many.
+
+    A gate ``sigmoid(b)`` forgets within some ``1 + e^b`` steps.  So of an LSTM ``b_f = log(u)`` and ``b_i = -b_f``, and
+    of a GRU ``b_z = log(u)``, with u drawn from ``U(1, longest - 1)`` for each unit.  These blocks (H,) of ``bias_ih``
+    are set and those of ``bias_hh`` are 0; all other biases, and modules other than LSTM and GRU, stay as they are.
+
+    Raises:
+        ValueError: ``longest`` is not greater than 2, or there is no LSTM or GRU with biases.
+
+    Source: Tallec, Ollivier, "Can recurrent neural networks warp time?" (2018), whose GRU keeps where z is small;
+    torch.nn's keeps where it is large.
+    """
+    if not longest > 2:
+        raise ValueError(f"longest must be greater than 2, got {longest}")
+    opposed: list[tuple[Tensor, Tensor | None]] = []  # what keeps, and what lets new values in where that has a bias
+    zeros: list[Tensor] = []
+    for module in _recurrent(model):
+        if isinstance(module, nn.LSTM | nn.LSTMCell):  # i, f, g, o
+            given, fed_back = _blocks(module, "bias_ih"), _blocks(module, "bias_hh")
+            opposed += zip(given[1::4], given[0::4], strict=True)
+            zeros += fed_back[1::4] + fed_back[0::4]
+        elif isinstance(module, nn.GRU | nn.GRUCell):  # r, z, n
+            opposed += [(block, None) for block in _blocks(module, "bias_ih")[1::3]]
+            zeros += _blocks(module, "bias_hh")[1::3]
+    for keeping, entering in _some(opposed, model, "LSTM or GRU with biases"):
+        keeping.uniform_(1, longest - 1, generator=generator).log_()
+        if entering is not None:
+            entering.copy_(-keeping)
+    for block in zeros:
+        block.zero_()
+    return model
+
+
 def identity_(model: Model, gain: float = 1.0, std: float = 0.001, generator: Generator | None = None) -> Model:
     """The IRNN, an Elman network of ReLUs that copies its state until it learns not to: ``W_hh = gain * I``, biases 0
     and ``W_ih`` drawn from ``N(0, std^2)``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -83,6 +84,39 @@ def test_the_forget_gate_is_the_one_that_forgets():
     assert kept.item() == 7.0
 
 
+@pytest.mark.parametrize("make", [nn.LSTM, fastrnn.LSTMCell, fastrnn.GRU, nn.GRUCell], ids=lambda make: str(make))
+def test_time_scales_from_two_steps_to_the_longest(make: type):
+    model = make(1, 1000)
+    before = snapshot(model)
+    init.chrono_(model, 100)
+    names = [name for name in before if "bias" in name]
+    assert unlike(model, before) == set(names)
+    now = [model.state_dict()[name].view(-1, 1000) for name in names]
+    scales = 1 + sum(now)[1].exp()
+    # Of 1000 uniform draws none lies in a twentieth of the range with probability 0.95^1000 = 5e-23.
+    assert 2 <= scales.min() < 2 + 98 / 20 and 100 - 98 / 20 < scales.max() < 100.001
+    touched = [1]
+    if len(now[0]) == 4:
+        torch.testing.assert_close(sum(now)[0], -sum(now)[1])
+        touched = [0, 1]
+    for name, blocks in zip(names, now, strict=True):
+        rest = [gate for gate in range(len(blocks)) if gate not in touched]
+        assert torch.equal(blocks[rest], before[name].view(-1, 1000)[rest])
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
+def test_a_gate_of_bias_log_t_forgets_in_t_steps(cell: type):
+    model = cell(1, 4).double()
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+    init.chrono_(model, 50)
+    bias = model.bias_ih.view(-1, 4)[1]
+    state = torch.ones(1, 4, dtype=torch.float64)
+    after = model(torch.zeros(1, 1, dtype=torch.float64), (state, state) if cell is nn.LSTMCell else state)
+    kept = after[1] if isinstance(after, tuple) else after
+    torch.testing.assert_close(1 / (1 - kept[0]), 1 + bias.exp())
+
+
 @pytest.mark.parametrize("make", [nn.RNN, fastrnn.RNN, nn.RNNCell, fastrnn.RNNCell], ids=lambda make: str(make))
 def test_an_irnn_adds_up_what_it_is_given(make: type):
     model = init.identity_(make(1, 4, nonlinearity="relu"), std=1.0)
@@ -122,11 +156,13 @@ def test_every_network_of_a_model_and_only_those_meant():
 
 def test_one_generator_gives_one_draw():
     models = [fastrnn.LSTM(INPUTS, HIDDEN) for _ in range(2)]
-    for scheme in (init.orthogonal_, init.xavier_uniform_):
+    for scheme in (init.orthogonal_, init.xavier_uniform_, partial(init.chrono_, longest=9)):
         for model in models:
             scheme(model, generator=torch.Generator().manual_seed(1))
     assert torch.equal(models[0].weight_hh_l0, models[1].weight_hh_l0)
-    assert torch.equal(models[0].weight_ih_l0, models[1].weight_ih_l0)
+    for name, weight in models[0].named_parameters():
+        rows = slice(2 * HIDDEN) if name == "bias_ih_l0" else slice(None)  # of the biases, those that chrono_ sets
+        assert "bias_hh" in name or torch.equal(weight[rows], models[1].get_parameter(name)[rows])
 
 
 def test_nothing_to_initialise_is_an_error():
@@ -135,5 +171,9 @@ def test_nothing_to_initialise_is_an_error():
             scheme(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="RNN has no RNN of ReLUs"):
         init.identity_(nn.RNN(2, 2))
+    with pytest.raises(ValueError, match="RNN has no LSTM or GRU"):
+        init.chrono_(nn.RNN(2, 2), 10)
+    with pytest.raises(ValueError, match="greater than 2, got 2"):
+        init.chrono_(nn.LSTM(2, 2), 2)
     with pytest.raises(ValueError, match="weight_hh_l0 of .* is computed"):
         init.orthogonal_(weight_norm(nn.GRU(2, 2), "weight_hh_l0"))
