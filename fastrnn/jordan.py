@@ -114,11 +114,12 @@ class JordanRNN(nn.Module):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input.
 
+        Without the last dimension and int64, the input is tokens from 0 to I - 1, which stand for one-hot rows.
         ``hx``, the output before the first step, is (num_layers * D, B, P), unbatched (num_layers * D, P); None is
         zeros.  Returns the last layer's output, (T, B, D*P) or as the input is, and the last outputs of all layers.
 
         Raises:
-            ValueError, RuntimeError: as :func:`fastrnn.rnn`.
+            ValueError, RuntimeError, IndexError: as :func:`fastrnn.rnn`.
         """
         weights: Sequence[Tensor] = [getattr(self, name) for name in self._names]
         options = {
@@ -136,7 +137,7 @@ class JordanRNN(nn.Module):
             y, hn = functional.jordan_rnn(data, hx, weights, batch_sizes=batch_sizes, **options)
             hn = hn if unsorted_indices is None else hn.index_select(1, unsorted_indices)
             return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hn
-        if input.dim() == 2:
+        if input.dim() + (input.dtype is torch.int64) == 2:
             single = None if hx is None else hx.unsqueeze(1)
             y, hn = functional.jordan_rnn(input.unsqueeze(1), single, weights, **options)
             return y.squeeze(1), hn.squeeze(1)

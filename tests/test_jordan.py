@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import assert_close
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastrnn
@@ -117,6 +118,22 @@ def test_forms_and_states(backend: str):
     again = copy.deepcopy(network)
     again.load_state_dict(network.state_dict())
     torch.testing.assert_close(again(x)[0], whole, rtol=0, atol=0)
+
+
+def test_tokens_stand_for_one_hot_rows(backend: str):
+    if not backends.load(backend).TOKENS:
+        pytest.skip(f"{backend} takes no tokens")
+    torch.manual_seed(0)
+    network = fastrnn.JordanRNN(7, 8, 5, bidirectional=True).double()
+    tokens = torch.randint(7, (6, 4))
+    rows = F.one_hot(tokens, 7).double()
+    forms = (tokens, rows), (tokens[:, 1], rows[:, 1]), (pack_sequence([*tokens]), pack_sequence([*rows]))
+    for given, meant in forms:
+        found, expected = network(given), network(meant)
+        torch.testing.assert_close(found, expected)
+        parameters = list(network.parameters())
+        grads = [torch.autograd.grad(hn.square().sum(), parameters) for _, hn in (found, expected)]
+        torch.testing.assert_close(*grads)
 
 
 def test_second_derivatives(backend: str):
