@@ -211,6 +211,8 @@ struct BackwardScan {
     if (Cell::kReadsState) h_before = load_part(state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
     if (!Cell::kSaved) h = load_part(projected ? cells + n * z.hidden + unit : hidden + n * z.outputs + unit, lanes);
     if (Cell::kHasCarry) flow = load_part(carry + r * z.hidden + unit, lanes);
+    if (Cell::kHasCell && args.grad_cells)
+      flow += load_part(args.grad_cells + (direction * z.rows + n) * z.hidden + unit, lanes);
     Cell::backward(kept, h, h_before, c, c_before, grad_h, flow, grad);
     if (Cell::kHasCarry) store_part(carry + r * z.hidden + unit, flow, lanes);
     S* to = at_step(grad_gates, s, ld) + r * ld + unit;

@@ -172,8 +172,8 @@ void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, p
 template <class S>
 void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
               const py::sequence& weights, py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y,
-              py::handle grad_hn, py::handle grad_cn, py::handle grad_x, py::handle grad_h0, py::handle grad_c0,
-              py::handle grad_weights) {
+              py::handle grad_hn, py::handle grad_cn, py::handle grad_cells, py::handle grad_x, py::handle grad_h0,
+              py::handle grad_c0, py::handle grad_weights) {
   Reader<S> read(layer);
   read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;
@@ -186,6 +186,7 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
   if (read.saves_cells()) call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden);
   if (read.has_cell) {
     call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
+    call.grad_cells = read.per_direction(grad_cells, "grad_cells", z.rows, z.hidden, true);
     call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden);
   }
   if (tokens && !grad_x.is_none()) throw py::value_error("grad_x: there is none of tokens");

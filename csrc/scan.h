@@ -74,6 +74,7 @@ struct Backward : Inputs<S> {
   const S* grad_y;                // (N, D*P), null for zeros
   const S* grad_hn;               // (D, B, P), null for zeros
   const S* grad_cn;               // (D, B, H), null for zeros
+  const S* grad_cells;            // (D, N, H), of the LSTM's saved.cells, null for zeros
   S* grad_x;                      // (N, I), null where not wanted and with tokens
   S* grad_h0;                     // (D, B, P)
   S* grad_c0;                     // (D, B, H), LSTM only

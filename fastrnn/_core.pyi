@@ -56,6 +56,7 @@ def backward_float(
     grad_y: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
+    grad_cells: Tensor | None,
     grad_x: Tensor | None,
     grad_h0: Tensor | None,
     grad_c0: Tensor | None,

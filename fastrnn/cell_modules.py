@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn.functional import Sizes, first_states, plan, watched
+from fastrnn.checks import Sizes
 from fastrnn.modules import hand_over, is_state
+from fastrnn.roads import first_states, plan, watched
 from fastrnn.scripting import copied
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -36,7 +37,7 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     road = plan(mode, x, None, h0, c0, weights, sizes)
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
-    _, hn, cn = road(mode, x, None, h0, c0, weights)
+    _, hn, cn, _ = road(mode, x, None, h0, c0, weights)
     hn, cn = hn.squeeze(0), None if c0 is None else cn.squeeze(0)
     if rank == 1:
         hn, cn = hn.squeeze(0), None if cn is None else cn.squeeze(0)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import functional
+from fastrnn import roads
 from fastrnn.backends import reference
 from fastrnn.convert import convert, revert
 from fastrnn.jordan import JordanRNN
@@ -90,7 +90,7 @@ def _watch_cell(module: nn.RNNCellBase, name: str, states: dict[str, list[Tensor
 def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
     """Has the module's forward run on a road that keeps every h."""
     layer = 0
-    tokens: list[Token[functional.Road | None]] = []
+    tokens: list[Token[roads.Road | None]] = []
 
     def watch(directions: list[list[Tensor]]) -> None:
         nonlocal layer
@@ -101,10 +101,10 @@ def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]
     def before(module: nn.Module, args: Any) -> None:
         nonlocal layer
         layer = 0
-        tokens.append(functional.watching_road.set(functools.partial(reference.layer, watch=watch)))
+        tokens.append(roads.watching_road.set(functools.partial(reference.layer, watch=watch)))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        functional.watching_road.reset(tokens.pop())
+        roads.watching_road.reset(tokens.pop())
 
     def check(module: nn.Module, args: Any, output: Any) -> None:
         if not layer:

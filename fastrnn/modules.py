@@ -2,7 +2,7 @@
 
 All but running is inherited: construction, parameters, initial values, state_dict, repr, pickles.  So is every error:
 arguments that make no network are given to torch.nn's forward, which raises.  torch.nn's forward also runs where
-:func:`fastrnn.functional.watched` or :func:`fastrnn.functional.plan` leave it to torch.
+:func:`fastrnn.roads.watched` or :func:`fastrnn.roads.plan` leave it to torch.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import scripting
 from fastrnn.backends import BackendError, reference, requested
-from fastrnn.functional import Sizes, first_states, plan, walk, watched
+from fastrnn.checks import Sizes
+from fastrnn.roads import first_states, plan, walk, watched
 from fastrnn.scripting import Pair
 
 
@@ -72,7 +73,7 @@ def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     dropout = module.dropout if module.training else 0.0
-    y, hn, cn = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    y, hn, cn, _ = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if turn:
         y = y.transpose(0, 1)
     elif single:

@@ -27,23 +27,26 @@ _library.define(
 )
 _library.define(
     "layer_backward(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, Tensor gates, Tensor cells,"
-    " Tensor hidden, Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, str mode, str backend, bool need_x,"
-    " bool need_weights) -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
+    " Tensor hidden, Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, str mode,"
+    " str backend, bool need_x, bool need_weights)"
+    " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _layer_op, _backward_op = torch.ops.fastrnn.layer.default, torch.ops.fastrnn.layer_backward.default
 
-Outputs = tuple[Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 
 def layer(
-    backend: str, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
+    backend: str, cells: bool, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Outputs:  # fmt: skip
-    """One layer on a backend, differentiable: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`."""
-    save = torch.is_grad_enabled()
-    return _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)[:3]
+    """One layer on a backend, differentiable: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`, and the cell
+    states of all steps, (D, N, H), which are there without gradients, too, where ``cells`` asks for them."""
+    save = cells or torch.is_grad_enabled()
+    y, hn, cn, _, all_cells, _ = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
+    return y, hn, cn, all_cells
 
 
 def _forward(
@@ -57,16 +60,16 @@ def _forward(
 
 def _backward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
-    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, mode: str,
-    backend: str, need_x: bool, need_weights: bool,
+    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
+    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     # An operator runs with autograd's dispatch keys switched off, and `reference` differentiates its own equations.
     autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     # A backward called inside autocast differentiates what ran outside of it.
     with autograd, torch._C._DisableAutocast():
         found = load(backend).backward(
-            mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, need_x,
-            need_weights,
+            mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, grad_cells,
+            need_x, need_weights,
         )  # fmt: skip
     return _or_empty(found.x, h0), found.h0, _or_empty(found.c0, h0), found.weights or []
 
@@ -98,8 +101,8 @@ def _fake_forward(
 
 def _fake_backward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
-    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, mode: str,
-    backend: str, need_x: bool, need_weights: bool,
+    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
+    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     return (
         h0.new_empty(x.shape if need_x else 0),
@@ -127,7 +130,8 @@ class _Layer(Function):
             out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, True)
         ctx.mode, ctx.backend = mode, backend
         ctx.set_materialize_grads(False)  # zeros in the place of gates, cells and hidden would be as large as they are
-        ctx.mark_non_differentiable(*out[3:] if c0 is not None else out[2:])
+        _, _, cn, gates, cells, hidden = out
+        ctx.mark_non_differentiable(*(gates, hidden) if c0 is not None else (cn, gates, cells, hidden))
         ctx.save_for_backward(x, batch_sizes, h0, c0, *out[3:], *weights)
         return out
 
@@ -135,18 +139,19 @@ class _Layer(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, batch_sizes, h0, c0, gates, cells, hidden, *weights = ctx.saved_tensors
         none = (None,) * len(weights)
-        if all(grad is None for grad in grads[:3]):
+        seeds = (*grads[:3], grads[4])
+        if all(seed is None for seed in seeds):
             return (None,) * 6 + none
         need_x, need_weights = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
-        if any(_is_batched(grad) for grad in grads[:3]):
+        if any(_is_batched(seed) for seed in seeds):
             with torch.enable_grad():
                 inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in (x, h0, c0, *weights)]
-            found = _by_equations(ctx.mode, batch_sizes, inputs, grads[:3])
+            found = _by_equations(ctx.mode, batch_sizes, inputs, seeds)
             if not torch.is_grad_enabled():
                 found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
             return (None, None, found[0], None, *found[1:])
         grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
-            x, batch_sizes, h0, c0, weights, gates, cells, hidden, *grads[:3], ctx.mode, ctx.backend, need_x,
+            x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, ctx.mode, ctx.backend, need_x,
             need_weights,
         )  # fmt: skip
         grads_of_inputs = (grad_x if need_x else None, None, grad_h0, None if c0 is None else grad_c0)
@@ -169,11 +174,12 @@ class _LayerBackward(Function):
         hidden: Tensor,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        grad_y, grad_hn, grad_cn, x, h0, c0, *weights = tensors
+        *seeds, x, h0, c0 = tensors[:7]
+        weights = tensors[7:]
         with torch._C._AutoDispatchBelowAutograd():
             grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
-                x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, mode, backend,
-                need_x, need_weights,
+                x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, mode, backend, need_x,
+                need_weights,
             )  # fmt: skip
         ctx.mode, ctx.need_x = mode, need_x
         ctx.set_materialize_grads(False)
@@ -186,7 +192,7 @@ class _LayerBackward(Function):
         batch_sizes, *tensors = ctx.saved_tensors
         with torch.enable_grad(), torch._C._DisableAutocast():
             own: list[Any] = [_alias(tensor) for tensor in tensors]
-            grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[3:], own[:3])
+            grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[4:], own[:4])
             # As forward returned them: what was not needed has an empty tensor's place there, or, of weights, none.
             first = (grad_x if ctx.need_x else None, grad_h0, grad_c0, *rest)
             pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
@@ -215,7 +221,7 @@ def _by_equations(
     seeds: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The first derivative by the equations, with a graph: the gradients of the inputs x, h0, c0 and weights, None
-    where one requires none, from the ``seeds`` grad_y, grad_hn and grad_cn."""
+    where one requires none, from the ``seeds`` grad_y, grad_hn, grad_cn and grad_cells."""
     x, h0, c0, *weights = inputs
     with torch.enable_grad(), torch._C._DisableAutocast():
         outputs = reference.layer(mode, x, batch_sizes, h0, c0, weights)
@@ -261,17 +267,17 @@ def _autograd_forward(
 
 def _autograd_backward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
-    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, mode: str,
-    backend: str, need_x: bool, need_weights: bool,
+    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
+    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
-    tensors = (grad_y, grad_hn, grad_cn, x, h0, c0, *weights)
+    tensors = (grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, *weights)
     if _needs_grad(*tensors):
         found = _LayerBackward.apply(mode, backend, need_x, need_weights, batch_sizes, gates, cells, hidden, *tensors)
         return found[0], found[1], found[2], list(found[3:])
     with torch._C._AutoDispatchBelowAutograd():
         return _backward_op(
-            x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, mode, backend, need_x,
-            need_weights,
+            x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, grad_cells, mode, backend,
+            need_x, need_weights,
         )  # fmt: skip
 
 

@@ -110,6 +110,7 @@ class Inputs(NamedTuple):
     grad_y: Tensor | None
     grad_hn: Tensor | None
     grad_cn: Tensor | None
+    grad_cells: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """Every floating point tensor replaced by ``function`` of it."""
@@ -127,6 +128,7 @@ class Inputs(NamedTuple):
             apply(self.grad_y),
             apply(self.grad_hn),
             apply(self.grad_cn),
+            apply(self.grad_cells),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -178,7 +180,8 @@ def run(module: ModuleType, inputs: Inputs, need_x: bool = True, need_weights: b
     """Forward and backward of a backend, each result under its name; what is None is left out."""
     arguments = inputs[:6]
     y, hn, cn, saved = module.forward(*arguments, save=True)
-    return {"y": y, "hn": hn, "cn": cn} | gradients(module, inputs, saved, need_x, need_weights)
+    cells = {"cells": saved.cells} if inputs.c0 is not None else {}
+    return {"y": y, "hn": hn, "cn": cn} | cells | gradients(module, inputs, saved, need_x, need_weights)
 
 
 def gradients(
@@ -197,11 +200,15 @@ def differentiate(inputs: Inputs) -> Results:
     c0 = None if inputs.c0 is None else inputs.c0.detach().clone().requires_grad_()
     outputs = reference.layer(inputs.mode, x, inputs.batch_sizes, h0, c0, weights)
     seeds = [torch.zeros_like(o) if g is None else g for o, g in zip(outputs, inputs[6:], strict=True)]
-    torch.autograd.backward(outputs[: 2 + (c0 is not None)], seeds[: 2 + (c0 is not None)])
+    count = 2 if c0 is None else 4
+    torch.autograd.backward(outputs[:count], seeds[:count])
     leaves = {"grad x": x, "grad h0": h0} | ({} if c0 is None else {"grad c0": c0})
     leaves |= {f"grad weights[{k}]": weight for k, weight in enumerate(weights)}
     grads = {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in leaves.items()}
-    return {name: tensor.detach() for name, tensor in zip(("y", "hn", "cn"), outputs, strict=True)} | grads
+    return {
+        name: tensor.detach()
+        for name, tensor in zip(("y", "hn", "cn", "cells")[: 3 + (c0 is not None)], outputs, strict=False)
+    } | grads
 
 
 class Expected(NamedTuple):
@@ -290,7 +297,9 @@ def assert_close(actual: Tensor, exact: Tensor, budget: float, dtype: torch.dtyp
 
 def verify(results: Results, expected: Expected, only: str = "") -> None:
     """Every expected result whose name begins with ``only`` is there and within its budget."""
-    dtype = expected.inputs.x.dtype
+    dtype = expected.inputs.h0.dtype
+    wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     for name, exact in expected.exact.items():
         if name.startswith(only):
-            assert_close(results[name], exact, expected.budgets[name], dtype, name)
+            own = wide if name == "cells" else dtype
+            assert_close(results[name], exact, expected.budgets[name], own, name)

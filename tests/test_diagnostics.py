@@ -192,7 +192,7 @@ def test_what_cannot_be_seen_is_an_error():
     with pytest.raises(RuntimeError, match="input.size"), gradient_norms(module):
         module(x[..., 1:])
     assert not module._forward_hooks and not module._forward_pre_hooks
-    assert fastrnn.functional.watching_road.get() is None
+    assert fastrnn.roads.watching_road.get() is None
 
 
 def test_plot(tmp_path):

@@ -19,6 +19,8 @@ FLOORS = [
     {"cells"},
     {"backends"},
     {"ops"},
+    {"checks"},
+    {"roads"},
     {"functional"},
     {"modules"},
     {"cell_modules", "jordan"},

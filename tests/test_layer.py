@@ -109,6 +109,19 @@ def test_absent_and_expanded_gradients(target, case: Case, change: Callable[[Inp
     verify(run(target.module, expected.inputs.map(target.move)), expected)
 
 
+def all_cells(inputs: Inputs) -> Inputs:
+    """The cell state of every step has a gradient of its own, and two results have none."""
+    lead, (directions, _, hidden) = inputs.grad_y.shape[:-1].numel(), inputs.c0.shape
+    grad_cells = torch.randn(directions, lead, hidden, generator=torch.Generator().manual_seed(1)).to(inputs.x.dtype)
+    return inputs._replace(grad_hn=None, grad_cn=None, grad_cells=grad_cells)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.mode == "LSTM"], ids=str)
+def test_gradients_of_the_cell_states_of_all_steps(target, case: Case):
+    expected = expect(case, all_cells)
+    verify(run(target.module, expected.inputs.map(target.move)), expected)
+
+
 def transposed(tensor: Tensor) -> Tensor:
     """The same values, with the first and last dimensions stored the other way round."""
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)

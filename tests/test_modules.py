@@ -140,6 +140,7 @@ def run(form: Form, module: nn.Module, dtype: torch.dtype, seed: int, device: to
 
 
 @functools.cache
+@torch.enable_grad()  # whoever asks first may not want derivatives
 def judged(form_key: str) -> tuple[list[Results], dict[str, float]]:
     """Exact results of a few draws, and the budget of each result."""
     form = next(form for form in FORMS_AND_PROPERTIES if str(form) == form_key)

@@ -31,8 +31,8 @@ def leaves(target, case: Case) -> tuple[Any, list[Tensor]]:
 
     def layer(*tensors: Tensor) -> tuple[Tensor, ...]:
         c0 = tensors[2] if count == 3 else None
-        out = ops.layer(target.name, case.mode, tensors[0], inputs.batch_sizes, tensors[1], c0, tensors[count:])
-        return tuple(out[:count])
+        out = ops.layer(target.name, False, case.mode, tensors[0], inputs.batch_sizes, tensors[1], c0, tensors[count:])
+        return tuple(out if count == 3 else out[:2])
 
     return layer, [t for t in (inputs.x, inputs.h0, inputs.c0, *inputs.weights) if t is not None]
 
@@ -74,7 +74,7 @@ def test_opcheck(target, case: Case):
         once = once[:1]
     saved = [t.detach() for t in torch.ops.fastrnn.layer.default(*arguments)[3:]]
     for needs in ((True, True), (False, False)):
-        backward = (*arguments[:5], *saved, inputs.grad_y, inputs.grad_hn, None, case.mode, target.name, *needs)
+        backward = (*arguments[:5], *saved, inputs.grad_y, inputs.grad_hn, None, None, case.mode, target.name, *needs)
         torch.library.opcheck(torch.ops.fastrnn.layer_backward.default, backward, test_utils=checks + once)
 
 

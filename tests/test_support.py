@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from support import CASES, RAGGED, Case, Inputs, Results, assert_close, expect, run, verify
+from support import CASES, RAGGED, Case, Expected, Inputs, Results, assert_close, expect, run, verify
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -46,8 +46,9 @@ def torch_nn(case: Case, inputs: Inputs) -> Results:
 
 @pytest.mark.parametrize("case", FORMS, ids=str)
 def test_the_oracle_agrees_with_torch_nn(case: Case):
-    expected = expect(case)
-    verify(torch_nn(case, expected.inputs), expected)
+    inputs, exact, budgets = expect(case)
+    shown = {name: value for name, value in exact.items() if name != "cells"}  # torch.nn does not return them
+    verify(torch_nn(case, inputs), Expected(inputs, shown, budgets))
 
 
 def nudged(tensor: Tensor, by: float) -> Tensor:
@@ -129,8 +130,8 @@ MUTANTS = {
     "candidate before output gate": ("LSTM", "i, f, g, o = (a + b)", "i, f, o, g = (a + b)"),
     "no gradient through the carried c": ("LSTM", "f.sigmoid() * c +", "f.sigmoid() * c.detach() +"),
     "no gradient of c from h": ("LSTM", "o.sigmoid() * c.tanh()", "o.sigmoid() * c.detach().tanh()"),
-    "grad_cn left out": ("LSTM", "(grad_y, grad_hn, grad_cn), strict", "(grad_y, grad_hn, None), strict"),
-    "grad_hn left out": ("GRU", "(grad_y, grad_hn, grad_cn), strict", "(grad_y, None, grad_cn), strict"),
+    "grad_cn left out": ("LSTM", "(grad_y, grad_hn, grad_cn, None if", "(grad_y, grad_hn, None, None if"),
+    "grad_hn left out": ("GRU", "(grad_y, grad_hn, grad_cn, None if", "(grad_y, None, grad_cn, None if"),
     "update gate turned round": ("GRU", "(1 - z) * n + z * h", "z * n + (1 - z) * h"),
     "no gradient through z * h": ("GRU", "n + z * h, c", "n + z * h.detach(), c"),
     "reset before the product's bias": ("GRU", "(a_r + b_r).sigmoid() * b_n)", "(a_r + b_r).sigmoid() * (b_n - 0.01))"),

@@ -9,15 +9,16 @@ A backend is one module with these members; its functions work on one whole laye
     unsupported(device, dtype) -> str | None
         None where it serves tensors of this device and dtype, else one sentence that says why not.
     forward(mode, x, batch_sizes, h0, c0, weights, save) -> Forward
-    backward(mode, x, batch_sizes, h0, c0, weights, saved, grad_y, grad_hn, grad_cn, need_x, need_weights) -> Backward
+    backward(mode, x, batch_sizes, h0, c0, weights, saved, grad_y, grad_hn, grad_cn, grad_cells, need_x, need_weights)
+        -> Backward
 
 ``mode`` is a key of :data:`fastrnn.cells.CELLS`.  ``x`` is (T, B, I) with ``batch_sizes`` None, or the data of a
 PackedSequence, (N, I), with ``batch_sizes`` its (T,) int64 CPU tensor, non-increasing, ``batch_sizes[0] == B``.
 Tokens, an int64 tensor (T, B) or (N,), stand for one-hot rows, which are never built: the input product is a gather.
 ``h0`` is (D, B, P); ``c0`` is (D, B, H), or None for a cell without a cell state; ``weights`` is torch's flat list of
 the layer's parameters (:func:`fastrnn.cells.split_weights`).  Any strides; callers have checked shapes and dtypes.
-``grad_y``, ``grad_hn`` and ``grad_cn`` may be None, which stands for zeros.  No tensor that a backend returns
-shares memory with another or with an input.
+``grad_y``, ``grad_hn``, ``grad_cn`` and ``grad_cells``, the gradient of an LSTM's ``saved.cells``, may be None, which
+stands for zeros.  No tensor that a backend returns shares memory with another or with an input.
 """
 
 from __future__ import annotations

@@ -108,6 +108,7 @@ def backward(
     grad_y: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
+    grad_cells: Tensor | None,
     need_x: bool,
     need_weights: bool,
 ) -> Backward:
@@ -127,6 +128,6 @@ def backward(
     own = [w.contiguous() for w in weights]
     call(
         layer, dense(x), x.dtype is torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn),
-        dense(grad_cn), grad_x, grad_h0, grad_c0, grads,
+        dense(grad_cn), dense(grad_cells), grad_x, grad_h0, grad_c0, grads,
     )  # fmt: skip
     return Backward(grad_x, grad_h0, grad_c0, grads)

@@ -206,10 +206,13 @@ def backward(
     grad_y: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
+    grad_cells: Tensor | None,
     need_x: bool,
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
+    if grad_cells is not None:
+        raise NotImplementedError
     layer = _Layer(mode, "backward", x, batch_sizes, h0, c0, weights)
     rows, batch, hidden, outputs, inputs = layer.rows, layer.batch, layer.hidden, layer.outputs, layer.inputs
     room, wide, part, padded = layer.room, layer.wide, layer.part, layer.padded

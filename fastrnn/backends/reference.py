@@ -62,13 +62,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _direction(
     mode: str, x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, weights: Weights, reverse: bool
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """One direction over packed rows: x (N, I) -> h of every step, (rows of the step, P), hn (B, P), cn (B, H)."""
+) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+    """One direction over packed rows: x (N, I) -> h of every step, (rows of the step, P), hn (B, P), cn (B, H), c of
+    every step, (rows of the step, H)."""
     step = STEP[mode] if mode in STEP else STEP[mode.split("_")[1]]
     output = OUTPUT.get(CELLS[mode].output or "")
     w_ih, w_hh, b_ih, b_hh, w_hr, b_hr = weights
     inputs = linear(x, w_ih, b_ih).split(sizes)
     outputs: list[Tensor] = []
+    cells: list[Tensor] = []
     final_h, final_c = h0[:0], c0[:0]  # forward: rows that have ended, longest first
     h, c = (h0[:0], c0[:0]) if reverse else (h0, c0)
     for a in reversed(inputs) if reverse else inputs:
@@ -83,9 +85,11 @@ def _direction(
             h = F.linear(h, w_hr, b_hr)
             h = h if output is None else output(h)
         outputs.append(h)
+        cells.append(c)
     if reverse:
         outputs.reverse()
-    return outputs, torch.cat([h, final_h]), torch.cat([c, final_c])
+        cells.reverse()
+    return outputs, torch.cat([h, final_h]), torch.cat([c, final_c]), cells
 
 
 def layer(
@@ -96,8 +100,9 @@ def layer(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     watch: Callable[[list[list[Tensor]]], None] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, as differentiable torch code: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One layer, as differentiable torch code: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`, and c of
+    every step, (D, N, H), or (0,) for a cell without it.
 
     ``watch`` is given, for each direction, the very h that the next step reads, step by step in the order of x.
     """
@@ -113,8 +118,10 @@ def layer(
     y = torch.cat([torch.cat(end[0]) for end in ends], -1)
     y = y.unflatten(0, x.shape[:2]) if batch_sizes is None else y
     hn = torch.stack([end[1] for end in ends])
-    cn = hn.new_empty(0) if c0 is None else torch.stack([end[2] for end in ends])
-    return y, hn, cn
+    if c0 is None:
+        return y, hn, hn.new_empty(0), hn.new_empty(0)
+    cells = torch.stack([torch.cat(end[3]) for end in ends])
+    return y, hn, torch.stack([end[2] for end in ends]), cells
 
 
 def forward(
@@ -126,9 +133,9 @@ def forward(
     weights: Sequence[Tensor],
     save: bool,
 ) -> Forward:
-    """See :mod:`fastrnn.backends`.  What it saves is not used: backward runs the equations again."""
+    """See :mod:`fastrnn.backends`.  Of what it saves nothing is used: backward runs the equations again."""
     with torch.no_grad():
-        y, hn, cn = layer(mode, x, batch_sizes, h0, c0, weights)
+        y, hn, cn, cells = layer(mode, x, batch_sizes, h0, c0, weights)
     if not save:
         return Forward(y, hn, cn, None)
     directions = h0.shape[0]
@@ -136,7 +143,9 @@ def forward(
     hidden_size = weights[1].shape[0] // len(cell.gates)
     wide = torch.float32 if h0.dtype in (torch.bfloat16, torch.float16) else h0.dtype
     gates = h0.new_zeros((directions, rows, len(cell.saved) * hidden_size) if cell.saved else (0,))
-    cells = h0.new_zeros((directions, rows, hidden_size) if cell.has_cell_state or cell.output else (0,), dtype=wide)
+    if cell.output:
+        cells = h0.new_zeros(directions, rows, hidden_size)
+    cells = cells.to(wide)
     return Forward(y, hn, cn, Saved(gates, cells, h0.new_zeros(directions, rows, h0.shape[2])))
 
 
@@ -151,6 +160,7 @@ def backward(
     grad_y: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
+    grad_cells: Tensor | None,
     need_x: bool,
     need_weights: bool,
 ) -> Backward:
@@ -163,7 +173,8 @@ def backward(
     own_weights = [leaf(weight) for weight in weights]
     with torch.enable_grad():
         outputs = layer(mode, own_x, batch_sizes, own_h0, own_c0, own_weights)
-    pairs = [(o, g) for o, g in zip(outputs, (grad_y, grad_hn, grad_cn), strict=True) if g is not None]
+    seeds = (grad_y, grad_hn, grad_cn, None if grad_cells is None else grad_cells.to(h0.dtype))
+    pairs = [(o, g) for o, g in zip(outputs, seeds, strict=True) if g is not None]
     inputs = [t for t in (own_x, own_h0, own_c0, *own_weights) if t is not None and t.requires_grad]
     if pairs:
         found = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], materialize_grads=True)

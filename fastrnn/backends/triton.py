@@ -93,10 +93,13 @@ def backward(
     grad_y: Tensor | None,
     grad_hn: Tensor | None,
     grad_cn: Tensor | None,
+    grad_cells: Tensor | None,
     need_x: bool,
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
+    if grad_cells is not None:
+        raise NotImplementedError
     own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size = own[0].w_hh.shape[0] // len(CELLS[mode].gates)
     dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)

@@ -185,7 +185,7 @@ struct Problem {
   int gates;
   bool lstm;
   Values x, h0, c0, weights[2][6];  // in the order of fastrnn::Parameters
-  Values grad_y, grad_hn, grad_cn;
+  Values grad_y, grad_hn, grad_cn, grad_cells;
   std::vector<int64_t> tokens;
   std::vector<Named> expected;
 
@@ -208,7 +208,10 @@ struct Problem {
       weights[d][5] = draw(c.projection && c.bias && !lstm ? P : 0, spread);
     }
     grad_y = draw(N * D * P, 1);
-    if (c.seeds) grad_hn = draw(D * B * P, 1), grad_cn = draw(lstm ? D * B * H : 0, 1);
+    if (c.seeds) {
+      grad_hn = draw(D * B * P, 1);
+      grad_cn = draw(lstm ? D * B * H : 0, 1), grad_cells = draw(lstm ? D * N * H : 0, 1);
+    }
     solve();
   }
 
@@ -243,6 +246,7 @@ struct Problem {
     oracle::forward(layer);
     oracle::Gradient gradient;
     gradient.seed(layer.y, grad_y), gradient.seed(layer.hn, grad_hn), gradient.seed(layer.cn, grad_cn);
+    gradient.seed(layer.cells, grad_cells);
     gradient.run();
     const auto add = [&](const char* name, const Numbers& result) {
       expected.push_back({name, {}});
@@ -317,7 +321,8 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   if (save) {
     results.push_back({"hidden", result(3)}), results.push_back({"cells", result(4)});
     const fastrnn::Saved<const S> kept{forward.saved.gates, forward.saved.cells, forward.saved.hidden};
-    Backward<S> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), {}, {}, {}, {}};
+    Backward<S> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), input(p.grad_cells), {}, {},
+                         {}, {}};
     const auto gradient = [&](const Values& of, bool wanted = true) { return output(wanted ? of.size() : 0); };
     backward.grad_x = gradient(p.x, p.c.gradients_of_x);
     backward.grad_h0 = gradient(p.h0);

@@ -1,0 +1,142 @@
+"""What runs a layer, here and now, and the way through layers and directions.
+
+A *road* is what runs one layer: a backend's forward where no derivative is wanted, else the operator of
+:mod:`fastrnn.ops`, or the equations themselves (:func:`fastrnn.backends.reference.layer`) under torch.func and
+forward-mode derivatives, which no fused kernel serves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from fastrnn import ops
+from fastrnn.backends import BackendError, choose, load, reference, requested
+from fastrnn.cells import CELLS
+from fastrnn.checks import Sizes, misfit
+
+# (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
+# cell states of all steps (D, N, H), which are of use only where they were asked for
+Road = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Tensor]], Sequence[Tensor]]
+# A road that `plan` gives in the current thread, whatever the backend: how fastrnn.diagnostics sees every state.
+watching_road: ContextVar[Road | None] = ContextVar("fastrnn_watching_road", default=None)
+
+
+def watched() -> bool:
+    """Whether somebody looks on who wants to see torch's own operators: torch.compile, tracing, a dispatch mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def first_states(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, dtype: torch.dtype, sizes: Sizes
+) -> tuple[Tensor, Tensor | None]:
+    """Zeros: h0 (num_layers * D, B, P), and c0 (num_layers * D, B, H) for a cell that has it."""
+    rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    count = sizes.num_layers * sizes.directions
+    h0 = x.new_zeros(count, rows, sizes.outputs, dtype=dtype)
+    if not CELLS[mode].has_cell_state:
+        return h0, None
+    return h0, h0 if sizes.hidden == sizes.outputs else x.new_zeros(count, rows, sizes.hidden, dtype=dtype)
+
+
+def plan(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    cells: bool = False,
+) -> Road | Exception | None:
+    """What runs a layer on these tensors here and now; None where torch's own functions do; or the error to raise.
+
+    ``x`` is (T, B, I), or with ``batch_sizes`` (N, I); ``cells`` asks for the cell states of all steps.
+
+    Raises:
+        BackendError: a backend was asked for by name, and it or any kernel cannot serve.
+    """
+    tensors = (x, h0, *weights) if c0 is None else (x, h0, c0, *weights)
+    negative = False  # stored with the wrong sign, as the imaginary part of a conjugate is; only operators know of it
+    for tensor in tensors:
+        if type(tensor) is not Parameter:
+            if type(tensor) is not Tensor:
+                return _torch_or_error(f"it got a {type(tensor).__name__}, not a plain Tensor")
+            if tensor.layout is not torch.strided:
+                return _torch_or_error(f"it got a tensor of layout {tensor.layout}")
+            negative = negative or tensor.is_neg()
+    if torch._C._is_any_autocast_enabled():
+        return _torch_or_error("autocast is on")
+    if problem := misfit(mode, x, batch_sizes, h0, c0, weights, sizes):
+        return problem
+    if (watching := watching_road.get()) is not None:
+        return watching
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return reference.layer
+    name = choose(x.device, h0.dtype, mode, x.dtype is torch.int64)
+    if name is None:
+        return None
+    if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return functools.partial(ops.layer, name, cells)
+    return functools.partial(_without_grad, load(name).forward, cells)
+
+
+def _torch_or_error(reason: str) -> None:
+    if name := requested():
+        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+
+
+def _without_grad(
+    forward: Callable,
+    cells: bool,
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    y, hn, cn, saved = forward(mode, x, batch_sizes, h0, c0, weights, cells)
+    return y, hn, cn, cn if saved is None else saved.cells
+
+
+def walk(
+    road: Road,
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    dropout: float,
+) -> Sequence[Tensor]:
+    """Every layer in turn, on a road that :func:`plan` gave: the last layer's y, hn and cn of all, and the last
+    layer's cell states.
+
+    Dropout draws from the global generator in the order and the shapes of torch.nn, so that one seed gives one mask.
+    """
+    if sizes.num_layers == 1:
+        return road(mode, x, batch_sizes, h0, c0, weights)
+    directions, count = sizes.directions, len(weights) // sizes.num_layers
+    hns, cns = [], []
+    for layer in range(sizes.num_layers):
+        if dropout and layer:
+            x = torch.dropout(x, dropout, True)
+        own = slice(layer * directions, (layer + 1) * directions)
+        states = h0[own], None if c0 is None else c0[own]
+        x, hn, cn, cells = road(mode, x, batch_sizes, *states, weights[layer * count : (layer + 1) * count])
+        hns.append(hn)
+        cns.append(cn)
+    return x, torch.cat(hns), torch.cat(cns), cells
