@@ -26,6 +26,7 @@ def backward_kernel(cell: Cell, real: type):
         sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
         x, h0, c0, dy = pointer(a.x, real), pointer(a.h0, real), pointer(a.c0, real), pointer(a.dy, real)
         z, saved_h, saved_c = pointer(a.gates, real), pointer(a.states, real), pointer(a.cells, real)
+        d_cells = pointer(a.d_cells, real)
         dh, dc, dz, dx = pointer(a.dh, real), pointer(a.dc, real), pointer(a.d_gates, real), pointer(a.dx, real)
         packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
         packed_hr, full, d_full = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.d_full, real)
@@ -111,6 +112,10 @@ def backward_kernel(cell: Cell, real: type):
                         copy(c_before, source, count, units)
                         copy(c_here, at(saved_c, n * hidden + u), count, units)
                         copy(dc_here, at(dc, r * hidden + u), count, units)
+                        if a.d_cells:
+                            copy(at(scratch, 6 * units), at(d_cells, n * hidden + u), count, units)
+                            for j in range(units):
+                                dc_here[j] += scratch[6 * units + j]
                     for j in range(units):
                         s0 = s1 = s2 = s3 = h_here[j]
                         if slots == 4:

@@ -44,11 +44,12 @@ _COMMON += "w_ih w_hh w_hr b_ih b_hh b_hr scratch packed_ih packed_hh packed_hr 
 FORWARD = _table(_COMMON + "cn hn y y_row states cells gates direct bias full short")
 
 # dh (B, P in whole panels), dc (B, H): the gradients of hn and cn on entry, those of h0 and c0 on exit.
+# dy and d_cells (N, H), the gradients of y and cells: 0 for zeros.
 # dx and dw_* are 0 where not wanted; their columns, and the units of dw_* and db_*, fill whole panels.
 # x_panels, h_panels: x and the h before each step.  d_full (B, H), y_panels and full_panels belong to a projection:
 # the gradient behind it, that of its result and its argument, for all steps.
 BACKWARD = _table(
-    _COMMON + "c0 gates cells states dy dy_row dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh db_hr "
+    _COMMON + "c0 gates cells states dy dy_row d_cells dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh db_hr "
     "x_panels h_panels y_panels full_panels full d_full"
 )
 

@@ -211,12 +211,11 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    if grad_cells is not None:
-        raise NotImplementedError
     layer = _Layer(mode, "backward", x, batch_sizes, h0, c0, weights)
     rows, batch, hidden, outputs, inputs = layer.rows, layer.batch, layer.hidden, layer.outputs, layer.inputs
     room, wide, part, padded = layer.room, layer.wide, layer.part, layer.padded
     dy = None if grad_y is None else _dense(grad_y, layer.dtype)
+    d_cells = None if grad_cells is None else _dense(grad_cells, layer.dtype)
     gates, cells, states = (_dense(t, layer.dtype) for t in saved)
     dh0 = torch.zeros_like(layer.h0) if grad_hn is None else _dense(grad_hn, layer.dtype).clone()
     dc0 = layer.c0
@@ -258,7 +257,7 @@ def backward(
         values.update(
             c0=part(layer.c0, d), gates=0 if own_gates is None else own_gates.data_ptr(),
             cells=part(cells, d) if cells.numel() else 0, states=part(states, d), dy=part(dy, d, outputs),
-            dy_row=layer.directions * outputs, dh=dh.data_ptr(), dc=part(dc0, d),
+            dy_row=layer.directions * outputs, d_cells=part(d_cells, d), dh=dh.data_ptr(), dc=part(dc0, d),
             **{name: 0 if t is None else t.data_ptr() for name, t in found.items()},
         )  # fmt: skip
         if batch:
