@@ -14,6 +14,7 @@ each, outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n)
     p_c0      (D, B, H)    float32, c before the first step; LSTM
     p_dy      (N, D, H)    gradient of y where HAS_DY
     p_dhn     (D, B, H)    gradient of hn where HAS_DHN
+    p_dcells  (D, N, H)    float32, gradient of c of every step where HAS_DCELLS; LSTM
     p_carry   (D, B, H)    float32, in and out: gradient of c (LSTM), of h past the gates (GRU); but RNN
     p_offsets, p_arrived   as in forward
 """
@@ -113,6 +114,7 @@ def scan_backward(
     p_c0,
     p_dy,
     p_dhn,
+    p_dcells,
     p_carry,
     p_offsets,
     p_arrived,
@@ -134,6 +136,7 @@ def scan_backward(
     PACKED: tl.constexpr,
     HAS_DY: tl.constexpr,
     HAS_DHN: tl.constexpr,
+    HAS_DCELLS: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
@@ -163,6 +166,8 @@ def scan_backward(
         p_dy += (i_row * D + i_d) * H
     if HAS_DHN:
         p_dhn += o_state
+    if HAS_DCELLS:
+        p_dcells += (i_d * N + i_row) * H
 
     b_carry = tl.zeros((ROWS, UNITS), tl.float32)
     if HAS_CARRY:
@@ -180,6 +185,8 @@ def scan_backward(
     values = load_values(
         p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, o_b < n_from - i_row, m, o_b, o_u, H, CELL, SAVED
     )
+    if HAS_DCELLS:
+        b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
 
     weights = ()
     if ROAD == "tile":
@@ -223,6 +230,8 @@ def scan_backward(
             p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, o_b < n_from - i_row, m, o_b, o_u, H, CELL, SAVED
         )
         if s < t_end:
+            if HAS_DCELLS:  # only here: what a launch hands to the next has none of the next one's
+                b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
             if ROAD != "tile":
                 wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), PTX)
             facing = ()

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import RAGGED, Case, expect, make, run, verify
+from support import RAGGED, Case, Inputs, expect, make, run, verify
 from triton_offline import CHIPS, DTYPES, Usage, Variant, compile_all
 
 from fastrnn.backends import triton as backend
@@ -40,12 +40,20 @@ CASES = [
 ]
 
 
+def all_seeds(inputs: Inputs) -> Inputs:
+    """A gradient for whatever a layer gives, an LSTM's cell states of all steps with it."""
+    if inputs.c0 is None:
+        return inputs
+    shape = (len(inputs.h0), inputs.x.shape[:-1].numel(), inputs.c0.shape[-1])
+    return inputs._replace(grad_cells=torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+
+
 @interpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
 def test_every_road_is_right(monkeypatch: pytest.MonkeyPatch, road: Road, case: Case):
     monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: road)
-    expected = expect(case)
+    expected = expect(case, all_seeds)
     verify(run(backend, expected.inputs), expected)
 
 
@@ -56,7 +64,7 @@ def test_one_launch_for_all_steps_equals_one_for_each(
     monkeypatch: pytest.MonkeyPatch, mode: str, lengths: tuple[int, ...]
 ):
     """Bit by bit: what a launch hands to the next is all that a step hands to the next."""
-    inputs = make(Case("", mode, lengths=lengths, directions=2))
+    inputs = all_seeds(make(Case("", mode, lengths=lengths, directions=2)))
     found = []
     for whole in (True, False):
         monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: ROADS["tile"]._replace(whole=whole))  # noqa: B023
@@ -118,6 +126,7 @@ VARIANTS = [
     *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16") for kernel in BOTH),
     *(Variant(kernel, "sm_90", "GRU", 200, 16, "bf16", packed=True, directions=2) for kernel in BOTH),
     *(Variant(kernel, "sm_90", "LSTM", 64, 16, "fp32", "tf32") for kernel in BOTH),
+    Variant("backward", "sm_90", "LSTM", 512, 64, "bf16", packed=True, cells=True),
     *(Variant(kernel, "sm_90", "GRU", 64, 16, "fp32", "ieee") for kernel in BOTH),
     *(Variant(kernel, "sm_90", "LSTM", 2048, 16, "fp16") for kernel in BOTH),
     *(Variant(kernel, "sm_80", "GRU", 256, 64, "fp32", "tf32") for kernel in BOTH),

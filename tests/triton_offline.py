@@ -25,7 +25,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Variant(NamedTuple):
-    """One kernel as a layer of this shape would launch it; ``precision`` as in ``choose_road``."""
+    """One kernel as a layer of this shape would launch it; ``precision`` as in ``choose_road``, ``cells`` whether the
+    cell states of all steps have a gradient."""
 
     kernel: str
     target: str
@@ -36,6 +37,7 @@ class Variant(NamedTuple):
     precision: str = "ieee"
     packed: bool = False
     directions: int = 1
+    cells: bool = False
 
     def road(self):
         shape = (self.mode, self.sequences, self.hidden, self.directions)
@@ -67,14 +69,15 @@ def compile_variant(variant: Variant) -> Usage:
         variant.mode, variant.hidden, road, DTYPES[variant.dtype], variant.precision, variant.packed
     )
     constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BN=variant.mode == "GRU")
-    constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True)
+    constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True, HAS_DCELLS=variant.cells)
     constants |= dict(PTX=not variant.target.startswith("gfx"))
     absent = set() if variant.packed else {"p_offsets"}
+    absent |= set() if variant.cells else {"p_dcells"}
     absent |= set() if cell.has_cell_state else {"p_c", "p_c0"}
     absent |= set() if variant.mode == "GRU" else {"p_bn"}
 
     def kind(name: str) -> str:
-        if name in ("p_c", "p_c0", "p_cells", "p_carry"):
+        if name in ("p_c", "p_c0", "p_cells", "p_dcells", "p_carry"):
             return "*fp32"
         if name in ("p_offsets", "p_arrived"):
             return "*i64"

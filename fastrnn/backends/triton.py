@@ -79,7 +79,7 @@ def forward(
     y = torch.cat(tuple(states), -1) if save or len(own) > 1 else states[0]
     cn = x.new_empty(0) if c is None else c.to(x.dtype, copy=True)
     saved = saved._replace(hidden=states) if save else None
-    return Forward(y.view(*x.shape[:-1], y.shape[-1]), last, cn, saved)
+    return Forward(y.view(*x.shape[:-1], y.shape[-1]).detach(), last, cn, saved)
 
 
 def backward(
@@ -98,8 +98,6 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    if grad_cells is not None:
-        raise NotImplementedError
     own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size = own[0].w_hh.shape[0] // len(CELLS[mode].gates)
     dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)
@@ -110,7 +108,7 @@ def backward(
     carry = x.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     if grad_cn is not None:
         carry.copy_(grad_cn)
-    d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, carry)
+    d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, grad_cells, carry)
 
     flat = x.reshape(rows.total, x.shape[-1])
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)

@@ -52,10 +52,12 @@ def launch_backward(
     c0: Tensor | None,
     dy: Tensor | None,
     dhn: Tensor | None,
+    dcells: Tensor | None,
     carry: Tensor,
 ) -> Tensor:
-    """``dy`` (D, N, H), ``dhn`` (D, B, H) and what forward saved, any strides; ``carry`` (D, B, H) float32, contiguous,
-    becomes that before the first step -> pre-activation gradients (D, N, G'*H) as the kernel orders them."""
+    """``dy`` and ``dcells`` (D, N, H), ``dhn`` (D, B, H) and what forward saved, any strides; ``carry`` (D, B, H)
+    float32, contiguous, becomes that before the first step -> pre-activation gradients (D, N, G'*H) as the kernel
+    orders them."""
     from fastrnn.kernels.triton_scan_backward import scan_backward
 
     cell, (directions, _, hidden_size) = CELLS[mode], recurrent.shape
@@ -64,9 +66,10 @@ def launch_backward(
     c0 = None if c0 is None else c0.to(torch.float32).contiguous()
     dy = None if dy is None else dy.transpose(0, 1).contiguous()
     dhn = None if dhn is None else dhn.contiguous()
+    dcells = None if dcells is None else dcells.to(torch.float32).contiguous()
     gates, cells, hidden = (tensor.contiguous() for tensor in saved)
-    flags = dict(GRADS=stored, HAS_DY=dy is not None, HAS_DHN=dhn is not None)
-    tensors = (grads, recurrent, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, carry)
+    flags = dict(GRADS=stored, HAS_DY=dy is not None, HAS_DHN=dhn is not None, HAS_DCELLS=dcells is not None)
+    tensors = (grads, recurrent, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, dcells, carry)
     _launch(scan_backward, mode, rows, recurrent, tensors, flags)
     return grads
 
