@@ -4,10 +4,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastrnn.checks import Sizes
-from fastrnn.modules import hand_over, is_state
+from fastrnn.modules import hand_over, is_state, leaf
 from fastrnn.roads import first_states, plan, watched
 from fastrnn.scripting import copied
 
@@ -17,7 +17,7 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     """The forward of a cell module, ours or that of ``base``, its class in torch.nn."""
     if watched() or not isinstance(input, Tensor) or input.is_nested:
-        return base.forward(module, input, hx)
+        return leaf(module, input, hx) if isinstance(input, fx.Proxy) else base.forward(module, input, hx)
     rank = input.dim()
     if rank not in (1, 2) or not is_state(hx, mode, rank):
         return base.forward(module, input, hx)
@@ -30,7 +30,7 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
             weights.append(weight)
     sizes = Sizes(module.input_size, hidden, hidden, 1, 1)
     if hx is None:
-        h0, c0 = first_states(mode, x, None, x.dtype, sizes)
+        h0, c0 = first_states(mode, x, x.shape[1], x.dtype, sizes)
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
         h0, c0 = _as_layer(h0, rank), c0 if c0 is None else _as_layer(c0, rank)

@@ -51,19 +51,32 @@ def misfit(
     sizes: Sizes,
 ) -> Exception | None:
     """The error to raise where shapes, dtypes or devices do not fit."""
-    tokens = x.dtype is torch.int64
-    inputs = sizes.inputs if tokens else x.shape[-1]
     if batch_sizes is None:
-        steps, rows = x.shape[:2]
+        rows = x.shape[1]
     else:
         total = x.shape[0]
         if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
             return RuntimeError("'batch_sizes' should be a 1-D int64 tensor on the CPU")
         lengths = batch_sizes.tolist()
-        steps, rows = len(lengths), lengths[0] if lengths else 0
+        rows = lengths[0] if lengths else 0
         if sum(lengths) != total or lengths != sorted(lengths, reverse=True) or (lengths and lengths[-1] < 1):
             return RuntimeError(f"batch_sizes must be positive, non-increasing and sum up to {total}, got {lengths}")
-    if steps == 0:
+    return shapes_misfit(mode, x, rows, h0, c0, weights, sizes)
+
+
+def shapes_misfit(
+    mode: str,
+    x: Tensor,
+    rows: int,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+) -> Exception | None:
+    """:func:`misfit` without the values of ``batch_sizes``, which a compiler does not know; ``rows`` is B."""
+    tokens = x.dtype is torch.int64
+    inputs = sizes.inputs if tokens else x.shape[-1]
+    if x.shape[0] == 0:
         return RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if inputs != sizes.inputs:
         return RuntimeError(f"input.size(-1) must be equal to input_size. Expected {sizes.inputs}, got {inputs}")

@@ -157,7 +157,8 @@ def _network(
     hidden = gate_rows // len(CELLS[mode].gates)
     sizes = Sizes(weights[0].shape[1], hidden, outputs, num_layers, 2 if bidirectional else 1)
     if h0 is None:
-        h0, c0 = first_states(mode, x, batch_sizes, weights[0].dtype, sizes)
+        rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        h0, c0 = first_states(mode, x, rows, weights[0].dtype, sizes)
     road = None if watched() else plan(mode, x, batch_sizes, h0, c0, weights, sizes)
     if isinstance(road, Exception):
         raise road

@@ -6,10 +6,11 @@ arguments that make no network are given to torch.nn's forward, which raises.  t
 """
 
 # pyright: reportPrivateImportUsage=false
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._jit_internal import _overload_method
 from torch.nn.utils.rnn import PackedSequence
 
@@ -28,14 +29,29 @@ def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: 
     return result
 
 
-def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
-    """The forward of a layer module, ours or that of ``base``, its class in torch.nn."""
+def leaf(module: nn.Module, input: fx.Proxy, hx: Any) -> fx.Proxy:
+    """What torch.fx records of a module of torch.nn, into which it does not look: one call."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy(
+        "call_module", tracer.path_of_module(module), (input,) if hx is None else (input, hx), {}
+    )
+
+
+def run(module: Any, base: type[Any], input: Any, hx: Any, planned: Callable[..., Any] | None = None) -> Any:
+    """The forward of a layer module, ours or that of ``base``, its class in torch.nn.
+
+    ``planned``, in the place of :func:`fastrnn.roads.plan`, finds a road even while somebody looks on.
+    """
     packed = isinstance(input, PackedSequence)
-    x, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
+    x = input.data if packed else input
+    # By name: Dynamo of torch 2.6 unpacks no PackedSequence.
+    batch_sizes = input.batch_sizes if packed else None
+    sorted_indices = input.sorted_indices if packed else None
+    unsorted_indices = input.unsorted_indices if packed else None
     mode = module.mode
     if not isinstance(x, Tensor) or x.is_nested:
-        return base.forward(module, input, hx)
-    tokens, seen = x.dtype is torch.int64, watched()
+        return leaf(module, x, hx) if isinstance(x, fx.Proxy) else base.forward(module, input, hx)
+    tokens, seen = x.dtype is torch.int64, planned is None and watched()
     if seen and not tokens:
         return base.forward(module, input, hx)
     rank = x.dim() + tokens  # tokens lack the dimension of their one-hot rows
@@ -59,7 +75,11 @@ def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
         module.input_size, hidden, module.proj_size or hidden, module.num_layers, 2 if module.bidirectional else 1
     )
     if hx is None:
-        h0, c0 = first_states(mode, x, batch_sizes, weights[0].dtype, sizes)
+        if batch_sizes is None:
+            rows = x.shape[1]
+        else:  # a compiler knows shapes, not the values of batch_sizes
+            rows = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.shape[0]
+        h0, c0 = first_states(mode, x, rows, weights[0].dtype, sizes)
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
         if single:
@@ -67,7 +87,7 @@ def _run(module: Any, base: type[Any], input: Any, hx: Any) -> Any:
         elif sorted_indices is not None:
             h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
 
-    road = None if seen else plan(mode, x, batch_sizes, h0, c0, weights, sizes)
+    road = None if seen else (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
     if tokens and road is None:
         road = reference.layer  # torch.nn has no such road
     if road is None or isinstance(road, Exception):
@@ -124,7 +144,7 @@ class RNN(nn.RNN):
         Returns the last layer's output and the last states.
         """
         if not torch.jit.is_scripting():
-            return _run(self, nn.RNN, input, hx)
+            return run(self, nn.RNN, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed_state(input, hx)
         else:
@@ -156,7 +176,7 @@ class LSTM(nn.LSTM):
         Returns the last layer's output and the last states ``(h_n, c_n)``.
         """
         if not torch.jit.is_scripting():
-            return _run(self, nn.LSTM, input, hx)
+            return run(self, nn.LSTM, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed_pair(input, hx)
         else:
@@ -188,7 +208,7 @@ class GRU(nn.GRU):
         Returns the last layer's output and the last states.
         """
         if not torch.jit.is_scripting():
-            return _run(self, nn.GRU, input, hx)
+            return run(self, nn.GRU, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed_state(input, hx)
         else:

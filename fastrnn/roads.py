@@ -38,11 +38,8 @@ def watched() -> bool:
     )
 
 
-def first_states(
-    mode: str, x: Tensor, batch_sizes: Tensor | None, dtype: torch.dtype, sizes: Sizes
-) -> tuple[Tensor, Tensor | None]:
-    """Zeros: h0 (num_layers * D, B, P), and c0 (num_layers * D, B, H) for a cell that has it."""
-    rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+def first_states(mode: str, x: Tensor, rows: int, dtype: torch.dtype, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
+    """Zeros: h0 (num_layers * D, B, P), and c0 (num_layers * D, B, H) for a cell that has it; B is ``rows``."""
     count = sizes.num_layers * sizes.directions
     h0 = x.new_zeros(count, rows, sizes.outputs, dtype=dtype)
     if not CELLS[mode].has_cell_state:
