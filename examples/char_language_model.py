@@ -64,14 +64,10 @@ def standard_library(limit: int) -> str:
     paths = [path for path in folder.rglob("*.py") if not skipped.intersection(path.relative_to(folder).parts)]
     paths.sort()
     random.Random(0).shuffle(paths)
-    texts, size = [], 0
-    for path in paths:
-        if size < limit:
-            texts.append(path.read_text(encoding="utf-8", errors="replace"))
-            size += len(texts[-1])
-    if not texts:
+    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
+    if not text:
         raise SystemExit(f"no sources of the standard library in {folder}: name a text with --text FILE")
-    return "".join(texts)[:limit]
+    return text[:limit]
 
 
 def read_corpus(text: str, rare: int = 20) -> Corpus:
@@ -150,9 +146,8 @@ def stream_both(models: list[nn.Module], corpus: Corpus, count: int, seed: int) 
             stream.write(25)
     left, right = (statistics.median(stream.seconds) * 1e3 for stream in streams)
     print(f"{'streaming, ms a character':<30}{left:>10.3f}{right:>10.3f}{left / right:>8.2f}x")
-    pairs = zip(*(stream.tokens for stream in streams), strict=True)
-    parted = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
-    print("Both write the same text:" if parted is None else f"The texts part at character {parted}; fastrnn's:")
+    same = streams[0].tokens == streams[1].tokens
+    print("Both write the same text:" if same else "Rounding parts the two texts; fastrnn's:")
     print(textwrap.indent("".join(corpus.characters[token] for token in streams[1].tokens), "  | ", lambda line: True))
 
 
@@ -174,10 +169,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    if options.text is None:
-        text = standard_library(options.characters)
-    else:
-        text = options.text.read_text(encoding="utf-8", errors="replace")[: options.characters]
+    given = options.text and options.text.read_text(encoding="utf-8", errors="replace")[: options.characters]
+    text = given or standard_library(options.characters)
     corpus = read_corpus(text)
     batches = windows(corpus.train, options.batch, options.bptt)
     batches = [batches[step % len(batches)] for step in range(options.steps)]
@@ -186,24 +179,20 @@ def main() -> None:
     model = CharacterModel(
         options.cell, len(corpus.characters), options.embedding, options.hidden, options.layers, options.dropout
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{len(text):,} characters, {len(corpus.characters)} symbols; {options.cell}, {parameters:,} parameters")
+    print(f"{len(text):,} characters, {len(corpus.characters)} symbols")
     print(f"{options.steps} steps of {options.bptt} x {options.batch} characters, {options.threads} threads")
     sides = two_sides(model, partial(torch.optim.Adam, lr=3e-3))
     train(sides, batches, loss_of, seed=options.seed)
 
     report(sides)
     held_out = windows(corpus.valid, options.batch, options.bptt)[:50]
-    left, right = (bits_per_character(side.model, held_out) for side in sides)
-    unigram = unigram_bits(corpus)
-    print(f"Validation: {left:.3f} and {right:.3f} bits per character; by unigrams alone {unigram:.3f}.")
-
+    bits = [bits_per_character(side.model, held_out) for side in sides]
     # One set of parameters for both, so that they write the same text.
     sides[0].model.load_state_dict(sides[1].model.state_dict())
     stream_both([side.model for side in sides], corpus, options.sample, options.seed)
     name = f"char_language_model_{options.cell}"
     plot(sides, f"character language model, {options.cell}", options.out / f"{name}.png")
-    conclude(name, sides, options, "bits per character", (left, right), ("unigrams", unigram), higher=False)
+    conclude(name, sides, options, "bits per character", bits, ("unigrams", unigram_bits(corpus)), higher=False)
 
 
 if __name__ == "__main__":

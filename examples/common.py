@@ -56,7 +56,7 @@ def folder_of(package: str) -> Path:
 
 def one_hot_input(rnn: nn.Module, tokens: Tensor, count: int) -> Tensor:
     """What ``rnn`` is given for the one-hot rows of tokens below ``count``: fastrnn takes the tokens themselves."""
-    if isinstance(rnn, (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU)):
+    if type(rnn) in (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN):
         return tokens
     return F.one_hot(tokens, count).float()
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from common import folder_of, one_hot_input, parse, parser, train, two_sides
 from matplotlib.axes import Axes
-from results import conclude, counted_bits, plot, report, show_values
+from results import conclude, counted_bits, plot, report, show_table, show_values
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -99,12 +99,8 @@ def show_names(model: nn.Module, known: list[Name], axes: Axes) -> None:
         for drawn in [[write(model, letter, gender, generator) for _ in range(3)] for gender in range(len(GENDERS))]
     ]
     cells = [left + right for left, right in zip(cells[::2], cells[1::2], strict=True)]
-    axes.set_axis_off()
-    axes.set_title("from the first letter and the gender (*: not in the training)")
-    table = axes.table(cells, colLabels=GENDERS, rowLabels=list("ACEJKLMRSV"), loc="center", cellLoc="left")
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    table.scale(0.95, 1.7)
+    title = "from the first letter and the gender (*: not in the training)"
+    show_table(title, cells, 9, axes, colLabels=GENDERS, rowLabels=list("ACEJKLMRSV"))
 
 
 def arguments() -> Any:

@@ -100,11 +100,35 @@ def counted_bits(known: Sequence[list[int]], held_out: Sequence[list[int]], voca
     return -sum(math.log2((both[m] + 0.1) / (before[m[0]] + 0.1 * vocabulary)) for m in tested) / len(tested)
 
 
+def chrf(found: str, true: str, longest: int = 6) -> float:
+    """Popović's F2 of the pieces of 1 to 6 letters that two strings share, spaces left out."""
+    scores = []
+    for length in range(1, longest + 1):
+        left, right = (
+            Counter(text[i : i + length] for i in range(len(text) - length + 1))
+            for text in (found.replace(" ", ""), true.replace(" ", ""))
+        )
+        if right:
+            common = (left & right).total()
+            scores.append(5 * common / (4 * right.total() + left.total()))
+    return statistics.fmean(scores)
+
+
 def show_values(title: str, values: dict[str, float], axes: Axes) -> None:
     """A bar for each value; the last two are those of the two sides."""
     colors = ["C7"] * (len(values) - 2) + ["C0", "C1"]
     axes.bar_label(axes.barh(list(values), list(values.values()), color=colors), fmt="%.2f")
     axes.set(title=title, xlim=(0, 1.15 * max(values.values())))
+
+
+def show_table(title: str, cells: Sequence[Sequence[str]], size: int, axes: Axes, **labels: Sequence[str]) -> None:
+    """Text in rows and columns, in letters of this size; ``labels`` are those of matplotlib's tables."""
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+    table = axes.table(cells, loc="center", cellLoc="left", **labels)
+    table.auto_set_font_size(False)
+    table.set_fontsize(size)
+    table.scale(0.95, 1.7)
 
 
 def conclude(

@@ -2,6 +2,7 @@
 
     python examples/run_all.py             # all, one after the other; some twenty minutes on two cores
     python examples/run_all.py classics    # those whose command has this word; the other rows stay
+    python examples/run_all.py --times     # only the times again, from a few steps of each: some five minutes
 
 Options behind ``--`` are handed on: ``python examples/run_all.py -- --threads 2``.
 """
@@ -12,6 +13,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,8 +39,16 @@ COMMANDS = (
     "forecasting.py --series sunspots --cell gru",
     "chorale_melodies.py",
     "classics.py --problem adding",
+    "classics.py --problem adding --length 1000 --networks relu lstm gru --hidden 32 --batch 16 --steps 800",
     "classics.py --problem copy",
+    "classics.py --problem copy --length 200 --networks gru --steps 1000",
 )
+TIMED_STEPS = 60
+
+
+def results_in(folder: Path) -> list[Path]:
+    """In the order in which they were written."""
+    return sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def row(command: str, result: dict) -> str:
@@ -58,8 +68,7 @@ def row(command: str, result: dict) -> str:
 
 def write_table() -> None:
     """One row for each result in ``out/`` that one of the commands gave, in the order of the commands."""
-    files = sorted(OUT.glob("*.json"), key=lambda path: path.stat().st_mtime)
-    results = [json.loads(path.read_text()) for path in files]
+    results = [json.loads(path.read_text()) for path in results_in(OUT)]
     rows = [
         row(command, result)
         for command in COMMANDS
@@ -71,15 +80,32 @@ def write_table() -> None:
     README.write_text(before + BEGIN + HEAD + "".join(rows) + FINISH + behind, encoding="utf-8")
 
 
+def run(command: str, *options: str) -> None:
+    print(f"\n== {command}", flush=True)
+    subprocess.run([sys.executable, HERE / command.split()[0], *command.split()[1:], *options], check=True)
+
+
+def time_again(command: str, *options: str) -> None:
+    """Trains for a few steps and puts their times into the results that a whole run has left."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(command, "--steps", str(TIMED_STEPS), "--out", folder, *options)
+        for path in results_in(Path(folder)):
+            whole = OUT / path.name
+            milliseconds = json.loads(path.read_text())["milliseconds"]
+            result = json.loads(whole.read_text()) | {"milliseconds": milliseconds}
+            whole.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     words, options = sys.argv[1:], []
     if "--" in words:
         place = words.index("--")
         words, options = words[:place], words[place + 1 :]
+    job = time_again if "--times" in words else run
+    words = [word for word in words if word != "--times"]
     for command in COMMANDS:
         if all(word in command for word in words):
-            print(f"\n== {command}", flush=True)
-            subprocess.run([sys.executable, HERE / command.split()[0], *command.split()[1:], *options], check=True)
+            job(command, *options)
     write_table()
 
 

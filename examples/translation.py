@@ -14,14 +14,13 @@ import gettext
 import math
 import random
 import statistics
-from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from common import folder_of, parse, parser, train, two_sides
 from matplotlib.axes import Axes
-from results import conclude, counted_bits, plot, report
+from results import chrf, conclude, counted_bits, plot, report, show_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
@@ -118,20 +117,6 @@ def translate(model: Translator, source: list[int], language: int, beams: int, l
     return max(finished)[1]
 
 
-def chrf(found: str, true: str, longest: int = 6) -> float:
-    """Popović's F2 of the pieces of 1 to 6 letters that two strings share, spaces left out."""
-    scores = []
-    for length in range(1, longest + 1):
-        left, right = (
-            Counter(text[i : i + length] for i in range(len(text) - length + 1))
-            for text in (found.replace(" ", ""), true.replace(" ", ""))
-        )
-        if right:
-            common = (left & right).total()
-            scores.append(5 * common / (4 * right.total() + left.total()))
-    return statistics.fmean(scores)
-
-
 def show_attention(model: Translator, source: list[int], found: list[int], letters: str, axes: Axes) -> None:
     with torch.inference_mode():
         memory = model.encode(torch.tensor(source)[:, None], torch.tensor([len(source)]))
@@ -140,15 +125,6 @@ def show_attention(model: Translator, source: list[int], found: list[int], lette
     axes.set_xticks(range(len(source)), [letters[token] for token in source], fontsize=7)
     axes.set_yticks(range(len(found) - 1), ["END" if t == END else letters[t] for t in found[1:]], fontsize=7)
     axes.set(title="what each letter written attended to")
-
-
-def show_translations(rows: list[list[str]], axes: Axes) -> None:
-    axes.set_axis_off()
-    axes.set_title("messages held out: English, German by beam search, German of the catalogue", fontsize=10)
-    table = axes.table([[text[:38] for text in row] for row in rows], loc="center", cellLoc="left")
-    table.auto_set_font_size(False)
-    table.set_fontsize(7)
-    table.scale(1.0, 1.6)
 
 
 def arguments() -> Any:
@@ -169,14 +145,13 @@ def main() -> None:
     letters = [*("\0" * (2 + len(LANGUAGES))), *sorted(set("".join(texts)))]
     number = {letter: token for token, letter in enumerate(letters)}
     german = random.Random(0).sample(sorted(key for key, others in messages.items() if "de" in others), 60)
-    pairs: dict[bool, list[Pair]] = {True: [], False: []}
+    known: list[Pair] = []
+    held_out: list[Pair] = []
     for english, others in messages.items():
         for language, text in others.items():
-            begin = 2 + LANGUAGES.index(language)
-            pair = [number[c] for c in english], [begin, *(number[c] for c in text), END]
+            target = [2 + LANGUAGES.index(language), *(number[c] for c in text), END]
             if english not in german or language == "de":
-                pairs[english in german].append(pair)
-    known, held_out = pairs[False], pairs[True]
+                (held_out if english in german else known).append(([number[c] for c in english], target))
     print(f"{len(known)} pairs of messages for training, {len(held_out)} held out; {len(letters)} letters")
 
     shuffle = random.Random(options.seed)
@@ -203,11 +178,11 @@ def main() -> None:
         scores[side.name, beams] = statistics.fmean(map(chrf, map(text_of, written), true))
         print(f"chrF, {side.name}, {'greedy' if beams == 1 else f'{beams} beams'}: {scores[side.name, beams]:.3f}")
     copied = ("English copied", statistics.fmean(map(chrf, english, true)))
-    rows = [[e, text_of(w), t] for e, w, t in zip(english, written, true, strict=True)][:15]
+    rows = [[e[:38], text_of(w)[:38], t[:38]] for e, w, t in zip(english, written, true, strict=True)][:15]
     shown = max(range(len(held_out)), key=lambda place: chrf(text_of(written[place]), true[place]) * len(true[place]))
     stories = (
         partial(show_attention, sides[1].model, held_out[shown][0], written[shown], letters),
-        partial(show_translations, rows),
+        partial(show_table, "messages held out: English, by beam search, of the catalogue", rows, 7),
     )
     plot(sides, "English to German", options.out / "translation.png", *stories)
     conclude("translation", sides, options, "bits per letter", bits, unigrams, higher=False)

@@ -172,6 +172,23 @@ def test_a_jordan_network_is_seen():
     torch.testing.assert_close(norms["l0"], torch.stack(grads).norm(dim=1))
 
 
+def test_a_packed_jordan_network_is_each_sequence_alone():
+    torch.manual_seed(0)
+    module = fastrnn.JordanRNN(INPUTS, HIDDEN, 3, LAYERS, bidirectional=True, dtype=torch.float64)
+    x, lengths = draw(STEPS, ROWS, INPUTS), [2, 6, 4]
+    with gradient_norms(module) as norms:
+        y, hn = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        (y.data.square().sum() + hn.square().sum()).backward()
+    squares = {name: torch.zeros(STEPS, dtype=torch.float64) for name in ("l0", "l0_reverse", "l1", "l1_reverse")}
+    for row, length in enumerate(lengths):
+        with gradient_norms(module) as alone:
+            y, hn = module(x[:length, row])
+            (y.square().sum() + hn.square().sum()).backward()
+        for name, norm in alone.items():
+            squares[name][:length] += norm.square()
+    torch.testing.assert_close(norms, {name: square.sqrt() for name, square in squares.items()})
+
+
 class Theirs(nn.LSTM):
     """A class that others derived from torch.nn's."""
 

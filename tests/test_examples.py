@@ -85,6 +85,26 @@ def test_copy_problem(tmp_path: Path) -> None:
         assert result["values"][1] == pytest.approx(result["values"][0], rel=0.05)
 
 
+def test_a_few_steps_renew_the_times_in_the_table(tmp_path: Path) -> None:
+    for package in ("matplotlib", "names"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    result = {"command": "one_to_one.py", "metric": "accuracy", "baseline": ["majority class", 0.79], "beaten": True}
+    result |= {"values": [0.825, 0.826], "parameters": 9346, "milliseconds": [1e6, 1e6]}
+    (tmp_path / "one_to_one.json").write_text(json.dumps(result))
+    (tmp_path / "README.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nbehind\n")
+    program = (
+        "import sys; sys.path.insert(0, 'examples'); import run_all; from pathlib import Path;"
+        f"run_all.OUT = Path({str(tmp_path)!r}); run_all.README = run_all.OUT / 'README.md';"
+        "run_all.time_again('one_to_one.py'); run_all.write_table()"
+    )
+    run("-c", program)
+    written = (tmp_path / "README.md").read_text()
+    assert written.startswith("before\n") and written.endswith("behind\n") and "old" not in written
+    row = next(line for line in written.splitlines() if "one_to_one.py" in line)
+    assert "| 0.79 (majority class) | 0.825 | 0.826 | 9,346 |" in row and "1000000.0" not in row
+
+
 def test_chorale_as_midi(tmp_path: Path) -> None:
     """Every note of the file that the example writes begins and ends."""
     for package in ("matplotlib", "music21"):
