@@ -8,6 +8,8 @@
 
 template <class S, class Cell>
 struct BackwardScan {
+  using W = Wide<S>;
+  static constexpr bool kNarrow = kGroup<S> > 1;
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int kSides = Cell::kSides;
@@ -18,6 +20,7 @@ struct BackwardScan {
   const Sizes& z;
   const Parameters<const S>& weights;
   const Parameters<S>& grads;
+  Parameters<W> totals;  // what the gradients of the parameters are summed up in: themselves unless they are narrow
   const int64_t direction;
   const Steps steps;
   const Crew crew;
@@ -25,20 +28,22 @@ struct BackwardScan {
   const bool projected;
   // Columns of x, h and the units: whole, for products over rows that threads share, and shared by the threads.
   const Panels<S> inputs, outputs, units, shared_outputs, shared_units;
-  const int64_t chunk, chunk_rows, ld;  // ld: columns of the gate gradients
-  const S *h0, *c0, *gates, *cells, *hidden;
+  const int64_t chunk, chunk_rows;
+  const int64_t ld, ld_outputs, ld_rows;  // columns of the gate gradients, of P and of rows: whole groups
+  const S *h0, *gates, *hidden;
+  const W *c0, *cells;
   S* grad_x;
 
   S *w_ih, *w_hh, *w_hr;                   // packed: (G*H, I), (G*H, P), (P, H)
   S* grad_gates[2];                        // of a stretch and of the one behind it: (chunk_rows, kSides * H)
   S* grad_outputs[2];                      // gradient of the projected h, with a projection: (chunk_rows, P)
   S* unprojected;                          // h before the projection: (chunk_rows, H)
-  S* carry;                                // (B, H); for the LSTM the gradient of c, which ends as that of c0
+  W* carry;                                // (B, H); for the LSTM the gradient of c, which ends as that of c0
   S *gates_by_column, *outputs_by_column;  // transposed stretches
   S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
-  S* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
+  W* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
   const S** before;                                       // per thread: h before each row of a stretch
-  S* results;                                             // per thread
+  W* results;                                             // per thread
   int64_t results_size;
 
   BackwardScan(const Backward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, S* x_out, Scratch& scratch)
@@ -48,11 +53,12 @@ struct BackwardScan {
         shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
         shared_units(z.hidden, crew.by_rows ? 1 : crew.threads),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
-        ld(kSides * z.hidden), h0(a.h0 + d * z.batch * z.outputs),
-        c0(Cell::kHasCell ? a.c0 + d * z.batch * z.hidden : nullptr),
+        ld(kSides * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
+        ld_rows(grouped<S>(chunk_rows)), h0(a.h0 + d * z.batch * z.outputs),
         gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr),
+        hidden(a.saved.hidden + d * z.rows * z.outputs),
         cells(Cell::kHasCell || (projected && !Cell::kSaved) ? a.saved.cells + d * z.rows * z.hidden : nullptr),
-        hidden(a.saved.hidden + d * z.rows * z.outputs), grad_x(x_out) {
+        grad_x(x_out) {
     const int64_t depth = G * z.hidden;
     const bool wanted = grads.w_ih != nullptr;
     w_hh = scratch.take<S>(shared_outputs.size(depth));
@@ -60,28 +66,41 @@ struct BackwardScan {
     w_hr = projected ? scratch.take<S>(shared_units.size(z.outputs)) : nullptr;
     for (int i = 0; i < 2; ++i) {
       grad_gates[i] = scratch.take<S>(chunk_rows * ld);
-      grad_outputs[i] = projected ? scratch.take<S>(chunk_rows * z.outputs) : nullptr;
+      grad_outputs[i] = projected ? scratch.take<S>(chunk_rows * ld_outputs) : nullptr;
     }
     unprojected = projected ? scratch.take<S>(chunk_rows * z.hidden) : nullptr;
-    carry = Cell::kHasCell    ? args.grad_c0 + d * z.batch * z.hidden
-            : Cell::kHasCarry ? scratch.take<S>(z.batch * z.hidden)
+    const auto wide = [&](auto* values, int64_t count) {
+      if constexpr (kNarrow)
+        return values ? scratch.take<W>(count) : nullptr;
+      else
+        return values;
+    };
+    c0 = Cell::kHasCell ? wide(a.c0 + d * z.batch * z.hidden, z.batch * z.hidden) : nullptr;
+    carry = Cell::kHasCell    ? wide(args.grad_c0 + d * z.batch * z.hidden, z.batch * z.hidden)
+            : Cell::kHasCarry ? scratch.take<W>(z.batch * z.hidden)
                               : nullptr;
-    gates_by_column = wanted ? scratch.take<S>(ld * chunk_rows) : nullptr;
-    outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * chunk_rows) : nullptr;
+    totals = {wide(grads.w_ih, depth * z.inputs),
+              wide(grads.w_hh, depth * z.outputs),
+              wide(grads.b_ih, depth),
+              wide(grads.b_hh, depth),
+              wide(grads.w_hr, z.outputs * z.hidden),
+              wide(grads.b_hr, z.outputs)};
+    gates_by_column = wanted ? scratch.take<S>(ld * ld_rows) : nullptr;
+    outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * ld_rows) : nullptr;
     inputs_packed = wanted && args.x ? scratch.take<S>(inputs.size(chunk_rows)) : nullptr;
-    by_token = wanted && args.tokens ? scratch.take<S>(z.inputs * depth) : nullptr;
+    by_token = wanted && args.tokens ? scratch.take<W>(z.inputs * depth) : nullptr;
     states_packed = wanted ? scratch.take<S>(outputs.size(chunk_rows)) : nullptr;
     unprojected_packed = wanted && projected ? scratch.take<S>(units.size(chunk_rows)) : nullptr;
     before = scratch.take<const S*>(crew.threads * chunk_rows);
     results_size = larger(z.batch, kBlockRows) * kPanel<S, kPlain>;
-    results = scratch.take<S>(crew.threads * results_size);
+    results = scratch.take<W>(crew.threads * results_size);
   }
 
   void run(int thread) const {
     const auto share = [&](int64_t count) { return crew.by_rows ? Part{0, count} : part(count, thread, crew.threads); };
     const Part own_outputs = share(shared_outputs.count), own_units = share(shared_units.count);
     const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
-    S* mine = results + thread * results_size;
+    W* mine = results + thread * results_size;
     prepare(thread);
     barrier.wait(crew.threads);
     for (int64_t s = z.steps - 1; s >= -1; --s) {
@@ -99,16 +118,38 @@ struct BackwardScan {
     }
     if (by_token) {
       const Part own = part(G * z.hidden, thread, crew.threads);
-      transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, grads.w_ih + own.begin * z.inputs,
+      transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, totals.w_ih + own.begin * z.inputs,
                 z.inputs);
     }
+    if constexpr (kNarrow) narrow(thread);
+  }
+
+  // What was summed up wide, by this very thread.
+  void narrow(int thread) const {
+    if (Cell::kHasCell) {
+      const Part rows = part(z.batch, thread, crew.threads);
+      convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
+              (rows.end - rows.begin) * z.hidden);
+    }
+    if (!grads.w_ih) return;
+    const Part own = part(G * z.hidden, thread, crew.threads), of_h = part(z.outputs, thread, crew.threads);
+    for (int64_t k = own.begin; k < own.end; ++k) {
+      const int64_t row = Cell::row_hh(k, z.hidden);
+      convert(grads.w_ih + k * z.inputs, totals.w_ih + k * z.inputs, z.inputs);
+      convert(grads.w_hh + row * z.outputs, totals.w_hh + row * z.outputs, z.outputs);
+      if (grads.b_ih) convert(grads.b_ih + k, totals.b_ih + k, 1), convert(grads.b_hh + row, totals.b_hh + row, 1);
+    }
+    if (!projected) return;
+    convert(grads.w_hr + of_h.begin * z.hidden, totals.w_hr + of_h.begin * z.hidden,
+            (of_h.end - of_h.begin) * z.hidden);
+    if (grads.b_hr) convert(grads.b_hr + of_h.begin, totals.b_hr + of_h.begin, of_h.end - of_h.begin);
   }
 
   void prepare(int thread) const {
     const auto share = [&](int64_t count) { return part(count, thread, crew.threads); };
     const int64_t depth = G * z.hidden;
     const auto pack = [&](const Panels<S>& panels, auto source, int64_t rows, S* to) {
-      const Part own = share(rows);
+      const Part own = whole_groups(share(ceil_div(rows, kGroup<S>)), rows);
       pack_rows(panels, source, rows, own.begin, own.end, to);
     };
     pack(shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, w_hh);
@@ -117,9 +158,24 @@ struct BackwardScan {
     const Part rows = share(z.batch);
     const int64_t from = rows.begin * z.hidden, count = (rows.end - rows.begin) * z.hidden;
     if (Cell::kHasCell && args.grad_cn)
-      copy(carry + from, args.grad_cn + direction * z.batch * z.hidden + from, count);
+      convert(carry + from, args.grad_cn + direction * z.batch * z.hidden + from, count);
     else if (Cell::kHasCarry)
       clear(carry + from, count);
+    if constexpr (kNarrow) {
+      if (Cell::kHasCell) convert(const_cast<W*>(c0) + from, args.c0 + direction * z.batch * z.hidden + from, count);
+      // What stands behind a row that is no whole number of groups.
+      const Part of_chunk = share(chunk_rows);
+      for (int i = 0; i < 2; ++i) {
+        for (int64_t r = of_chunk.begin; r < of_chunk.end; ++r) {
+          if (ld != kSides * z.hidden) grad_gates[i][r * ld + ld - 1] = S{};
+          if (projected && ld_outputs != z.outputs) grad_outputs[i][r * ld_outputs + z.outputs] = S{};
+        }
+      }
+    }
+  }
+
+  static Part whole_groups(Part groups, int64_t rows) {
+    return {groups.begin * kGroup<S>, smaller(groups.end * kGroup<S>, rows)};
   }
 
   int64_t stretch_of(int64_t s) const { return s / chunk; }
@@ -132,13 +188,14 @@ struct BackwardScan {
     return buffers[stretch % 2] + (steps.offset(s) - first_row(stretch)) * width;
   }
   // h or c before row r of step s.
-  const S* state_before(int64_t s, int64_t r, const S* saved, const S* initial, int64_t width) const {
+  template <class N>
+  const N* state_before(int64_t s, int64_t r, const N* saved, const N* initial, int64_t width) const {
     return r < steps.rows(s - 1) ? saved + (steps.offset(s - 1) + r) * width : initial + r * width;
   }
 
   // The gradient of h at step s, for the outputs of panel p; without a projection the gates' math as well. Rows that
   // begin at step s + 1 give the gradient of h0 instead, as all rows do for s = -1.
-  void step(int64_t s, int64_t p, Part own, S* mine) const {
+  void step(int64_t s, int64_t p, Part own, W* mine) const {
     const int64_t later = steps.rows(s + 1), now = steps.rows(s);
     const Part behind{own.begin, smaller(own.end, later)};
     const int64_t first = shared_outputs.begin(p), columns = shared_outputs.end(p) - first;
@@ -168,9 +225,9 @@ struct BackwardScan {
         if (projected) {
           if (args.activation != Activation::none) {
             const S* h = hidden + (steps.offset(s) + r) * z.outputs + column;
-            grad *= activation_slope<S>(args.activation, load_part(h, lanes));
+            grad *= activation_slope<W>(args.activation, load_part(h, lanes));
           }
-          store_part(at_step(grad_outputs, s, z.outputs) + r * z.outputs + column, grad, lanes);
+          store_part(at_step(grad_outputs, s, ld_outputs) + r * ld_outputs + column, grad, lanes);
         } else {
           finish(s, r, column, grad, lanes);
         }
@@ -179,11 +236,11 @@ struct BackwardScan {
   }
 
   // With a projection: the gradient of h before it, for the units of panel p, and the gates' math.
-  void unproject(int64_t s, int64_t p, Part own, S* mine) const {
+  void unproject(int64_t s, int64_t p, Part own, W* mine) const {
     const Part rows{own.begin, smaller(own.end, steps.rows(s))};
     if (rows.begin >= rows.end) return;
     const int64_t first = shared_units.begin(p), width = shared_units.width(p);
-    multiply_plain<S>(width, at_step(grad_outputs, s, z.outputs) + rows.begin * z.outputs, z.outputs,
+    multiply_plain<S>(width, at_step(grad_outputs, s, ld_outputs) + rows.begin * ld_outputs, ld_outputs,
                       rows.end - rows.begin, z.outputs, w_hr + shared_units.offset(p, z.outputs), nullptr, mine);
     for (int64_t r = rows.begin; r < rows.end; ++r)
       for (int64_t unit = first; unit < shared_units.end(p); unit += L) {
@@ -192,7 +249,7 @@ struct BackwardScan {
         const int64_t n = steps.offset(s) + r;
         Vec<S> u = load_part(cells + n * z.hidden + unit, lanes);
         if (Cell::kHasCell)  // the LSTM's was not saved: o tanh(c)
-          u = load_part(gates + (n * Cell::kSaved + Cell::kSaved - 1) * z.hidden + unit, lanes) * tanh<S>(u);
+          u = load_part(gates + (n * Cell::kSaved + Cell::kSaved - 1) * z.hidden + unit, lanes) * tanh<W>(u);
         const int64_t row = n - first_row(stretch_of(s));
         store_part(unprojected + row * z.hidden + unit, u, lanes);
       }
@@ -209,7 +266,8 @@ struct BackwardScan {
       c_before = load_part(state_before(s, r, cells, c0, z.hidden) + unit, lanes);
     }
     if (Cell::kReadsState) h_before = load_part(state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
-    if (!Cell::kSaved) h = load_part(projected ? cells + n * z.hidden + unit : hidden + n * z.outputs + unit, lanes);
+    if (!Cell::kSaved)
+      h = projected ? load_part(cells + n * z.hidden + unit, lanes) : load_part(hidden + n * z.outputs + unit, lanes);
     if (Cell::kHasCarry) flow = load_part(carry + r * z.hidden + unit, lanes);
     if (Cell::kHasCell && args.grad_cells)
       flow += load_part(args.grad_cells + (direction * z.rows + n) * z.hidden + unit, lanes);
@@ -220,7 +278,7 @@ struct BackwardScan {
   }
 
   // Steps [s, end): their share of the gradients of x and of the parameters.
-  void multiply_stretch(int64_t s, int64_t end, int thread, S* mine) const {
+  void multiply_stretch(int64_t s, int64_t end, int thread, W* mine) const {
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
     const S* grad = grad_gates[stretch_of(s) % 2];
     if (grad_x)
@@ -234,32 +292,32 @@ struct BackwardScan {
     pack_stretch(s, end, first, rows, grad, thread);
     barrier.wait(crew.threads);
     const Part own = part(G * z.hidden, thread, crew.threads);
-    const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * chunk_rows;
+    const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * ld_rows;
     if (by_token)
       add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
     else
       product(
-          of_input, chunk_rows, own, rows, inputs_packed, inputs, add,
-          [&](int64_t k) { return grads.w_ih + k * z.inputs; }, mine);
+          of_input, ld_rows, own, rows, inputs_packed, inputs, add,
+          [&](int64_t k) { return totals.w_ih + k * z.inputs; }, mine);
     product(
-        of_state, chunk_rows, own, rows, states_packed, outputs, add,
-        [&](int64_t k) { return grads.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
+        of_state, ld_rows, own, rows, states_packed, outputs, add,
+        [&](int64_t k) { return totals.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
-        const S a = sum(of_input + k * chunk_rows, rows), b = sum(of_state + k * chunk_rows, rows);
-        S &to_a = grads.b_ih[k], &to_b = grads.b_hh[Cell::row_hh(k, z.hidden)];
+        const W a = sum(of_input + k * ld_rows, rows), b = sum(of_state + k * ld_rows, rows);
+        W &to_a = totals.b_ih[k], &to_b = totals.b_hh[Cell::row_hh(k, z.hidden)];
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }
     if (!projected) return;
     const Part of_h = part(z.outputs, thread, crew.threads);
     product(
-        outputs_by_column, chunk_rows, of_h, rows, unprojected_packed, units, add,
-        [&](int64_t k) { return grads.w_hr + k * z.hidden; }, mine);
+        outputs_by_column, ld_rows, of_h, rows, unprojected_packed, units, add,
+        [&](int64_t k) { return totals.w_hr + k * z.hidden; }, mine);
     if (grads.b_hr)
       for (int64_t k = of_h.begin; k < of_h.end; ++k) {
-        const S total = sum(outputs_by_column + k * chunk_rows, rows);
-        grads.b_hr[k] = add ? grads.b_hr[k] + total : total;
+        const W total = sum(outputs_by_column + k * ld_rows, rows);
+        totals.b_hr[k] = add ? totals.b_hr[k] + total : total;
       }
   }
 
@@ -270,8 +328,8 @@ struct BackwardScan {
       for (int64_t token = 0; token < z.inputs; ++token) clear(by_token + token * width + own.begin, count);
     for (int64_t row = 0; row < rows; ++row) {
       const S* from = grad + row * ld + own.begin;
-      S* to = by_token + tokens[row] * width + own.begin;
-      for (int64_t k = 0; k < count; ++k) to[k] += from[k];
+      W* to = by_token + tokens[row] * width + own.begin;
+      for (int64_t k = 0; k < count; ++k) to[k] += widen(from[k]);
     }
   }
 
@@ -279,7 +337,8 @@ struct BackwardScan {
   // caches hold, unless that is a handful a step, which would make poor tiles.
   template <class Each>
   void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, int thread, Each each) const {
-    if (!crew.by_rows || z.batch < 24 * crew.threads) return each(part(rows, thread, crew.threads));
+    if (kNarrow || !crew.by_rows || z.batch < 24 * crew.threads)
+      return each(whole_groups(part(ceil_div(rows, kGroup<S>), thread, crew.threads), rows));
     const Part own = part(z.batch, thread, crew.threads);
     for (int64_t i = s; i < end; ++i)
       each(Part{steps.offset(i) - first + own.begin, steps.offset(i) - first + own.end});
@@ -295,23 +354,23 @@ struct BackwardScan {
       for_own_rows(s, end, first, rows, thread,
                    [&](Part own) { pack_rows(panels, row, rows, own.begin, own.end, to); });
     };
-    const auto turn = [&](const S* from, int64_t width, S* to) {
+    const auto turn = [&](const S* from, int64_t ld_from, int64_t width, S* to) {
       for_own_rows(s, end, first, rows, thread, [&](Part own) {
-        transpose(from + own.begin * width, width, own.end - own.begin, width, to + own.begin, chunk_rows);
+        transpose_numbers(from + own.begin * ld_from, ld_from, own.end - own.begin, width, to + own.begin, ld_rows);
       });
     };
-    turn(grad, ld, gates_by_column);
+    turn(grad, ld, kSides * z.hidden, gates_by_column);
     if (args.x) pack(inputs, [&](int64_t k) { return args.x + (first + k) * z.inputs; }, inputs_packed);
     pack(outputs, [&](int64_t k) { return source[k]; }, states_packed);
     if (!projected) return;
-    turn(grad_outputs[stretch_of(s) % 2], z.outputs, outputs_by_column);
+    turn(grad_outputs[stretch_of(s) % 2], ld_outputs, z.outputs, outputs_by_column);
     pack(units, [&](int64_t k) { return unprojected + k * z.hidden; }, unprojected_packed);
   }
 
   // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
   template <class Target>
   void product(const S* a, int64_t lda, Part own, int64_t depth, const S* packed, const Panels<S>& panels, bool add,
-               Target target, S* mine) const {
+               Target target, W* mine) const {
     for (int64_t p = 0; p < panels.count; ++p) {
       const int64_t first = panels.begin(p), width = panels.width(p);
       for (int64_t top = own.begin; top < own.end; top += kBlockRows) {
@@ -322,7 +381,7 @@ struct BackwardScan {
           for (int64_t column = first; column < panels.end(p); column += L) {
             const int lanes = static_cast<int>(smaller<int64_t>(L, panels.columns - column));
             Vec<S> v = load(mine + (row - top) * width + column - first);
-            S* to = target(row) + column;
+            auto* to = target(row) + column;
             if (add) v += load_part(to, lanes);
             store_part(to, v, lanes);
           }
@@ -330,11 +389,11 @@ struct BackwardScan {
     }
   }
 
-  static S sum(const S* from, int64_t count) {
+  static W sum(const S* from, int64_t count) {
     Vec<S> total{};
     int64_t i = 0;
     for (; i + L <= count; i += L) total += load(from + i);
     if (i < count) total += load_part(from + i, static_cast<int>(count - i));
-    return sum_lanes<S>(total);
+    return sum_lanes<W>(total);
   }
 };

@@ -8,6 +8,9 @@
 namespace fastrnn {
 
 #if defined(__x86_64__)
+namespace avx512_bf16 {
+const Kernels& table();
+}
 namespace avx512 {
 const Kernels& table();
 }
@@ -21,13 +24,15 @@ const Kernels& table();
 
 const Kernels* const* supported_kernels() {
   static const Kernels* const* found = [] {
-    static const Kernels* all[4] = {};
+    static const Kernels* all[5] = {};
     int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();
       all[count++] = &avx512::table();
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all[count++] = &avx2::table();
 #endif
     all[count++] = &generic::table();

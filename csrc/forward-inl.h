@@ -7,6 +7,7 @@
 
 template <class S, class Cell>
 struct ForwardScan {
+  using W = Wide<S>;
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int kBlocks = Cell::kVectors / G;  // blocks of L units in a panel
@@ -27,14 +28,17 @@ struct ForwardScan {
   const int64_t panels;
   const Panels<S> outputs;  // of the projection
   const int64_t chunk;      // steps whose inputs are multiplied at once
+  // Rows of x, h and the units, as rows of products: whole groups, with zeros behind.
+  const int64_t ld_inputs, ld_outputs, ld_units;
+  const S* x;
 
   S *w_ih, *w_hh, *w_hr;           // packed weights
-  S *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
+  W *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
   S *state, *next;                 // h before and after the step, (B, P)
-  S* cell_state;                   // c, in place, (B, H)
+  W* cell_state;                   // c, (B, H); in the place of cn unless that is narrow
   S* unprojected;                  // (B, H), with a projection
-  S* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
-  S* results;                      // per thread, (B, kResultsWidth)
+  W* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
+  W* results;                      // per thread, (B, kResultsWidth)
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
 
@@ -44,26 +48,35 @@ struct ForwardScan {
         projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)),
         packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)),
         outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
-        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))) {
-    w_ih = packed_inputs ? scratch.take<S>(panels * kWidth * z.inputs) : nullptr;
-    w_hh = packed ? scratch.take<S>(panels * kWidth * z.outputs) : nullptr;
+        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), ld_inputs(grouped<S>(z.inputs)),
+        ld_outputs(grouped<S>(z.outputs)), ld_units(grouped<S>(z.hidden)), x(args.x) {
+    if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
+    w_ih = packed_inputs ? scratch.take<S>(panels * kWidth * ld_inputs) : nullptr;
+    w_hh = packed ? scratch.take<S>(panels * kWidth * ld_outputs) : nullptr;
     w_hr = projected ? scratch.take<S>(outputs.size(z.hidden)) : nullptr;
-    init_ih = scratch.take<S>(panels * kWidth);
-    init_hh = scratch.take<S>(panels * kWidth);
-    init_hr = projected ? scratch.take<S>(outputs.size(1)) : nullptr;
-    state = scratch.take<S>(z.batch * z.outputs);
-    next = scratch.take<S>(z.batch * z.outputs);
-    cell_state = Cell::kHasCell ? args.cn + direction * z.batch * z.hidden : nullptr;
-    unprojected = projected ? scratch.take<S>(z.batch * z.hidden) : nullptr;
-    products = scratch.take<S>(panels * kWidth * chunk * z.batch);
-    results = scratch.take<S>(crew.threads * z.batch * kResultsWidth);
+    init_ih = scratch.take<W>(panels * kWidth);
+    init_hh = scratch.take<W>(panels * kWidth);
+    init_hr = projected ? scratch.take<W>(outputs.begin(outputs.count)) : nullptr;
+    state = scratch.take<S>(z.batch * ld_outputs);
+    next = scratch.take<S>(z.batch * ld_outputs);
+    cell_state = Cell::kHasCell ? wide_or_scratch(args.cn + direction * z.batch * z.hidden, scratch) : nullptr;
+    unprojected = projected ? scratch.take<S>(z.batch * ld_units) : nullptr;
+    products = scratch.take<W>(panels * kWidth * chunk * z.batch);
+    results = scratch.take<W>(crew.threads * z.batch * kResultsWidth);
+  }
+
+  W* wide_or_scratch(S* cn, Scratch& scratch) const {
+    if constexpr (kGroup<S> == 1)
+      return cn;
+    else
+      return scratch.take<W>(z.batch * z.hidden);
   }
 
   void run(int thread) const {
     const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
     const Part own_outputs = crew.by_rows ? Part{0, outputs.count} : part(outputs.count, thread, crew.threads);
     const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
-    S* mine = results + thread * z.batch * kResultsWidth;
+    W* mine = results + thread * z.batch * kResultsWidth;
     S *before = state, *after = next;
     prepare(thread);
     barrier.wait(crew.threads);
@@ -86,8 +99,8 @@ struct ForwardScan {
   void prepare(int thread) const {
     const Part own = part(panels, thread, crew.threads);
     for (int64_t p = own.begin; p < own.end; ++p) {
-      if (packed_inputs) pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * z.inputs);
-      if (packed) pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * z.outputs);
+      if (packed_inputs) pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * ld_inputs);
+      if (packed) pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * ld_outputs);
       pack_bias(p);
     }
     if (projected) {
@@ -95,32 +108,42 @@ struct ForwardScan {
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) {
         const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
         S* to = w_hr + outputs.offset(p, z.hidden);
-        if (count < width) clear(to, width * z.hidden);
+        if (count < width) clear(to, width * ld_units);
         transpose(weights.w_hr + first * z.hidden, z.hidden, count, z.hidden, to, width);
         clear(init_hr + first, width);
-        if (weights.b_hr) copy(init_hr + first, weights.b_hr + first, count);
+        if (weights.b_hr) convert(init_hr + first, weights.b_hr + first, count);
       }
     }
     const Part rows = part(z.batch, thread, crew.threads);
-    const int64_t begin = rows.begin * z.outputs, count = (rows.end - rows.begin) * z.outputs;
-    const S* h0 = args.h0 + direction * z.batch * z.outputs + begin;
-    copy(state + begin, h0, count);
-    copy(next + begin, h0, count);
+    const S* h0 = args.h0 + direction * z.batch * z.outputs;
+    for (S* to : {state, next}) copy_rows(to, ld_outputs, h0, z.outputs, rows);
+    if (unprojected && ld_units != z.hidden)
+      clear(unprojected + rows.begin * ld_units, (rows.end - rows.begin) * ld_units);
     if (Cell::kHasCell) {
       const int64_t from = rows.begin * z.hidden;
-      copy(cell_state + from, args.c0 + direction * z.batch * z.hidden + from, (rows.end - rows.begin) * z.hidden);
+      convert(cell_state + from, args.c0 + direction * z.batch * z.hidden + from, (rows.end - rows.begin) * z.hidden);
+    }
+    if (x != args.x) copy_rows(const_cast<S*>(x), ld_inputs, args.x, z.inputs, part(z.rows, thread, crew.threads));
+  }
+
+  static void copy_rows(S* to, int64_t ld, const S* from, int64_t width, Part rows) {
+    if (ld == width) return copy(to + rows.begin * ld, from + rows.begin * ld, (rows.end - rows.begin) * ld);
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      copy(to + r * ld, from + r * width, width);
+      to[r * ld + width] = S{};
     }
   }
 
   // The gates of L units side by side, block after block, for each k.
   void pack_panel(int64_t p, const S* w, int64_t depth, S* to) const {
-    if ((p + 1) * kBlocks * L > z.hidden) clear(to, depth * kWidth);
+    if ((p + 1) * kBlocks * L > z.hidden) clear(to, grouped<S>(depth) * kWidth);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
       if (unit >= z.hidden) break;
       const int64_t count = smaller<int64_t>(L, z.hidden - unit);
       for (int gate = 0; gate < G; ++gate)
-        transpose(w + (gate * z.hidden + unit) * depth, depth, count, depth, to + (block * G + gate) * L, kWidth);
+        transpose(w + (gate * z.hidden + unit) * depth, depth, count, depth, to + (block * G + gate) * L * kGroup<S>,
+                  kWidth);
     }
   }
 
@@ -128,29 +151,30 @@ struct ForwardScan {
     for (int64_t i = 0; i < kWidth; ++i) {
       const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
       const bool there = weights.b_ih && unit < z.hidden;
-      init_ih[p * kWidth + i] = there ? weights.b_ih[gate * z.hidden + unit] : S(0);
-      init_hh[p * kWidth + i] = there ? weights.b_hh[gate * z.hidden + unit] : S(0);
+      init_ih[p * kWidth + i] = there ? widen(weights.b_ih[gate * z.hidden + unit]) : W(0);
+      init_hh[p * kWidth + i] = there ? widen(weights.b_hh[gate * z.hidden + unit]) : W(0);
     }
   }
 
   // Some rows of the input or of the state times the weights of panel p, with their bias, to c (rows, kWidth).
-  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const S* init,
-               S* c) const {
+  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const W* init,
+               W* c) const {
+    const int64_t ld = grouped<S>(depth);
     init += p * kWidth;
-    if (packed) return multiply<S, Cell::kVectors>(a, depth, rows, depth, panels + p * kWidth * depth, init, 0, c);
+    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panels + p * kWidth * ld, init, 0, c);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
       if (unit >= z.hidden) break;
       const int64_t count = smaller<int64_t>(L, z.hidden - unit);
       for (int gate = 0; gate < G; ++gate) {
         const int64_t column = (block * G + gate) * L;
-        multiply_raw(a, depth, rows, depth, raw + (gate * z.hidden + unit) * depth, count, init + column, c + column,
+        multiply_raw(a, ld, rows, depth, raw + (gate * z.hidden + unit) * depth, count, init + column, c + column,
                      kWidth);
       }
     }
   }
 
-  S* product_at(int64_t p, int64_t row_in_chunk) const {
+  W* product_at(int64_t p, int64_t row_in_chunk) const {
     return products + (p * chunk * z.batch + row_in_chunk) * kWidth;
   }
 
@@ -159,8 +183,7 @@ struct ForwardScan {
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
       const auto rows = [&](int64_t from, int64_t to) {
         if (args.tokens) return gather(args.tokens + from, to - from, p, product_at(p, from - first));
-        product(args.x + from * z.inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih,
-                product_at(p, from - first));
+        product(x + from * ld_inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih, product_at(p, from - first));
       };
       if (!crew.by_rows)
         rows(first, last);
@@ -171,29 +194,31 @@ struct ForwardScan {
 
   // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, kWidth): a column of w_ih
   // each.
-  void gather(const int64_t* tokens, int64_t rows, int64_t p, S* c) const {
-    const S* init = init_ih + p * kWidth;
+  void gather(const int64_t* tokens, int64_t rows, int64_t p, W* c) const {
+    const W* init = init_ih + p * kWidth;
     for (int64_t row = 0; row < rows; ++row, c += kWidth) {
       if (packed_inputs) {
-        const S* from = w_ih + (p * z.inputs + tokens[row]) * kWidth;
-        for (int64_t i = 0; i < kWidth; i += L) store(c + i, load(from + i) + load(init + i));
+        const int64_t group = tokens[row] / kGroup<S> * kGroup<S>;
+        const S* from = w_ih + (p * ld_inputs + group) * kWidth;
+        for (int64_t i = 0; i < kWidth; i += L)
+          store(c + i, of_group(from + i * kGroup<S>, tokens[row] - group) + load(init + i));
         continue;
       }
       for (int64_t i = 0; i < kWidth; ++i) {
         const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
         const bool there = unit < z.hidden;
-        c[i] = there ? weights.w_ih[(gate * z.hidden + unit) * z.inputs + tokens[row]] + init[i] : S(0);
+        c[i] = there ? widen(weights.w_ih[(gate * z.hidden + unit) * z.inputs + tokens[row]]) + init[i] : W(0);
       }
     }
   }
 
   // One step of the units of panel p: gates, c and h of some rows.
-  void step(int64_t s, int64_t p, Part rows, const S* before, S* after, S* mine) const {
+  void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
     const int64_t stretch = s / chunk * chunk, count = rows.end - rows.begin;
     const int64_t first = steps.first_row(stretch, smaller(stretch + chunk, z.steps));
-    const S* inputs = product_at(p, steps.offset(s) + rows.begin - first);
-    product(before + rows.begin * z.outputs, count, z.outputs, p, w_hh, weights.w_hh, init_hh, mine);
+    const W* inputs = product_at(p, steps.offset(s) + rows.begin - first);
+    product(before + rows.begin * ld_outputs, count, z.outputs, p, w_hh, weights.w_hh, init_hh, mine);
     const int64_t ending = steps.rows(s + 1);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
@@ -206,27 +231,28 @@ struct ForwardScan {
   }
 
   // The pointwise half of a step: L units of row r, whose place in x is offset + r.
-  FASTRNN_INLINE void finish(int64_t offset, int64_t r, int64_t unit, int lanes, const S* from_input,
-                             const S* from_state, const S* before, S* after, bool ending) const {
+  FASTRNN_INLINE void finish(int64_t offset, int64_t r, int64_t unit, int lanes, const W* from_input,
+                             const W* from_state, const S* before, S* after, bool ending) const {
     using V = Vec<S>;
     V a[G], b[G], kept[Cell::kSaved + 1], c{}, h{};
     for (int gate = 0; gate < G; ++gate) {
       a[gate] = load(from_input + gate * L);
       b[gate] = load(from_state + gate * L);
     }
-    if (Cell::kReadsState) h = load_part(before + r * z.hidden + unit, lanes);
+    if (Cell::kReadsState) h = load_part(before + r * ld_outputs + unit, lanes);
     if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
     h = Cell::forward(a, b, h, c, kept);
     const int64_t n = direction * z.rows + offset + r;
     if (Cell::kHasCell) {
       store_part(cell_state + r * z.hidden + unit, c, lanes);
       if (args.saved.cells) store_part(args.saved.cells + n * z.hidden + unit, c, lanes);
+      if (kGroup<S> > 1 && ending) store_part(args.cn + (direction * z.batch + r) * z.hidden + unit, c, lanes);
     }
     if (Cell::kSaved && args.saved.gates)
       for (int i = 0; i < Cell::kSaved; ++i)
         store_part(args.saved.gates + (n * Cell::kSaved + i) * z.hidden + unit, kept[i], lanes);
     if (projected) {
-      store_part(unprojected + r * z.hidden + unit, h, lanes);
+      store_part(unprojected + r * ld_units + unit, h, lanes);
       if (!Cell::kHasCell && args.saved.cells) store_part(args.saved.cells + n * z.hidden + unit, h, lanes);
     } else {
       emit(offset, r, unit, h, lanes, after, ending);
@@ -237,21 +263,21 @@ struct ForwardScan {
   FASTRNN_INLINE void emit(int64_t offset, int64_t r, int64_t column, Vec<S> h, int lanes, S* after,
                            bool ending) const {
     const int64_t P = z.outputs;
-    store_part(after + r * P + column, h, lanes);
+    store_part(after + r * ld_outputs + column, h, lanes);
     store_part(args.y + ((offset + r) * z.directions + direction) * P + column, h, lanes);
     if (args.saved.hidden) store_part(args.saved.hidden + (direction * z.rows + offset + r) * P + column, h, lanes);
     if (ending) store_part(args.hn + (direction * z.batch + r) * P + column, h, lanes);
   }
 
-  void project(int64_t s, int64_t p, Part rows, S* after, S* mine) const {
+  void project(int64_t s, int64_t p, Part rows, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
     const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
     const int64_t first = outputs.begin(p), width = outputs.width(p);
-    multiply_plain<S>(width, unprojected + rows.begin * z.hidden, z.hidden, count, z.hidden,
+    multiply_plain<S>(width, unprojected + rows.begin * ld_units, ld_units, count, z.hidden,
                       w_hr + outputs.offset(p, z.hidden), init_hr + first, mine);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t column = first; column < outputs.end(p); column += L) {
-        const Vec<S> h = activate<S>(args.activation, load(mine + i * width + column - first));
+        const Vec<S> h = activate<W>(args.activation, load(mine + i * width + column - first));
         emit(steps.offset(s), rows.begin + i, column, h, static_cast<int>(smaller<int64_t>(L, z.outputs - column)),
              after, rows.begin + i >= ending);
       }

@@ -1,8 +1,9 @@
 // The one product of this library: C = init + A * panel, for a few rows of A and one packed panel of columns.
 //
 // A panel is NV vectors wide and stands packed: for each k, NV * kLanes numbers side by side, zero where it stands over
-// the edge. Every result is the same chains of multiply-adds in the order of k, whatever the tile it was computed in,
-// so results do not depend on batch size or number of threads.
+// the edge. Of a narrow type, k counts groups of numbers: a row of A that is no whole number of groups is followed by
+// something finite, and the panel holds zeros there. Every result is the same chains of multiply-adds in the order of
+// k, whatever the tile it was computed in, so results do not depend on batch size or number of threads.
 
 // Rows of a tile: with NV vectors a row they fill the registers, less those for the panel and for A.
 template <int NV>
@@ -17,14 +18,14 @@ template <class S, int NV>
 constexpr int kPanel = NV * kLanes<S>;
 
 // Longest chain of multiply-adds. Chains that start anew round less than one long one, and as much of a panel stays in
-// L2 while all rows pass over it.
+// L2 while all rows pass over it. Counted in groups.
 constexpr int64_t kChain = 128;
 
-// c (R, NV vectors, dense) = a (R, depth; rows lda apart) * panel (depth, NV) + init (rows ld_init apart; null: zero).
-// A function of its own: with other code around it compilers spill the accumulators.
+// c (R, NV vectors, dense) = a (R, depth groups; rows lda apart) * panel (depth, NV) + init (rows ld_init apart; null:
+// zero). A function of its own: with other code around it compilers spill the accumulators.
 template <class S, int NV, int R>
-__attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t depth, const S* panel, const S* init,
-                                             int64_t ld_init, S* c) {
+__attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t depth, const S* panel,
+                                             const Wide<S>* init, int64_t ld_init, Wide<S>* c) {
   constexpr int L = kLanes<S>;
   Vec<S> sum[R][NV];
 #pragma GCC unroll 8
@@ -35,12 +36,11 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
   for (int64_t k = 0; k < depth; ++k) {
     Vec<S> b[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) b[v] = load(panel + (k * NV + v) * L);
+    for (int v = 0; v < NV; ++v) b[v] = load_groups(panel + (k * NV + v) * L * kGroup<S>);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const S left = a[r * lda + k];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sum[r][v] += left * b[v];
+      for (int v = 0; v < NV; ++v) sum[r][v] = multiply_add<S>(a + r * lda + k * kGroup<S>, b[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -52,7 +52,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
 
 template <class S, int NV>
 struct Tiles {
-  using Function = void (*)(const S*, int64_t, int64_t, const S*, const S*, int64_t, S*);
+  using Function = void (*)(const S*, int64_t, int64_t, const S*, const Wide<S>*, int64_t, Wide<S>*);
   static constexpr int size = kTileRows<NV>;
   Function by_rows[size + 1];
   template <int... R>
@@ -63,19 +63,19 @@ struct Tiles {
 
 // Any number of rows, cut into tiles of about the same height, and any depth, cut into chains of about the same length.
 template <class S, int NV>
-FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const S* init,
-                             int64_t ld_init, S* c) {
+FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const Wide<S>* init,
+                             int64_t ld_init, Wide<S>* c) {
   static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<NV>>());
   constexpr int64_t width = kPanel<S, NV>;
   const int64_t count = ceil_div(rows, kTileRows<NV>);
-  const int64_t cuts = ceil_div(depth, kChain);
+  const int64_t groups = ceil_div(depth, kGroup<S>), cuts = ceil_div(groups, kChain);
   for (int64_t cut = 0; cut < cuts; ++cut) {
-    const int64_t begin = depth * cut / cuts, end = depth * (cut + 1) / cuts;
+    const int64_t begin = groups * cut / cuts, end = groups * (cut + 1) / cuts;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t top = rows * i / count, bottom = rows * (i + 1) / count;
-      const S* start = cut ? c + top * width : init ? init + top * ld_init : nullptr;
-      tiles.by_rows[bottom - top](a + top * lda + begin, lda, end - begin, panel + begin * width, start,
-                                  cut ? width : ld_init, c + top * width);
+      const Wide<S>* start = cut ? c + top * width : init ? init + top * ld_init : nullptr;
+      tiles.by_rows[bottom - top](a + top * lda + begin * kGroup<S>, lda, end - begin,
+                                  panel + begin * width * kGroup<S>, start, cut ? width : ld_init, c + top * width);
     }
   }
 }
@@ -83,9 +83,9 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
 // The same product with weights as they are, (.., depth) row by row, for so few rows of A that packing would not pay:
 // c[r * ld_c + i] = a[r] . weights[i] + init[i] for R rows of A and C rows of weights, along the lanes.
 template <class S, int R, int C>
-__attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t depth, const S* weights, const S* init,
-                                             S* c, int64_t ld_c) {
-  constexpr int L = kLanes<S>;
+__attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t depth, const S* weights,
+                                             const Wide<S>* init, Wide<S>* c, int64_t ld_c) {
+  constexpr int L = kLanes<S> * kGroup<S>;
   Vec<S> sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -94,12 +94,12 @@ __attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t de
   const auto add = [&](int64_t k, int lanes) __attribute__((always_inline)) {
     Vec<S> left[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) left[r] = load_part(a + r * lda + k, lanes);
+    for (int r = 0; r < R; ++r) left[r] = load_groups_part(a + r * lda + k, lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < C; ++i) {
-      const Vec<S> right = load_part(weights + i * depth + k, lanes);
+      const Vec<S> right = load_groups_part(weights + i * depth + k, lanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r][i] += left[r] * right;
+      for (int r = 0; r < R; ++r) sum[r][i] = multiply_add<S>(left[r], right, sum[r][i]);
     }
   };
   int64_t k = 0;
@@ -108,13 +108,13 @@ __attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t de
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int i = 0; i < C; ++i) c[r * ld_c + i] = sum_lanes<S>(sum[r][i]) + init[i];
+    for (int i = 0; i < C; ++i) c[r * ld_c + i] = sum_lanes<Wide<S>>(sum[r][i]) + init[i];
 }
 
 // `count` rows of weights, for any number of rows of A.
 template <class S>
 FASTRNN_INLINE void multiply_raw(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* weights, int64_t count,
-                                 const S* init, S* c, int64_t ld_c) {
+                                 const Wide<S>* init, Wide<S>* c, int64_t ld_c) {
   constexpr int kMany = kRegisters == 32 ? 4 : 2;
   int64_t r = 0;
   const auto pass = [&](auto tile, auto single, int height, int width) {
@@ -144,14 +144,14 @@ struct Panels {
   int64_t end(int64_t p) const { return smaller(begin(p + 1), columns); }
   int64_t width(int64_t p) const { return begin(p + 1) - begin(p); }
   // Numbers in all panels of a matrix, which stand one behind the other, and those before panel p.
-  int64_t size(int64_t depth) const { return begin(count) * depth; }
-  int64_t offset(int64_t p, int64_t depth) const { return begin(p) * depth; }
+  int64_t size(int64_t depth) const { return begin(count) * grouped<S>(depth); }
+  int64_t offset(int64_t p, int64_t depth) const { return begin(p) * grouped<S>(depth); }
 };
 
 // `multiply` with a panel that is `width` wide.
 template <class S>
 FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel,
-                                   const S* init, S* c) {
+                                   const Wide<S>* init, Wide<S>* c) {
   switch (width / kLanes<S>) {
     case 1: return multiply<S, 1>(a, lda, rows, depth, panel, init, 0, c);
     case 2: return multiply<S, 2>(a, lda, rows, depth, panel, init, 0, c);
@@ -160,17 +160,21 @@ FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64
   }
 }
 
-// Rows [begin, end) of all panels of a matrix (depth, columns) whose row k stands at `source(k)`; zero over its edge.
+// Rows [begin, end), whole groups of them, of all panels of a matrix (depth, columns) whose row k stands at
+// `source(k)`; zero over its edge.
 template <class S, class Source>
 void pack_rows(const Panels<S>& panels, Source source, int64_t depth, int64_t begin, int64_t end, S* packed) {
   constexpr int L = kLanes<S>;
   for (int64_t p = 0; p < panels.count; ++p) {
     const int64_t first = panels.begin(p), count = panels.end(p) - first, width = panels.width(p);
     S* to = packed + panels.offset(p, depth) + begin * width;
-    for (int64_t k = begin; k < end; ++k, to += width) {
+    for (int64_t k = begin; k < end; k += kGroup<S>, to += width * kGroup<S>) {
       const S* from = source(k) + first;
-      for (int64_t i = 0; i < count; i += L)
-        store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i))));
+      const S* second = kGroup<S> > 1 && k + 1 < depth ? source(k + 1) + first : nullptr;
+      for (int64_t i = 0; i < count; i += L) {
+        const int lanes = static_cast<int>(smaller<int64_t>(L, count - i));
+        store_groups(to + i * kGroup<S>, interleave(from + i, second ? second + i : nullptr, lanes));
+      }
     }
   }
 }
@@ -193,22 +197,54 @@ FASTRNN_INLINE void transpose_block(Vec<S>* rows) {
   if constexpr (kBit * 2 < L) transpose_block<S, kBit * 2>(rows);
 }
 
-// Rows of `from`, ld apart, become the columns of `to`, ld_to apart: to[k * ld_to + i] = from[i * ld + k].
+// Rows of `from`, ld apart, become the columns of `to`, ld_to apart, group by group: for k counting groups,
+// to[k * ld_to + i] = from[i * ld + k].
 template <class S>
 void transpose(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
-  constexpr int L = kLanes<S>;
+  constexpr int L = kLanes<S>, kSize = static_cast<int>(kGroup<S>);
+  const int64_t groups = depth / kSize;
   for (int64_t i = 0; i < rows; i += L) {
     const int64_t height = smaller<int64_t>(L, rows - i);
     int64_t k = 0;
-    for (; height == L && k + L <= depth; k += L) {
+    for (; height == L && k + L <= groups; k += L) {
       Vec<S> block[L];
 #pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) block[l] = load(from + (i + l) * ld + k);
-      transpose_block<S>(block);
+      for (int l = 0; l < L; ++l) block[l] = load_groups(from + (i + l) * ld + k * kSize);
+      transpose_block<Wide<S>>(block);
 #pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) store(to + (k + l) * ld_to + i, block[l]);
+      for (int l = 0; l < L; ++l) store_groups(to + ((k + l) * ld_to + i) * kSize, block[l]);
     }
-    for (; k < depth; ++k)
-      for (int64_t l = i; l < i + height; ++l) to[k * ld_to + l] = from[l * ld + k];
+    for (k *= kSize; k < depth; ++k)
+      for (int64_t l = i; l < i + height; ++l) to[(k / kSize * ld_to + l) * kSize + k % kSize] = from[l * ld + k];
+    if (kSize > 1 && depth % kSize)
+      for (int64_t l = i; l < i + height; ++l) to[(depth / kSize * ld_to + l) * kSize + 1] = S{};
+  }
+}
+
+// The same number by number: to[k * ld_to + i] = from[i * ld + k], and where rows are no whole number of groups one
+// more column of zeros.
+template <class S>
+void transpose_numbers(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
+  if constexpr (kGroup<S> == 1) {
+    transpose(from, ld, rows, depth, to, ld_to);
+  } else {
+    constexpr int L = kLanes<S>;
+    for (int64_t i = 0; i < rows; i += 2 * L) {
+      const int64_t height = smaller<int64_t>(2 * L, rows - i);
+      int64_t k = 0;
+      for (; height == 2 * L && k + L <= depth; k += L) {
+        Vec<S> block[L];
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l)
+          block[l] = interleave(from + (i + 2 * l) * ld + k, from + (i + 2 * l + 1) * ld + k, L);
+        transpose_block<Wide<S>>(block);
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) store_groups(to + (k + l) * ld_to + i, block[l]);
+      }
+      for (; k < depth; ++k) {
+        for (int64_t l = i; l < i + height; ++l) to[k * ld_to + l] = from[l * ld + k];
+        if (height % 2) to[k * ld_to + i + height] = S{};
+      }
+    }
   }
 }

@@ -15,6 +15,11 @@
 #define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
 
 namespace fastrnn {
+#if defined(__AVX512BF16__)
+namespace avx512 {
+const Kernels& table();
+}
+#endif
 namespace FASTRNN_NAMESPACE {
 
 // In the order in which they build on each other.
@@ -30,8 +35,18 @@ namespace FASTRNN_NAMESPACE {
 // clang-format on
 
 const Kernels& table() {
+#if defined(__AVX512BF16__)
+  static const Kernels all = [] {  // what AVX-512 has, and products of bfloat16
+    Kernels kernels = avx512::table();
+    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+    kernels.forward_bfloat16 = forward<bfloat16>;
+    kernels.backward_bfloat16 = backward<bfloat16>;
+    return kernels;
+  }();
+#else
   static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE), forward<float>, forward<double>, backward<float>,
-                           backward<double>};
+                           backward<double>, nullptr, nullptr};
+#endif
   return all;
 }
 

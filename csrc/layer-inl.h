@@ -31,6 +31,15 @@ void forward_cell(const Forward<S>& args) {
   run_scans(&first, &second, crew);
 }
 
+template <class S>
+void add_to(S* to, const S* from, int64_t count) {
+  constexpr int L = kLanes<S>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int lanes = static_cast<int>(smaller<int64_t>(L, count - i));
+    store_part(to + i, load_part(to + i, lanes) + load_part(from + i, lanes), lanes);
+  }
+}
+
 template <class S, class Cell>
 void backward_cell(const Backward<S>& args) {
   using Scan = BackwardScan<S, Cell>;
@@ -45,26 +54,25 @@ void backward_cell(const Backward<S>& args) {
   S* share = args.grad_x ? scratch.take<S>(z.rows * z.inputs) : nullptr;
   Scan second(args, 1, offsets, crew, barriers[1], share, scratch);
   run_scans(&first, &second, crew);
-  if (share)
-    for (int64_t i = 0; i < z.rows * z.inputs; ++i) args.grad_x[i] += share[i];
+  if (share) add_to(args.grad_x, share, z.rows * z.inputs);
 }
 
 template <class S>
 void forward(const Forward<S>& args) {
   switch (args.mode) {
-    case Mode::rnn_tanh: return forward_cell<S, Rnn<S, false>>(args);
-    case Mode::rnn_relu: return forward_cell<S, Rnn<S, true>>(args);
-    case Mode::gru: return forward_cell<S, Gru<S>>(args);
-    case Mode::lstm: return forward_cell<S, Lstm<S>>(args);
+    case Mode::rnn_tanh: return forward_cell<S, Rnn<Wide<S>, false>>(args);
+    case Mode::rnn_relu: return forward_cell<S, Rnn<Wide<S>, true>>(args);
+    case Mode::gru: return forward_cell<S, Gru<Wide<S>>>(args);
+    case Mode::lstm: return forward_cell<S, Lstm<Wide<S>>>(args);
   }
 }
 
 template <class S>
 void backward(const Backward<S>& args) {
   switch (args.mode) {
-    case Mode::rnn_tanh: return backward_cell<S, Rnn<S, false>>(args);
-    case Mode::rnn_relu: return backward_cell<S, Rnn<S, true>>(args);
-    case Mode::gru: return backward_cell<S, Gru<S>>(args);
-    case Mode::lstm: return backward_cell<S, Lstm<S>>(args);
+    case Mode::rnn_tanh: return backward_cell<S, Rnn<Wide<S>, false>>(args);
+    case Mode::rnn_relu: return backward_cell<S, Rnn<Wide<S>, true>>(args);
+    case Mode::gru: return backward_cell<S, Gru<Wide<S>>>(args);
+    case Mode::lstm: return backward_cell<S, Lstm<Wide<S>>>(args);
   }
 }

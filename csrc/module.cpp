@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <type_traits>
 
 #include "scan.h"
 
@@ -89,6 +90,11 @@ struct Reader {
   S* tensor(py::handle t, const char* name, __int128 count, bool optional = false) const {
     return reinterpret_cast<S*>(address(t, name, count, sizeof(S), optional));
   }
+  Wide<S>* wide_per_direction(py::handle t, const char* name, int64_t rows, int64_t width,
+                              bool optional = false) const {
+    const __int128 count = static_cast<__int128>(in.sizes.directions) * rows * width;
+    return reinterpret_cast<Wide<S>*>(address(t, name, count, sizeof(Wide<S>), optional));
+  }
   S* per_direction(py::handle t, const char* name, int64_t rows, int64_t width, bool optional = false) const {
     return tensor(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
   }
@@ -146,6 +152,19 @@ struct Reader {
   }
 };
 
+// The one of the kernels that is for S.
+template <class S, class Float, class Double, class Narrow, class Call>
+void run(Float of_float, Double of_double, Narrow of_bfloat16, const Call& call) {
+  if constexpr (std::is_same_v<S, float>)
+    of_float(call);
+  else if constexpr (std::is_same_v<S, double>)
+    of_double(call);
+  else if (of_bfloat16)
+    of_bfloat16(call);
+  else
+    throw py::value_error("this machine does not multiply bfloat16");
+}
+
 template <class S>
 void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
              const py::sequence& weights, py::handle y, py::handle hn, py::handle cn, py::handle gates,
@@ -158,15 +177,12 @@ void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, p
   call.y = read.per_direction(y, "y", z.rows, z.outputs);
   call.hn = read.per_direction(hn, "hn", z.batch, z.outputs);
   if (read.has_cell) call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
-  if (read.saves_cells()) call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden, true);
+  if (read.saves_cells()) call.saved.cells = read.wide_per_direction(cells, "cells", z.rows, z.hidden, true);
   if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden, true);
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs, true);
   const Kernels& all = kernels();
   py::gil_scoped_release release;
-  if constexpr (sizeof(S) == 4)
-    all.forward_float(call);
-  else
-    all.forward_double(call);
+  run<S>(all.forward_float, all.forward_double, all.forward_bfloat16, call);
 }
 
 template <class S>
@@ -183,10 +199,10 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs);
   call.grad_y = read.per_direction(grad_y, "grad_y", z.rows, z.outputs, true);
   call.grad_hn = read.per_direction(grad_hn, "grad_hn", z.batch, z.outputs, true);
-  if (read.saves_cells()) call.saved.cells = read.per_direction(cells, "cells", z.rows, z.hidden);
+  if (read.saves_cells()) call.saved.cells = read.wide_per_direction(cells, "cells", z.rows, z.hidden);
   if (read.has_cell) {
     call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
-    call.grad_cells = read.per_direction(grad_cells, "grad_cells", z.rows, z.hidden, true);
+    call.grad_cells = read.wide_per_direction(grad_cells, "grad_cells", z.rows, z.hidden, true);
     call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden);
   }
   if (tokens && !grad_x.is_none()) throw py::value_error("grad_x: there is none of tokens");
@@ -199,10 +215,7 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
   }
   const Kernels& all = kernels();
   py::gil_scoped_release release;
-  if constexpr (sizeof(S) == 4)
-    all.backward_float(call);
-  else
-    all.backward_double(call);
+  run<S>(all.backward_float, all.backward_double, all.backward_bfloat16, call);
 }
 
 }  // namespace
@@ -219,6 +232,9 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("forward_float", &forward<float>);
   m.def("forward_double", &forward<double>);
+  m.def("multiplies_bfloat16", [] { return kernels().forward_bfloat16 != nullptr; });
+  m.def("forward_bfloat16", &forward<bfloat16>);
   m.def("backward_float", &backward<float>);
   m.def("backward_double", &backward<double>);
+  m.def("backward_bfloat16", &backward<bfloat16>);
 }

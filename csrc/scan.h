@@ -11,6 +11,27 @@
 
 namespace fastrnn {
 
+// A number as wide as float with 7 bits of fraction: the upper half of a float's bits.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// What sums of products, the cell state and the gates' math are kept in, whatever the arrays hold.
+template <class S>
+struct WideOf {
+  using type = S;
+};
+template <>
+struct WideOf<bfloat16> {
+  using type = float;
+};
+template <>
+struct WideOf<const bfloat16> {
+  using type = const float;
+};
+template <class S>
+using Wide = typename WideOf<S>::type;
+
 enum class Mode : int { rnn_tanh, rnn_relu, gru, lstm };
 
 // What a projection's sums go through: h = activation(w_hr u + b_hr), u being the cell's own h.
@@ -55,9 +76,9 @@ struct Inputs {
 // What backward reads: null members of `Forward` are not saved.
 template <class S>
 struct Saved {
-  S* gates;   // (D, N, S*H), LSTM and GRU
-  S* cells;   // (D, N, H): c of the LSTM, u of an RNN with a projection
-  S* hidden;  // (D, N, P)
+  S* gates;        // (D, N, S*H), LSTM and GRU
+  Wide<S>* cells;  // (D, N, H): c of the LSTM, u of an RNN with a projection
+  S* hidden;       // (D, N, P)
 };
 
 template <class S>
@@ -74,7 +95,7 @@ struct Backward : Inputs<S> {
   const S* grad_y;                // (N, D*P), null for zeros
   const S* grad_hn;               // (D, B, P), null for zeros
   const S* grad_cn;               // (D, B, H), null for zeros
-  const S* grad_cells;            // (D, N, H), of the LSTM's saved.cells, null for zeros
+  const Wide<S>* grad_cells;      // (D, N, H), of the LSTM's saved.cells, null for zeros
   S* grad_x;                      // (N, I), null where not wanted and with tokens
   S* grad_h0;                     // (D, B, P)
   S* grad_c0;                     // (D, B, H), LSTM only
@@ -88,6 +109,8 @@ struct Kernels {
   void (*forward_double)(const Forward<double>&);
   void (*backward_float)(const Backward<float>&);
   void (*backward_double)(const Backward<double>&);
+  void (*forward_bfloat16)(const Forward<bfloat16>&);  // null where the machine does not multiply bfloat16
+  void (*backward_bfloat16)(const Backward<bfloat16>&);
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

@@ -2,8 +2,8 @@
 
 ``layer`` is ``(mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)``, with
 the numbers of ``Mode`` and ``Activation`` in csrc/scan.h.  ``x`` holds tokens, int64, where ``tokens`` says so.  Every
-tensor is dense, on the CPU, and holds what csrc/scan.h says of the
-argument of its name; results are written into the tensors given for them.
+tensor is dense, on the CPU, and holds what csrc/scan.h says of the argument of its name; results are written into the
+tensors given for them.
 
 Raises:
     IndexError: a token is out of range.
@@ -26,6 +26,9 @@ def isa() -> str:
 def supported_isas() -> list[str]:
     """Names of the compiled instruction sets that this machine runs, the best first."""
 
+def multiplies_bfloat16() -> bool:
+    """Whether the instruction set in use has kernels of bfloat16."""
+
 def forward_float(
     layer: Layer,
     x: Tensor,
@@ -42,6 +45,7 @@ def forward_float(
 ) -> None: ...
 
 forward_double = forward_float
+forward_bfloat16 = forward_float  # ``cells`` and ``grad_cells`` hold float32
 
 def backward_float(
     layer: Layer,
@@ -64,3 +68,4 @@ def backward_float(
 ) -> None: ...
 
 backward_double = backward_float
+backward_bfloat16 = backward_float

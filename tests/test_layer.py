@@ -113,6 +113,7 @@ def all_cells(inputs: Inputs) -> Inputs:
     """The cell state of every step has a gradient of its own, and two results have none."""
     lead, (directions, _, hidden) = inputs.grad_y.shape[:-1].numel(), inputs.c0.shape
     grad_cells = torch.randn(directions, lead, hidden, generator=torch.Generator().manual_seed(1)).to(inputs.x.dtype)
+    grad_cells = grad_cells.to(torch.promote_types(inputs.x.dtype, torch.float32))
     return inputs._replace(grad_hn=None, grad_cn=None, grad_cells=grad_cells)
 
 
@@ -226,13 +227,14 @@ def test_nothing_stays_behind_from_an_earlier_call(target, case: Case):
 
 
 @pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "generic"])
 def test_every_instruction_set(target, isa: str):
     """FASTRNN_ISA is read once, when the core is loaded: each instruction set takes a process of its own."""
     core = importlib.import_module("fastrnn._core")
     if isa not in core.supported_isas():
         pytest.skip(f"this CPU or this build has no {isa}")
-    tests = "cpp and float32 and (test_values or test_any_strides or test_what_is_not_finite or test_two_runs)"
+    names = "test_values or test_any_strides or test_what_is_not_finite or test_two_runs"
+    tests = f"cpp and (float32 or bfloat16) and ({names})"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
     done = subprocess.run(command, env=os.environ | {"FASTRNN_ISA": isa}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]

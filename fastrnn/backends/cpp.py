@@ -1,11 +1,13 @@
-"""The C++ kernels, for float32 and float64 on a CPU.
+"""The C++ kernels, on a CPU.
 
-Thin: dense tensors and sizes go in, :mod:`fastrnn._core` checks them and runs.  Interface: :mod:`fastrnn.backends`.
+Thin: dense tensors and sizes go in, :mod:`fastrnn._core` checks them and runs.  float32 and float64 run as they are,
+and bfloat16 where the machine multiplies it: products of bfloat16, all else in float32.  Elsewhere bfloat16, and
+float16, run in float32 between a conversion of what comes and one of what goes.  Interface: :mod:`fastrnn.backends`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +17,14 @@ from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, OUTPUTS
 
 _missing = ""
+_KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}
 try:
     from fastrnn import _core
+
+    _KERNELS[torch.float32] = _core.forward_float, _core.backward_float
+    _KERNELS[torch.float64] = _core.forward_double, _core.backward_double
+    if _core.multiplies_bfloat16():
+        _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
 except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(error)
 
@@ -41,13 +49,13 @@ def unavailable() -> str | None:
 def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {device}"
-    if dtype not in (torch.float32, torch.float64):
-        return f"it serves float32 and float64, not {dtype}"
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        return f"it serves float32, float64, bfloat16 and float16, not {dtype}"
     return None
 
 
 def isa() -> str:
-    """Name of the instruction set in use: avx512, avx2 or generic."""
+    """Name of the instruction set in use: avx512_bf16, avx512, avx2 or generic."""
     return _core.isa()
 
 
@@ -74,6 +82,12 @@ def forward(
     save: bool,
 ) -> Forward:
     """See :mod:`fastrnn.backends`."""
+    kernels, dtype = _KERNELS.get(h0.dtype), h0.dtype
+    if kernels is None:
+        y, hn, cn, saved = forward(mode, *_wide(x, batch_sizes, h0, c0), _wide(*weights), save)
+        if saved is not None:
+            saved = Saved(saved.gates.to(dtype), saved.cells, saved.hidden.to(dtype))
+        return Forward(y.to(dtype), hn.to(dtype), cn.to(dtype), saved)
     layer = _layer(mode, x, batch_sizes, h0, weights)
     _, _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
     empty, tokens = h0.new_empty, x.dtype is torch.int64
@@ -85,16 +99,22 @@ def forward(
         cell = CELLS[mode]
         kept = len(cell.saved)
         gates = empty((directions, rows, kept * hidden_size)) if kept else None
-        cells = empty((directions, rows, hidden_size)) if cell.has_cell_state or cell.output else None
+        if cell.has_cell_state or cell.output:
+            narrow = dtype is torch.bfloat16
+            cells = empty((directions, rows, hidden_size), dtype=torch.float32 if narrow else dtype)
         hidden = empty((directions, rows, outputs))
     if batch:
-        call = _core.forward_double if h0.dtype is torch.float64 else _core.forward_float
         own = [w.contiguous() for w in weights]
         cell_state = None if c0 is None else c0.contiguous()
-        call(layer, x.contiguous(), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
+        kernels[0](layer, x.contiguous(), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
     if hidden is None:
         return Forward(y, hn, cn, None)
     return Forward(y, hn, cn, Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden))))
+
+
+def _wide(*tensors: Tensor | None) -> Any:
+    """The tensors, those that are narrow in float32."""
+    return [t.float() if t is not None and t.is_floating_point() else t for t in tensors]
 
 
 def backward(
@@ -113,6 +133,17 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
+    kernels, dtype = _KERNELS.get(h0.dtype), h0.dtype
+    if kernels is None:
+        own, seeds = _wide(x, batch_sizes, h0, c0), _wide(grad_y, grad_hn, grad_cn, grad_cells)
+        found = backward(mode, *own, _wide(*weights), Saved(*_wide(*saved)), *seeds, need_x, need_weights)
+        grads = found.weights and [grad.to(dtype) for grad in found.weights]
+        return Backward(
+            found.x if found.x is None else found.x.to(dtype),
+            found.h0.to(dtype),
+            found.c0 if found.c0 is None else found.c0.to(dtype),
+            grads,
+        )
     layer = _layer(mode, x, batch_sizes, h0, weights)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
@@ -124,9 +155,8 @@ def backward(
     def dense(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.contiguous()
 
-    call = _core.backward_double if h0.dtype == torch.float64 else _core.backward_float
     own = [w.contiguous() for w in weights]
-    call(
+    kernels[1](
         layer, dense(x), x.dtype is torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn),
         dense(grad_cn), dense(grad_cells), grad_x, grad_h0, grad_c0, grads,
     )  # fmt: skip
