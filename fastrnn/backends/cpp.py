@@ -84,7 +84,8 @@ def forward(
     """See :mod:`fastrnn.backends`."""
     kernels, dtype = _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
-        y, hn, cn, saved = forward(mode, *_wide(x, batch_sizes, h0, c0), _wide(*weights), save)
+        wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
+        y, hn, cn, saved = forward(mode, *wide, save)
         if saved is not None:
             saved = Saved(saved.gates.to(dtype), saved.cells, saved.hidden.to(dtype))
         return Forward(y.to(dtype), hn.to(dtype), cn.to(dtype), saved)
@@ -112,9 +113,9 @@ def forward(
     return Forward(y, hn, cn, Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden))))
 
 
-def _wide(*tensors: Tensor | None) -> Any:
-    """The tensors, those that are narrow in float32."""
-    return [t.float() if t is not None and t.is_floating_point() else t for t in tensors]
+def _wide(tensor: Any) -> Any:
+    """The tensor in float32; tokens and None as they are."""
+    return tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
 
 
 def backward(
@@ -135,15 +136,12 @@ def backward(
     """See :mod:`fastrnn.backends`."""
     kernels, dtype = _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
-        own, seeds = _wide(x, batch_sizes, h0, c0), _wide(grad_y, grad_hn, grad_cn, grad_cells)
-        found = backward(mode, *own, _wide(*weights), Saved(*_wide(*saved)), *seeds, need_x, need_weights)
-        grads = found.weights and [grad.to(dtype) for grad in found.weights]
-        return Backward(
-            found.x if found.x is None else found.x.to(dtype),
-            found.h0.to(dtype),
-            found.c0 if found.c0 is None else found.c0.to(dtype),
-            grads,
-        )
+        wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
+        kept = Saved(_wide(saved.gates), saved.cells, _wide(saved.hidden))
+        seeds = _wide(grad_y), _wide(grad_hn), _wide(grad_cn), grad_cells
+        found = backward(mode, *wide, kept, *seeds, need_x, need_weights)
+        grad_x, grad_c0 = (None if grad is None else grad.to(dtype) for grad in (found.x, found.c0))
+        return Backward(grad_x, found.h0.to(dtype), grad_c0, found.weights and [g.to(dtype) for g in found.weights])
     layer = _layer(mode, x, batch_sizes, h0, weights)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
