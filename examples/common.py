@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 
+OURS = (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN)
 BLOCK = 10  # steps that one side runs before the other has its turn
 
 
@@ -56,9 +57,16 @@ def folder_of(package: str) -> Path:
 
 def one_hot_input(rnn: nn.Module, tokens: Tensor, count: int) -> Tensor:
     """What ``rnn`` is given for the one-hot rows of tokens below ``count``: fastrnn takes the tokens themselves."""
-    if type(rnn) in (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN):
-        return tokens
-    return F.one_hot(tokens, count).float()
+    return tokens if type(rnn) in OURS else F.one_hot(tokens, count).float()
+
+
+def embedded(rnn: nn.Module, embedding: nn.Embedding, tokens: Tensor | PackedSequence, state: Any = None) -> Any:
+    """What ``rnn`` returns for the vectors of these tokens: fastrnn takes both, and multiplies each vector once."""
+    if type(rnn) in OURS:
+        return rnn(tokens, state, embedding=embedding)
+    if isinstance(tokens, PackedSequence):
+        return rnn(tokens._replace(data=embedding(tokens.data)), state)
+    return rnn(embedding(tokens), state)
 
 
 def detached(state: Any) -> Any:
@@ -91,33 +99,38 @@ class Bars:
 class Stopwatch:
     """Seconds that a recurrent module takes in a step, forward and backward.
 
-    The forward pass is what lies between the module's two hooks.  The backward pass runs from the gradient of the
-    output to the gradient of the input; where the input has none it is not counted.
+    The forward pass is what lies between the module's two hooks.  The backward pass runs from the gradients of what the
+    module returned to those of the weights of its first layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.seconds = self._begin = 0.0
-        self._handles = (module.register_forward_pre_hook(self._start), module.register_forward_hook(self._stop))
+        self._handles = [module.register_forward_pre_hook(self._start), module.register_forward_hook(self._stop)]
+        for name, weight in module.named_parameters():
+            if name.startswith("weight_ih_l0"):
+                self._handles.append(weight.register_post_accumulate_grad_hook(self._add))
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _start(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _start(self, *_: Any) -> None:
         self._begin = time.perf_counter()
+
+    def _add(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._begin
+        self._begin = now  # a second direction ends later
 
     def _stop(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.seconds += time.perf_counter() - self._begin
-        x, y = (value.data if isinstance(value, PackedSequence) else value for value in (inputs[0], output[0]))
-        if x.requires_grad and y.requires_grad:
-            y.register_hook(self._enter_backward)
-            x.register_hook(self._leave_backward)
-
-    def _enter_backward(self, grad: Tensor) -> None:
-        self._begin = time.perf_counter()
-
-    def _leave_backward(self, grad: Tensor) -> None:
-        self.seconds += time.perf_counter() - self._begin
+        self._add()
+        y, state = output
+        for tensor in (
+            y.data if isinstance(y, PackedSequence) else y,
+            *(state if isinstance(state, tuple) else [state]),
+        ):
+            if tensor.requires_grad:
+                tensor.register_hook(self._start)
 
 
 class Side:
@@ -131,7 +144,9 @@ class Side:
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.recurrent_seconds: list[float] = []
-        self.stopwatches = [Stopwatch(module) for module in model.modules() if isinstance(module, nn.RNNBase)]
+        self.stopwatches = [
+            Stopwatch(module) for module in model.modules() if isinstance(module, nn.RNNBase | fastrnn.JordanRNN)
+        ]
 
     def step(self, loss_of: Callable[[nn.Module, Any, Any], tuple[Tensor, Any]], batch: Any, clip: float) -> None:
         """One training step, timed: forward, backward, gradient clipping, optimizer."""

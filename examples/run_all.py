@@ -39,7 +39,7 @@ COMMANDS = (
     "forecasting.py --series sunspots --cell gru",
     "chorale_melodies.py",
     "classics.py --problem adding",
-    "classics.py --problem adding --length 1000 --networks relu lstm gru --hidden 32 --batch 16 --steps 800",
+    "classics.py --problem adding --length 1000 --networks lstm gru --hidden 32 --batch 16 --steps 1200",
     "classics.py --problem copy",
     "classics.py --problem copy --length 200 --networks gru --steps 1000",
 )
