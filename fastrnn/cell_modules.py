@@ -38,9 +38,8 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     _, hn, cn, _ = road(mode, x, None, h0, c0, weights)
-    hn, cn = hn.squeeze(0), None if c0 is None else cn.squeeze(0)
-    if rank == 1:
-        hn, cn = hn.squeeze(0), None if cn is None else cn.squeeze(0)
+    for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere
+        hn, cn = hn.squeeze_(0), None if c0 is None else cn.squeeze_(0)
     return hn if cn is None else (hn, cn)
 
 

@@ -95,7 +95,7 @@ def run(module: Any, base: type[Any], input: Any, hx: Any, planned: Callable[...
     dropout = module.dropout if module.training else 0.0
     y, hn, cn, _ = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if turn:
-        y = y.transpose(0, 1)
+        y = y.transpose_(0, 1)  # no view, which could not be changed in place everywhere
     elif single:
         y, hn = y.squeeze(1), hn.squeeze(1)
         cn = cn if c0 is None else cn.squeeze(1)

@@ -54,8 +54,7 @@ def _forward(
     backend: str, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     y, hn, cn, saved = load(backend).forward(mode, x, batch_sizes, h0, c0, weights, save)
-    # A view that an operator returns may not be changed in place afterwards; the user's output must.
-    return y.clone() if y._is_view() else y, hn, cn, *(saved or (h0.new_empty(0) for _ in Saved._fields))
+    return y, hn, cn, *(saved or (h0.new_empty(0) for _ in Saved._fields))
 
 
 def _backward(

@@ -16,7 +16,7 @@ import torch
 from fastrnn import backends
 
 PROGRAMS = Path(__file__).with_name("together_processes.py")
-PATIENCE = 150  # seconds
+PATIENCE = 400  # seconds; Numba may have kernels to compile
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the programs end themselves by an alarm and share by fork"),

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import fastrnn
 
 BACKENDS = ("cpp", "numba")
-PATIENCE = 100  # seconds after which a process that waits for ever ends itself
+PATIENCE = 300  # seconds after which a process that waits for ever ends itself
 
 
 class Model(nn.Module):

@@ -18,7 +18,8 @@ Tokens, an int64 tensor (T, B) or (N,), stand for one-hot rows, which are never 
 ``h0`` is (D, B, P); ``c0`` is (D, B, H), or None for a cell without a cell state; ``weights`` is torch's flat list of
 the layer's parameters (:func:`fastrnn.cells.split_weights`).  Any strides; callers have checked shapes and dtypes.
 ``grad_y``, ``grad_hn``, ``grad_cn`` and ``grad_cells``, the gradient of an LSTM's ``saved.cells``, may be None, which
-stands for zeros.  No tensor that a backend returns shares memory with another or with an input.
+stands for zeros.  No tensor that a backend returns shares memory with another or with an input, nor is it a view to
+autograd, which could not be changed in place everywhere; ``detach()`` makes one none.
 """
 
 from __future__ import annotations

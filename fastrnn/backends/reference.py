@@ -135,7 +135,7 @@ def forward(
 ) -> Forward:
     """See :mod:`fastrnn.backends`.  Of what it saves nothing is used: backward runs the equations again."""
     with torch.no_grad():
-        y, hn, cn, cells = layer(mode, x, batch_sizes, h0, c0, weights)
+        y, hn, cn, cells = (each.detach() for each in layer(mode, x, batch_sizes, h0, c0, weights))
     if not save:
         return Forward(y, hn, cn, None)
     directions = h0.shape[0]
