@@ -208,6 +208,18 @@ def test_autocast_gives_torchs_dtypes(name: str):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+def test_dynamic_quantization_is_by_exact_type(name: str):
+    """It passes ours by, as any class but torch.nn's own; ``fastrnn.revert`` first makes them those."""
+    theirs, ours = pair(name, torch.float32)
+    quantize = torch.ao.quantization.quantize_dynamic
+    model = nn.Sequential(ours)
+    assert type(quantize(model)[0]) is type(ours)
+    x, quantized = inputs(torch.float32), quantize(fastrnn.revert(model))
+    assert torch.equal(quantized(x)[0], quantize(nn.Sequential(theirs))(x)[0])
+
+
 @names
 def test_what_no_backend_serves_runs_on_torch(name: str, monkeypatch):
     theirs, ours = pair(name)

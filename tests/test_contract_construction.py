@@ -86,15 +86,25 @@ def test_the_fourth_argument_of_rnn_is_the_nonlinearity():
     assert fastrnn.RNN(4, 5, 1, "relu").mode == "RNN_RELU"
 
 
-def test_meta_and_to_empty():
+@forms
+@pytest.mark.parametrize("way", ["to_empty", "assign"])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_built_on_meta_and_filled_later(name: str, options: dict[str, Any], way: str):
+    source = getattr(nn, name)(4, 5, **options).eval()
     with torch.device("meta"):
-        lstm = fastrnn.LSTM(4, 5)
-    assert lstm.weight_ih_l0.is_meta
-    lstm = lstm.to_empty(device="cpu")
-    source = nn.LSTM(4, 5)
-    lstm.load_state_dict(source.state_dict())
-    x = inputs("LSTM")
-    torch.testing.assert_close(lstm(x), source(x))
+        module = getattr(fastrnn, name)(4, 5, **options).eval()
+    assert all(parameter.is_meta for parameter in module.parameters())
+    if way == "to_empty":
+        module = module.to_empty(device="cpu")
+        module.load_state_dict(source.state_dict())
+    else:
+        module.load_state_dict(source.state_dict(), assign=True)
+    x = inputs(name)
+    torch.testing.assert_close(module(x), source(x))
+
+
+def test_on_meta_shapes_alone_come_back():
+    x = inputs("LSTM").to("meta")
     with pytest.raises(RuntimeError):
-        fastrnn.LSTM(4, 5)(x.to("meta"))
-    assert fastrnn.LSTM(4, 5, device="meta")(x.to("meta"))[0].shape == (6, 3, 5)
+        fastrnn.LSTM(4, 5)(x)
+    assert fastrnn.LSTM(4, 5, device="meta")(x)[0].shape == (6, 3, 5)
