@@ -178,7 +178,7 @@ def main() -> None:
         scores[side.name, beams] = statistics.fmean(map(chrf, map(text_of, written), true))
         print(f"chrF, {side.name}, {'greedy' if beams == 1 else f'{beams} beams'}: {scores[side.name, beams]:.3f}")
     copied = ("English copied", statistics.fmean(map(chrf, english, true)))
-    rows = [[e[:38], text_of(w)[:38], t[:38]] for e, w, t in zip(english, written, true, strict=True)][:15]
+    rows = [[e[:38], text_of(w)[:38], t[:38]] for e, w, t in zip(english, written, true, strict=True)][:13]
     shown = max(range(len(held_out)), key=lambda place: chrf(text_of(written[place]), true[place]) * len(true[place]))
     stories = (
         partial(show_attention, sides[1].model, held_out[shown][0], written[shown], letters),

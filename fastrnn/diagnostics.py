@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def gradient_norms(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Records the norm of dL/dh_t at every step t of every recurrent layer of ``model``, torch.nn's or ours::
+    """Records the norm of dL/dh_t at every step t of every recurrent layer of ``model``, torch.nn's or ours (of a
+    :class:`fastrnn.JordanRNN` h_t is the output that is fed back)::
 
         with fastrnn.diagnostics.gradient_norms(model) as norms:
             criterion(model(x), target).backward()
