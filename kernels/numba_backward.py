@@ -20,19 +20,24 @@ def backward_kernel(cell: Cell, real: type):
     def backward(table):
         a = carray(table, 1)[0]
         steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
-        dy_row, projected = a.dy_row, a.projected
+        projected, dy_row = a.projected, a.directions * outputs
         team = call(a.team_size) if a.barrier else np.int32(1)
         me = call(a.thread_number) if a.barrier else np.int32(0)
-        sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
-        x, h0, c0, dy = pointer(a.x, real), pointer(a.h0, real), pointer(a.c0, real), pointer(a.dy, real)
-        z, saved_h, saved_c = pointer(a.gates, real), pointer(a.states, real), pointer(a.cells, real)
-        d_cells = pointer(a.d_cells, real)
-        dh, dc, dz, dx = pointer(a.dh, real), pointer(a.dc, real), pointer(a.d_gates, real), pointer(a.dx, real)
-        packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
-        packed_hr, full, d_full = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.d_full, real)
-        x_panels, h_panels = pointer(a.x_panels, real), pointer(a.h_panels, real)
-        y_panels, full_panels = pointer(a.y_panels, real), pointer(a.full_panels, real)
-        scratch = at(pointer(a.scratch, real), me * 8 * columns)
+        sizes, starts, tokens = pointer(a.sizes, np.int64), pointer(a.starts, np.int64), pointer(a.x, np.int64)
+        states_before, cells_before = a.direction * batch * outputs, a.direction * batch * hidden  # of a direction
+        x, h0, c0 = pointer(a.x, real), at(pointer(a.h0, real), states_before), at(pointer(a.c0, real), cells_before)
+        saved_h = at(pointer(a.states, real), a.direction * rows * outputs)
+        saved_c = at(pointer(a.cells, real), a.direction * rows * hidden)
+        d_cells = at(pointer(a.d_cells, real), a.direction * rows * hidden)
+        dy, dc = at(pointer(a.dy, real), a.direction * outputs), at(pointer(a.dc, real), cells_before)
+        z, dh, dx = pointer(a.gates, real), pointer(a.dh, real), pointer(a.dx, real)
+        dw_ih, dw_hh, dw_hr = pointer(a.dw_ih, real), pointer(a.dw_hh, real), pointer(a.dw_hr, real)
+        db_ih, db_hh, db_hr = pointer(a.db_ih, real), pointer(a.db_hh, real), pointer(a.db_hr, real)
+        room = pointer(a.work, real)
+        packed_ih, packed_hh, packed_hr = at(room, a.packed_ih), at(room, a.packed_hh), at(room, a.packed_hr)
+        x_panels, h_panels, y_panels = at(room, a.x_panels), at(room, a.h_panels), at(room, a.y_panels)
+        full_panels, full, d_full = at(room, a.full_panels), at(room, a.full), at(room, a.d_full)
+        dz, scratch = at(room, a.d_gates), at(room, a.scratch + me * 8 * columns)
         panels, input_panels = panels_of(hidden, units), panels_of(inputs, columns)
         output_panels, full_panel_count = panels_of(outputs, columns), panels_of(hidden, columns)
         dx_row, dh_row, full_row = input_panels * columns, output_panels * columns, full_panel_count * columns
@@ -48,9 +53,10 @@ def backward_kernel(cell: Cell, real: type):
         if a.dw_ih:
             first, last = share(rows, me, team)
             for n in range(first, last):
-                pack_row(x_panels, n, rows, at(x, n * inputs), inputs, columns)
+                if not a.tokens:
+                    pack_row(x_panels, n, rows, at(x, n * inputs), inputs, columns)
             for i in range(steps):
-                t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.reverse)
+                t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.direction)
                 for r in range(me, active, team):
                     h = at(saved_h, (before + r) * outputs) if r < coming else at(h0, r * outputs)
                     pack_row(h_panels, starts[t] + r, rows, h, outputs, columns)
@@ -63,7 +69,7 @@ def backward_kernel(cell: Cell, real: type):
         first_short, last_short = share(output_panels, mate, mates)
         first_full, last_full = share(full_panel_count, mate, mates)
         for i in range(steps - 1, -1, -1):
-            t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.reverse)
+            t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.direction)
             start, last = starts[t], min(active, end)
             if projected:
                 for r in range(first + mate, last, mates):
@@ -165,7 +171,7 @@ def backward_kernel(cell: Cell, real: type):
             if a.db_hr:
                 first, last = share(output_panels, me, team)
                 for p in range(first, last):
-                    o, d = at(pointer(a.db_hr, real), p * columns), at(y_panels, p * rows * columns)
+                    o, d = at(db_hr, p * columns), at(y_panels, p * rows * columns)
                     add_columns(o, scratch, d, rows, columns, columns)
             first, last = share(output_panels * columns // ROWS_OF_4, me, team)
             for n in range(0, rows, DEPTH):
@@ -175,12 +181,11 @@ def backward_kernel(cell: Cell, real: type):
                     source = at(y_panels, (k // columns * rows + n) * columns + k % columns)
                     for c in range(full_panel_count):
                         o, w = (
-                            at(pointer(a.dw_hr, real), k * full_row + c * columns),
+                            at(dw_hr, k * full_row + c * columns),
                             at(full_panels, (c * rows + n) * columns),
                         )
                         product(4, ROWS_OF_4, o, full_row, source, 1, columns, w, columns, depth, n > 0)
         if a.dw_ih:
-            dw_ih, dw_hh = pointer(a.dw_ih, real), pointer(a.dw_hh, real)
             first, last = share(panels * gates, me, team)
             for n in range(0, rows, DEPTH):
                 depth = min(DEPTH, rows - n)
@@ -192,16 +197,25 @@ def backward_kernel(cell: Cell, real: type):
                         o, w = at(dw_hh, row * dh_row + c * columns), at(h_panels, (c * rows + n) * columns)
                         product(4, units, o, dh_row, d, 1, width, w, columns, depth, n > 0)
                     d, row = at(d, input_slot * units), g * panels * units + p * units
-                    for c in range(input_panels):
+                    for c in range(0 if a.tokens else input_panels):
                         o, w = at(dw_ih, row * dx_row + c * columns), at(x_panels, (c * rows + n) * columns)
                         product(4, units, o, dx_row, d, 1, width, w, columns, depth, n > 0)
+            if a.tokens:
+                first, last = share(panels, me, team)
+                for n in range(rows):
+                    for p in range(first, last):
+                        o = at(dw_ih, (tokens[n] * panels + p) * wide)
+                        d = at(dz, (p * rows + n) * width + input_slot * units)
+                        for j in range(wide):
+                            o[j] += d[j]
             if a.db_ih:
+                first, last = share(panels * gates, me, team)
                 for item in range(first, last):
                     p, g = item // gates, item % gates
                     d = at(dz, p * rows * width + g * units)
-                    o = at(pointer(a.db_hh, real), ((g + shift) % gates * panels + p) * units)
+                    o = at(db_hh, ((g + shift) % gates * panels + p) * units)
                     add_columns(o, scratch, d, rows, width, units)
-                    o = at(pointer(a.db_ih, real), (g * panels + p) * units)
+                    o = at(db_ih, (g * panels + p) * units)
                     add_columns(o, scratch, at(d, input_slot * units), rows, width, units)
 
     backward.__qualname__ = f"{step.__name__}_{np.dtype(real)}_{DIGEST}"

@@ -7,7 +7,7 @@ from numba import carray
 
 from .numba_cells import Cell, like
 from .numba_scan import BLOCK, DIGEST, neighbours, panels_of, partition, vectors_of, widths
-from .numba_tiles import at, call, copy, dots, pack_gates, pointer, product, share
+from .numba_tiles import at, call, copy, dots, gather, pack_gates, pointer, product, share
 
 
 def forward_kernel(cell: Cell, real: type):
@@ -20,31 +20,35 @@ def forward_kernel(cell: Cell, real: type):
     def forward(table):
         a = carray(table, 1)[0]
         steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
-        y_row, projected, direct = a.y_row, a.projected, a.direct
+        projected, d, y_row = a.projected, a.direction, a.directions * outputs
         team = call(a.team_size) if a.barrier else np.int32(1)
         me = call(a.thread_number) if a.barrier else np.int32(0)
-        sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
-        x, h0, w_ih, w_hh = pointer(a.x, real), pointer(a.h0, real), pointer(a.w_ih, real), pointer(a.w_hh, real)
-        y, hn, cn, z = pointer(a.y, real), pointer(a.hn, real), pointer(a.cn, real), pointer(a.gates, real)
-        packed_ih, packed_hh = pointer(a.packed_ih, real), pointer(a.packed_hh, real)
-        packed_hr, full, short = pointer(a.packed_hr, real), pointer(a.full, real), pointer(a.short, real)
-        bias, b_ih = pointer(a.bias, real), pointer(a.b_ih, real)
-        b_hh, b_hr = pointer(a.b_hh, real), pointer(a.b_hr, real)
-        scratch = at(pointer(a.scratch, real), me * 8 * columns)
+        sizes, starts, tokens = pointer(a.sizes, np.int64), pointer(a.starts, np.int64), pointer(a.x, np.int64)
+        x, w_ih, w_hh = pointer(a.x, real), pointer(a.w_ih, real), pointer(a.w_hh, real)
+        b_ih, b_hh, b_hr = pointer(a.b_ih, real), pointer(a.b_hh, real), pointer(a.b_hr, real)
+        h0, hn = at(pointer(a.h0, real), d * batch * outputs), at(pointer(a.hn, real), d * batch * outputs)
+        c0, cn = at(pointer(a.c0, real), d * batch * hidden), at(pointer(a.cn, real), d * batch * hidden)
+        y, states = at(pointer(a.y, real), d * outputs), at(pointer(a.states, real), d * rows * outputs)
+        cells, room = at(pointer(a.cells, real), d * rows * hidden), pointer(a.work, real)
+        z = at(pointer(a.gates, real), d * rows * slots * hidden) if a.gates else at(room, a.own_gates)
+        packed_ih, packed_hh, packed_hr = at(room, a.packed_ih), at(room, a.packed_hh), at(room, a.packed_hr)
+        full, short, bias = at(room, a.full), at(room, a.short), at(room, a.bias)
+        scratch = at(room, a.scratch + me * 8 * columns)
         panels, output_panels = panels_of(hidden, units), panels_of(outputs, columns)
         short_row = output_panels * columns
 
         # Weights into panels, and the biases into the slots that they belong to.
         first, last = share(panels, me, team)
         for p in range(first, last):
-            copy(at(bias, p * width), x, 0, width)
+            copy(at(bias, p * width), h0, 0, width)
             for g in range(gates if a.b_ih else 0):
                 for j in range(min(units, hidden - p * units)):
                     at_hh, at_ih = p * width + g * units + j, p * width + (g + input_slot) * units + j
                     bias[at_hh] += b_hh[(g + shift) % gates * hidden + p * units + j]
                     bias[at_ih] += b_ih[g * hidden + p * units + j]
-        if not direct:
+        if a.packed_ih:
             pack_gates(packed_ih, w_ih, first, last, gates, units, hidden, inputs, 0, lanes)
+        if a.packed_hh:
             pack_gates(packed_hh, w_hh, first, last, gates, units, hidden, outputs, shift, lanes)
         if projected:
             first, last = share(output_panels, me, team)
@@ -53,6 +57,7 @@ def forward_kernel(cell: Cell, real: type):
             call(a.barrier)
 
         # The product with all inputs: rows are shared out, or panels where there are but a few rows.
+        direct = a.packed_hh == 0
         first, last = (0, rows) if direct else share(rows, me, team)
         first_panel, last_panel = share(panels, me, team) if direct else (0, panels)
         for n in range(first, last, BLOCK):
@@ -62,7 +67,11 @@ def forward_kernel(cell: Cell, real: type):
                 for r in range(count):
                     copy(at(out, r * width), at(bias, p * width), width, width)
                 out = at(out, input_slot * units)
-                if direct:
+                if a.tokens:
+                    for r in range(count):
+                        w, packed = (packed_ih, True) if a.packed_ih else (w_ih, False)
+                        gather(at(out, r * width), w, packed, tokens[n + r], p, gates, units, hidden, inputs)
+                elif direct:
                     for r in range(count):
                         dots(at(out, r * width), w_ih, at(source, r * inputs), p, gates, units, hidden, inputs, 0)
                 else:
@@ -75,7 +84,7 @@ def forward_kernel(cell: Cell, real: type):
         first, end, mate, mates = partition(sizes, steps, rows, batch, work, me, team)
         first_panel, last_panel = share(panels, mate, mates)
         for i in range(steps):
-            t, active, coming, before, going = neighbours(sizes, starts, steps, i, a.reverse)
+            t, active, coming, before, going = neighbours(sizes, starts, steps, i, d)
             start, last = starts[t], min(active, end)
             middle = max(first, min(coming, last))
             previous = at(y, before * y_row)
@@ -99,7 +108,7 @@ def forward_kernel(cell: Cell, real: type):
                         source = at(previous, r * y_row + u) if r < coming else at(h0, r * outputs + u)
                         copy(h_here, source, count, units)
                     if a.cn:
-                        copy(c_here, at(cn, r * hidden + u), count, units)
+                        copy(c_here, at(cn if r < coming else c0, r * hidden + u), count, units)
                     for j in range(units):
                         if slots == 4:
                             s0, s1, s2, s3 = s[j], s[units + j], s[2 * units + j], s[3 * units + j]
@@ -111,7 +120,7 @@ def forward_kernel(cell: Cell, real: type):
                     if a.cn:
                         copy(at(cn, r * hidden + u), c_here, count, count)
                     if a.cells:
-                        copy(at(pointer(a.cells, real), n * hidden + u), c_here, count, count)
+                        copy(at(cells, n * hidden + u), c_here, count, count)
             if mates > 1:
                 call(a.barrier)
             if projected:
@@ -132,7 +141,7 @@ def forward_kernel(cell: Cell, real: type):
             for r in range(first + mate, last, mates):
                 source = at(y, (start + r) * y_row)
                 if a.states:
-                    copy(at(pointer(a.states, real), (start + r) * outputs), source, outputs, outputs)
+                    copy(at(states, (start + r) * outputs), source, outputs, outputs)
                 if r >= going:
                     copy(at(hn, r * outputs), source, outputs, outputs)
 

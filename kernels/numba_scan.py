@@ -1,9 +1,10 @@
 """What the two drivers of the time loop share: the tables they are called with, and who does which part of a step.
 
 A kernel is a C callback over one table of sizes and addresses (:data:`FORWARD`, :data:`BACKWARD`), for one direction
-of one layer.  Every thread of a team runs it (``team_size``, ``thread_number`` and ``barrier`` are the addresses of the
-team's functions, or 0 for a thread alone).  Matrices are dense; the rows of all steps stand below one another, those of
-step t from ``starts[t]``.  States of the rows that a step does not reach stay as they are.
+of one layer.  What it works in has its places in ``work``, so many values behind the start of it, or 0 for no place.
+Every thread of a team runs it (``team_size``, ``thread_number`` and ``barrier`` are the addresses of the team's
+functions, or 0 for a thread alone).  Matrices are dense; the rows of all steps stand below one another, those of step t
+from ``starts[t]``.  States of the rows that a step does not reach stay as they are.
 
 Gates are kept in panels of U units with all their slots, (panels, N, slots, U): a tile of the product then holds every
 gate of its units, and the pointwise code finds them at constant distances, so that LLVM vectorises it without testing
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,27 +32,40 @@ _texts = sorted(Path(__file__).parent.glob("numba_*.py"))
 DIGEST = hashlib.sha256(b"".join(text.read_bytes() for text in _texts)).hexdigest()[:12]
 
 
-def _table(names: str) -> np.dtype:
-    return np.dtype([(name, np.int64) for name in names.split()])
+class Table(NamedTuple):
+    """The fields of a table: ``sizes``, the addresses of the parameters, other ``addresses``; each of 64 bits."""
+
+    sizes: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        parameters = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "b_hr")
+        return np.dtype([(name, np.int64) for name in (*self.sizes, *parameters, *self.addresses)])
 
 
-_COMMON = "team_size thread_number barrier steps batch rows inputs hidden outputs reverse projected sizes starts x h0 "
-_COMMON += "w_ih w_hh w_hr b_ih b_hh b_hr scratch packed_ih packed_hh packed_hr "
+def _table(rooms: str, addresses: str) -> Table:
+    sizes = "team_size thread_number barrier steps batch rows inputs hidden outputs directions direction projected "
+    return Table(
+        (*(sizes + "tokens scratch " + rooms).split(),), (*("work sizes starts x h0 c0 " + addresses).split(),)
+    )
 
-# y: its rows stand y_row apart.  cn: c0 on entry.  states (N, P) and cells (N, H; the argument of the projection of a
-# cell without c): 0 where not wanted.  gates as above.
-# direct: use the weights where they lie, without packed_ih and packed_hh.  full (B, H), short (B, P in whole panels):
-# what a projection begins and ends with.
-FORWARD = _table(_COMMON + "cn hn y y_row states cells gates direct bias full short")
 
-# dh (B, P in whole panels), dc (B, H): the gradients of hn and cn on entry, those of h0 and c0 on exit.
-# dy and d_cells (N, H), the gradients of y and cells: 0 for zeros.
-# dx and dw_* are 0 where not wanted; their columns, and the units of dw_* and db_*, fill whole panels.
+# Tensors are those of fastrnn.backends, for all directions.  0 stands for those that are not wanted: cells, states,
+# gates (then own_gates).  Of a cell without c, cells are the arguments of the projection.
+# packed_ih, packed_hh: 0 to use the weights where they lie.  full (B, H), short (B, P in whole panels): what a
+# projection begins and ends with.
+FORWARD = _table("own_gates bias packed_ih packed_hh packed_hr full short", "y hn cn gates cells states")
+
+# dc (D, B, H) and, of this direction only, dh (B, P in whole panels): the gradients of cn and hn on entry, those of c0
+# and h0 on exit.  dy and d_cells, the gradients of y and cells, are 0 for zeros.
+# gates, dx and dw_* are of this direction only, the last two 0 where not wanted; the columns of dx and dw_*, and the
+# units of dw_* and db_*, fill whole panels.  Of tokens dw_ih is (I, panels, gates, U), zeros on entry.
 # x_panels, h_panels: x and the h before each step.  d_full (B, H), y_panels and full_panels belong to a projection:
 # the gradient behind it, that of its result and its argument, for all steps.
 BACKWARD = _table(
-    _COMMON + "c0 gates cells states dy dy_row d_cells dh dc d_gates dx dw_ih dw_hh dw_hr db_ih db_hh db_hr "
-    "x_panels h_panels y_panels full_panels full d_full"
+    "d_gates packed_ih packed_hh packed_hr x_panels h_panels y_panels full_panels full d_full",
+    "gates cells states dy d_cells dh dc dx dw_ih dw_hh dw_hr db_ih db_hh db_hr",
 )
 
 

@@ -259,6 +259,19 @@ def dots(out, w, a, p, gates, units, hidden, depth, shift):
 
 
 @device
+def gather(out, w, packed, token, p, gates, units, hidden, inputs):
+    """out[g, j] += W[row for gate g, unit j of panel p, token]: from W where it lies, or where there are its panels."""
+    if packed:
+        source = at(w, (p * inputs + token) * gates * units)
+        for k in range(gates * units):
+            out[k] += source[k]
+    else:
+        for g in range(gates):
+            for j in range(min(units, hidden - p * units)):
+                out[g * units + j] += w[gate_row(p, g, j, gates, units, hidden, 0) * inputs + token]
+
+
+@device
 def add_columns(out, scratch, source, rows, row, width):
     """out[j] = the sum of column j, by blocks of rows: one long sum in float32 would lose digits."""
     copy(out, source, 0, width)

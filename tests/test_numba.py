@@ -14,7 +14,7 @@ import torch
 from support import Case, make, run
 
 from fastrnn import backends
-from fastrnn.backends import numba_start
+from fastrnn.backends import numba_plan, numba_start
 
 numba_backend = backends.load("numba")
 pytestmark = pytest.mark.skipif(numba_backend.unavailable() is not None, reason=str(numba_backend.unavailable()))
@@ -49,7 +49,7 @@ def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, d
         "backward": (numba_backward.backward_kernel, numba_scan.BACKWARD),
     }[which]
     kernel = make_kernel(numba_cells.CELLS[mode], np.float32)
-    compiled = cfunc(types.void(types.CPointer(from_dtype(table))), **numba_cells.OPTIONS)(kernel)
+    compiled = cfunc(types.void(types.CPointer(from_dtype(table.dtype))), **numba_cells.OPTIONS)(kernel)
     code = compiled.inspect_llvm()
     lanes = numba_tiles.VECTOR_BYTES // 4
     assert len(re.findall(rf"= fdiv (?:\w+ )*<{lanes} x float>", code)) >= divisions
@@ -123,16 +123,27 @@ SHARED = [  # enough work to be shared out: by rows, by units within a step, pac
 ]
 
 
-@pytest.mark.parametrize("case", SHARED, ids=str)
-def test_the_same_bits_on_any_number_of_threads(case: Case, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def all_shared(monkeypatch: pytest.MonkeyPatch):
+    """Every call is shared out among the threads, however small."""
     if numba_start._openmp() is None:
         pytest.skip("torch's OpenMP library has no GOMP_parallel here: the backend runs on one thread")
-    monkeypatch.setattr(numba_backend, "SERIAL_WORK", 0)
+    monkeypatch.setattr(numba_plan, "SERIAL_WORK", 0)
+    numba_plan.plan.cache_clear()
+    yield
+    numba_plan.plan.cache_clear()
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["", "tokens"])
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_the_same_bits_on_any_number_of_threads(all_shared: None, case: Case, tokens: bool):
     inputs, before, found = make(case), torch.get_num_threads(), []
+    if tokens:
+        inputs = inputs._replace(x=torch.arange(inputs.x.shape[:-1].numel()).view(inputs.x.shape[:-1]) % case.inputs)
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            found.append(run(numba_backend, inputs))
+            found.append(run(numba_backend, inputs, need_x=not tokens))
     finally:
         torch.set_num_threads(before)
     for results in found[1:]:

@@ -16,15 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved, numba_start
-from fastrnn.cells import CELLS, Weights, split_weights
+from fastrnn.backends.numba_plan import Plan, Shape, plan, starts_of
+from fastrnn.cells import CELLS, split_weights
 
 MODES = tuple(CELLS)
-TOKENS = False
+TOKENS = True
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
-SERIAL_WORK = 1 << 20
-# Up to so many rows of all steps the weights are read where they lie; for more, copying them into panels pays.
-DIRECT_ROWS = 4
 
 
 @functools.cache
@@ -42,103 +39,35 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype in DTYPES else f"it serves floating point dtypes of 16 to 64 bits, not {dtype}"
 
 
-@functools.lru_cache(64)
-def _even_steps(steps: int, batch: int) -> tuple[Tensor, Tensor]:
-    return _steps(torch.full((steps,), batch, device="cpu"))
-
-
-def _steps(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of each step and where they start."""
-    sizes = sizes.contiguous()
-    return sizes, sizes.cumsum(0) - sizes
-
-
 def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.dtype == dtype and tensor.is_contiguous():
+    if tensor.dtype is dtype and tensor.is_contiguous():
         return tensor
     return tensor.detach().to(dtype).contiguous()
 
 
-class _Layer:
-    """The sizes of a call and its inputs, dense and in the dtype that the kernels run in."""
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
-    def __init__(
-        self,
-        mode: str,
-        which: str,
-        x: Tensor,
-        batch_sizes: Tensor | None,
-        h0: Tensor,
-        c0: Tensor | None,
-        weights: Sequence[Tensor],
-    ) -> None:
-        self.dtype = dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.itemsize = dtype.itemsize
-        self.kernel = kernel = numba_start.kernel(mode, which, dtype)
-        self.gates, self.slots, self.columns = kernel.cell.gates, kernel.cell.slots, kernel.columns
-        self.directions, self.batch, self.outputs = h0.shape
-        self.hidden = weights[0].shape[0] // self.gates
-        self.panels = -(-self.hidden // kernel.units)
-        self.padded = self.panels * kernel.units
-        if batch_sizes is None:
-            self.steps, _, self.inputs = x.shape
-            self.rows = self.steps * self.batch
-            self.sizes, self.starts = _even_steps(self.steps, self.batch)
-        else:
-            self.rows, self.inputs = x.shape
-            self.sizes, self.starts = _steps(batch_sizes)
-            self.steps = batch_sizes.shape[0]
-        self.x, self.h0 = _dense(x, dtype), _dense(h0, dtype)
-        self.c0 = None if c0 is None else _dense(c0, dtype)
-        self.weights = split_weights([_dense(w, dtype) for w in weights], self.directions)
-        work = self.rows * self.gates * self.hidden * (self.inputs + self.outputs)
-        self.team = numba_start.threads() if work > SERIAL_WORK else 1
 
-    def room(self, *shape: int) -> Tensor:
-        return self.x.new_empty(shape)
-
-    def wide(self, columns: int) -> int:
-        """``columns``, up to whole panels."""
-        return -(-columns // self.columns) * self.columns
-
-    def part(self, tensor: Tensor | None, d: int, distance: int | None = None) -> int:
-        """Address of direction ``d`` in a tensor that begins with them, or has them at a distance; 0 for none."""
-        if tensor is None:
-            return 0
-        each = tensor.numel() // self.directions if distance is None else distance
-        return tensor.data_ptr() + d * each * self.itemsize
-
-    def table(self, own: Weights, d: int) -> dict[str, int]:
-        """What both kernels want to know of a direction."""
-        pointers = {name: 0 if weight is None else weight.data_ptr() for name, weight in own._asdict().items()}
-        return {
-            "steps": self.steps, "batch": self.batch, "rows": self.rows, "inputs": self.inputs,
-            "hidden": self.hidden, "outputs": self.outputs, "reverse": d, "projected": own.w_hr is not None,
-            "sizes": self.sizes.data_ptr(), "starts": self.starts.data_ptr(),
-            "x": self.x.data_ptr(), "h0": self.part(self.h0, d), **pointers,
-            "team_size": 0, "thread_number": 0, "barrier": 0,
-        }  # fmt: skip
-
-    def work_room(self, values: dict[str, int], **counts: int) -> Tensor:
-        """One tensor with room for all, so many values for each; their addresses go to ``values`` (0 for no room)."""
-        places, end = [], 0
-        for name, count in counts.items():
-            places.append((name, end if count else None))
-            end += (count + 15) // 16 * 16  # each on cache lines of its own
-        buffer = self.room(end)
-        start = buffer.data_ptr()
-        for name, place in places:
-            values[name] = 0 if place is None else start + place * self.itemsize
-        return buffer
-
-    # The kernels' gates are (panels, N, slots, U).  Where the units do not fill the last panel, (N, slots, H) is saved.
-    def to_saved(self, gates: Tensor) -> Tensor:
-        gates = gates.view(self.panels, self.rows, self.slots, self.kernel.units)
-        return gates.permute(1, 2, 0, 3).flatten(2)[..., : self.hidden].flatten(1)
-
-    def from_saved(self, saved: Tensor) -> Tensor:
-        gates = F.pad(saved.view(self.rows, self.slots, self.hidden), (0, self.padded - self.hidden))
-        return gates.view(self.rows, self.slots, self.panels, self.kernel.units).permute(2, 0, 1, 3).contiguous()
+def _plan(
+    mode: str,
+    which: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    *wanted: bool,
+) -> tuple[Plan, torch.dtype, tuple[Tensor, Tensor]]:
+    """The plan of a call, the dtype that its kernel runs in, and the steps' sizes and starts."""
+    dtype = torch.float64 if h0.dtype is torch.float64 else torch.float32
+    directions, batch, outputs = h0.shape
+    gate_rows, inputs = weights[0].shape
+    first = x.shape[0]
+    steps, rows = (first, first * batch) if batch_sizes is None else (batch_sizes.shape[0], first)
+    tokens, threads = x.dtype is torch.int64, numba_start.threads()
+    shape = Shape(steps, batch, rows, inputs, gate_rows, outputs, directions, len(weights), tokens, threads)
+    found = plan(mode, which, dtype, shape, *wanted)
+    return found, dtype, found.even_steps if batch_sizes is None else starts_of(batch_sizes)
 
 
 def forward(
@@ -150,49 +79,54 @@ def forward(
     weights: Sequence[Tensor],
     save: bool,
 ) -> Forward:
-    """See :mod:`fastrnn.backends`."""
-    layer = _Layer(mode, "forward", x, batch_sizes, h0, c0, weights)
-    directions, rows, hidden, outputs, room = layer.directions, layer.rows, layer.hidden, layer.outputs, layer.room
-    y, hn = room(*x.shape[:-1], directions * outputs), room(*h0.shape)
-    cn = None if layer.c0 is None else layer.c0.detach().clone()
-    kept = len(CELLS[mode].saved) if save else 0
-    gates = room(directions, rows, kept * hidden) if kept else None
-    cells = room(directions, rows, hidden) if save and (cn is not None or CELLS[mode].output) else None
-    states = room(directions, rows, outputs) if save else None
-    padded, gates_room = layer.padded, layer.slots * layer.padded * rows
-    direct = rows <= DIRECT_ROWS
-    packed = 0 if direct else layer.gates * padded
-    for d, own in enumerate(layer.weights):
-        projected = own.w_hr is not None
-        values = layer.table(own, d)
-        in_place = kept and padded == hidden
-        buffer = layer.work_room(
-            values, gates=0 if in_place else gates_room, bias=layer.slots * padded,
-            packed_ih=packed * layer.inputs, packed_hh=packed * outputs,
-            packed_hr=layer.wide(outputs) * hidden if projected else 0,
-            full=layer.batch * hidden if projected else 0,
-            short=layer.batch * layer.wide(outputs) if projected else 0, scratch=layer.team * 8 * layer.columns,
-        )  # fmt: skip
-        if in_place:
-            values["gates"] = layer.part(gates, d)
-        values.update(
-            y=layer.part(y, d, outputs), y_row=directions * outputs, hn=layer.part(hn, d),
-            cn=layer.part(cn, d), states=layer.part(states, d), cells=layer.part(cells, d),
-            direct=direct,
-        )  # fmt: skip
-        if layer.batch:
-            layer.kernel.run(layer.team, values)
-        if gates is not None and not in_place:
-            gates[d] = layer.to_saved(buffer[:gates_room])
-        del buffer
+    """See :mod:`fastrnn.backends`.
 
-    def narrow(tensor: Tensor | None) -> Tensor:
+    Raises:
+        IndexError: a token is not within 0 .. I - 1.
+    """
+    plan, dtype, (sizes, starts) = _plan(mode, "forward", x, batch_sizes, h0, weights, save)
+    narrow, tokens, (directions, batch, outputs) = h0.dtype, plan.shape.tokens, h0.shape
+    rows, hidden, lead = plan.shape.rows, plan.hidden, x.shape if tokens else x.shape[:-1]
+    if tokens:
+        x = _checked(x, plan.shape.inputs)
+    else:
+        x = _dense(x, dtype)
+    h0, c0 = _dense(h0, dtype), None if c0 is None else _dense(c0, dtype)
+    own = [_dense(weight, dtype) for weight in weights]
+    room = h0.new_empty
+    y, hn, cn = room(*lead, directions * outputs), torch.empty_like(h0), None if c0 is None else torch.empty_like(c0)
+    gates = cells = states = None
+    if save:
+        gates = room(directions, rows, plan.kept * hidden) if plan.kept else None
+        cells = room(directions, rows, hidden) if cn is not None or CELLS[mode].output else None
+        states = room(directions, rows, outputs)
+    work = room(plan.room)
+    parameters = [*map(_address, own), 0]
+    for d in range(directions if batch else 0):
+        plan.run(
+            d, parameters, work=work.data_ptr(), sizes=sizes.data_ptr(), starts=starts.data_ptr(), x=x.data_ptr(),
+            h0=h0.data_ptr(), c0=_address(c0), y=y.data_ptr(), hn=hn.data_ptr(), cn=_address(cn),
+            gates=_address(gates) if plan.in_place else 0, cells=_address(cells), states=_address(states),
+        )  # fmt: skip
+        if gates is not None and not plan.in_place:
+            gates[d] = plan.to_saved(work)
+
+    def result(tensor: Tensor | None) -> Tensor:
         if tensor is None:
-            return x.new_empty(0)
-        return tensor if tensor.dtype == x.dtype else tensor.to(x.dtype)
+            return room(0, dtype=narrow)
+        return tensor if dtype is narrow else tensor.to(narrow)
 
-    saved = Saved(narrow(gates), room(0) if cells is None else cells, narrow(states)) if save else None
-    return Forward(narrow(y), narrow(hn), narrow(cn), saved)
+    saved = Saved(result(gates), result(None) if cells is None else cells, result(states)) if save else None
+    return Forward(result(y), result(hn), result(cn), saved)
+
+
+def _checked(tokens: Tensor, inputs: int) -> Tensor:
+    if tokens.numel():
+        lowest, highest = (int(extreme) for extreme in tokens.aminmax())
+        if lowest < 0 or highest >= inputs:
+            wrong = lowest if lowest < 0 else highest
+            raise IndexError(f"x: expected tokens from 0 to {inputs - 1}, got {wrong}")
+    return tokens.contiguous()
 
 
 def backward(
@@ -211,66 +145,62 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    layer = _Layer(mode, "backward", x, batch_sizes, h0, c0, weights)
-    rows, batch, hidden, outputs, inputs = layer.rows, layer.batch, layer.hidden, layer.outputs, layer.inputs
-    room, wide, part, padded = layer.room, layer.wide, layer.part, layer.padded
-    dy = None if grad_y is None else _dense(grad_y, layer.dtype)
-    d_cells = None if grad_cells is None else _dense(grad_cells, layer.dtype)
-    gates, cells, states = (_dense(t, layer.dtype) for t in saved)
-    dh0 = torch.zeros_like(layer.h0) if grad_hn is None else _dense(grad_hn, layer.dtype).clone()
-    dc0 = layer.c0
-    if dc0 is not None:
-        dc0 = torch.zeros_like(dc0) if grad_cn is None else _dense(grad_cn, layer.dtype).clone()
+    plan, dtype, (sizes, starts) = _plan(mode, "backward", x, batch_sizes, h0, weights, need_x, need_weights)
+    narrow, (directions, batch, outputs) = h0.dtype, h0.shape
+    lead, rows, inputs, hidden, padded = x.shape, plan.shape.rows, plan.shape.inputs, plan.hidden, plan.padded
+    wide, depth = plan.wide, plan.gates * plan.padded
+    named: Tensor | None = None
+    if plan.shape.tokens:
+        named, x = torch.unique(x, return_inverse=True)
+        x = x.contiguous()
+    else:
+        x = _dense(x, dtype)
+    h0 = _dense(h0, dtype)
+    own = [_dense(weight, dtype) for weight in weights]
+    dy, d_cells = (None if grad is None else _dense(grad, dtype) for grad in (grad_y, grad_cells))
+    gates, cells, states = (_dense(tensor, dtype) for tensor in saved)
+    dh0 = torch.zeros_like(h0) if grad_hn is None else _dense(grad_hn, dtype).clone()
+    dc0 = None
+    if c0 is not None:
+        c0 = _dense(c0, dtype)
+        dc0 = torch.zeros_like(c0) if grad_cn is None else _dense(grad_cn, dtype).clone()
+    room = h0.new_empty
+    work = room(plan.room)
+    parameters = [*map(_address, own), 0]
     dx: Tensor | None = None
     grads: list[Tensor] = []
-    depth = layer.gates * padded
-    for d, own in enumerate(layer.weights):
-        biased, projected = need_weights and own.b_ih is not None, own.w_hr is not None
+    for d, weight in enumerate(split_weights(own, directions)):
         own_gates = None
-        if CELLS[mode].saved:
-            own_gates = gates[d] if padded == hidden else layer.from_saved(gates[d])
+        if plan.kept:
+            own_gates = gates[d] if plan.in_place else plan.from_saved(gates[d])
         dh = F.pad(dh0[d], (0, wide(outputs) - outputs))
         own_dx = room(rows, wide(inputs)) if need_x else None
-        dw_ih = room(depth, wide(inputs)) if need_weights else None
-        dw_hh = room(depth, wide(outputs)) if need_weights else None
-        dw_hr = room(wide(outputs), wide(hidden)) if need_weights and projected else None
-        db_ih, db_hh = (room(depth), room(depth)) if biased else (None, None)
-        db_hr = room(wide(outputs)) if need_weights and own.b_hr is not None else None
-        values = layer.table(own, d)
-        buffer = layer.work_room(
-            values, d_gates=rows * layer.slots * padded, packed_hh=depth * wide(outputs),
-            packed_ih=depth * wide(inputs) if need_x else 0, packed_hr=outputs * wide(hidden) if projected else 0,
-            x_panels=rows * wide(inputs) if need_weights else 0, h_panels=rows * wide(outputs) if need_weights else 0,
-            y_panels=rows * wide(outputs) if projected else 0, full_panels=rows * wide(hidden) if projected else 0,
-            full=rows * hidden if projected else 0, d_full=batch * wide(hidden) if projected else 0,
-            scratch=layer.team * 8 * layer.columns,
-        )  # fmt: skip
-        found = {
-            "dx": own_dx,
-            "dw_ih": dw_ih,
-            "dw_hh": dw_hh,
-            "db_ih": db_ih,
-            "db_hh": db_hh,
-            "dw_hr": dw_hr,
-            "db_hr": db_hr,
-        }
-        values.update(
-            c0=part(layer.c0, d), gates=0 if own_gates is None else own_gates.data_ptr(),
-            cells=part(cells, d) if cells.numel() else 0, states=part(states, d), dy=part(dy, d, outputs),
-            dy_row=layer.directions * outputs, d_cells=part(d_cells, d), dh=dh.data_ptr(), dc=part(dc0, d),
-            **{name: 0 if t is None else t.data_ptr() for name, t in found.items()},
-        )  # fmt: skip
+        dw_ih = dw_hh = db_ih = db_hh = dw_hr = db_hr = None
+        if need_weights:
+            dw_ih = room(depth, wide(inputs)) if named is None else torch.zeros(len(named), depth, dtype=dtype)
+            dw_hh = room(depth, wide(outputs))
+            db_ih, db_hh = (None, None) if weight.b_ih is None else (room(depth), room(depth))
+            dw_hr = None if weight.w_hr is None else room(wide(outputs), wide(hidden))
+            db_hr = None if weight.b_hr is None else room(wide(outputs))
         if batch:
-            layer.kernel.run(layer.team, values)
-        del buffer
+            plan.run(
+                d, parameters, work=work.data_ptr(), sizes=sizes.data_ptr(), starts=starts.data_ptr(),
+                x=x.data_ptr(), h0=h0.data_ptr(), c0=_address(c0), gates=_address(own_gates),
+                cells=cells.data_ptr(), states=states.data_ptr(), dy=_address(dy), d_cells=_address(d_cells),
+                dh=dh.data_ptr(), dc=_address(dc0), dx=_address(own_dx), dw_ih=_address(dw_ih),
+                dw_hh=_address(dw_hh), dw_hr=_address(dw_hr), db_ih=_address(db_ih), db_hh=_address(db_hh),
+                db_hr=_address(db_hr),
+            )  # fmt: skip
         dh0[d] = dh[:, :outputs]
         if own_dx is not None:
             own_dx = own_dx[:, :inputs]
             dx = own_dx if dx is None else dx.add_(own_dx)
-        count = layer.gates * hidden
-        for grad, *shape in ((dw_ih, count, inputs), (dw_hh, count, outputs), (db_ih, count), (db_hh, count)):
+        if named is not None and dw_ih is not None:
+            dw_ih = plan.by_column(dw_ih, named)
+        for grad, columns in ((dw_ih, inputs), (dw_hh, outputs), (db_ih, 1), (db_hh, 1)):
             if grad is not None:  # without the rows and columns that only fill panels
-                grads.append(grad.view(layer.gates, padded, -1)[:, :hidden, : shape[-1]].reshape(shape))
+                own_rows = grad.view(plan.gates, padded, -1)[:, :hidden, :columns]
+                grads.append(own_rows.flatten(0, 1 if grad.dim() > 1 else 2))
         if dw_hr is not None:
             grads.append(dw_hr[:outputs, :hidden])
         if db_hr is not None:
@@ -279,9 +209,9 @@ def backward(
         for grad in grads:
             grad.zero_()
 
-    def narrow(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(x.dtype).contiguous()
+    def result(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(narrow).contiguous().detach()
 
-    dx = None if dx is None else dx.reshape(x.shape)
-    own_grads = [g.to(x.dtype).contiguous() for g in grads] if need_weights else None
-    return Backward(narrow(dx), dh0.to(x.dtype), narrow(dc0), own_grads)
+    dx = None if dx is None else dx.reshape(lead)
+    own_grads = [grad.to(narrow).contiguous().detach() for grad in grads] if need_weights else None
+    return Backward(result(dx), dh0.to(narrow), result(dc0), own_grads)

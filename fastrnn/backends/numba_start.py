@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -84,28 +83,33 @@ def _compile(function: Callable[..., Any], signature: Any, options: dict[str, An
         return cfunc(signature, **options)(function)
 
 
-class Kernel:
-    """A compiled callback over a table of 64-bit fields, and how to start it.  ctypes releases the GIL around it."""
+def team_functions(team: int) -> dict[str, int]:
+    """The addresses of the functions by which the threads of a team know of one another; 0 for a thread alone."""
+    library = _openmp() if team > 1 else None
+    names = {"team_size": "omp_get_num_threads", "thread_number": "omp_get_thread_num", "barrier": "GOMP_barrier"}
+    if library is None:
+        return dict.fromkeys(names, 0)
+    return {field: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for field, name in names.items()}
 
-    def __init__(self, address: int, fields: Sequence[str], cell: Any, units: int, columns: int) -> None:
-        self.address, self.fields = address, fields
-        self.cell, self.units, self.columns = cell, units, columns
-        self.pack = struct.Struct(f"{len(fields)}q").pack
-        self.call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
-    def run(self, team: int, values: dict[str, int]) -> None:
+class Kernel(NamedTuple):
+    """A compiled callback over a table of 64-bit fields: ``sizes``, addresses of parameters, other ``addresses``."""
+
+    address: int
+    call: Callable[[bytes], None]
+    sizes: tuple[str, ...]
+    addresses: tuple[str, ...]
+    cell: Any
+    units: int
+    columns: int
+
+    def run(self, team: int, table: bytes) -> None:
+        """Runs it on a team of threads.  ctypes releases the GIL meanwhile."""
         library = _openmp() if team > 1 else None
         if library is None:
-            self.call(self.pack(*map(values.__getitem__, self.fields)))
-            return
-        for name, call in (
-            ("team_size", library.omp_get_num_threads),
-            ("thread_number", library.omp_get_thread_num),
-            ("barrier", library.GOMP_barrier),
-        ):
-            values[name] = ctypes.cast(call, ctypes.c_void_p).value or 0
-        table = self.pack(*map(values.__getitem__, self.fields))
-        library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
+            self.call(table)
+        else:
+            library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
 
 
 @functools.cache
@@ -121,7 +125,9 @@ def kernel(mode: str, which: str, dtype: torch.dtype) -> Kernel:
         "backward": (numba_backward.backward_kernel, numba_scan.BACKWARD),
     }[which]
     cell, real = numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64
-    signature = types.void(types.CPointer(from_dtype(table)))
+    signature = types.void(types.CPointer(from_dtype(table.dtype)))
     with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
         compiled = _compile(make(cell, real), signature, numba_cells.OPTIONS)
-    return Kernel(compiled.address, table.names or (), cell, *numba_scan.widths(cell, dtype.itemsize))
+    call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(compiled.address)
+    units, columns = numba_scan.widths(cell, dtype.itemsize)
+    return Kernel(compiled.address, call, table.sizes, table.addresses, cell, units, columns)

@@ -1,0 +1,147 @@
+"""What follows from the sizes of a call alone: made once, and kept for the next call of the same sizes.
+
+One step of a small layer takes as long as the Python around it.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastrnn.backends import numba_start
+from fastrnn.cells import CELLS, split_weights
+
+# Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
+SERIAL_WORK = 1 << 20
+# Up to so many rows of all steps the weights are read where they lie; for more, copying them into panels pays.
+DIRECT_ROWS = 4
+# The same for the weights of tokens: up to so many tokens in the vocabulary for each in x.
+DIRECT_TOKENS = 8
+
+
+class Shape(NamedTuple):
+    """The sizes of a call.  ``parameters`` counts those of all directions, ``tokens`` says whether x holds tokens."""
+
+    steps: int
+    batch: int
+    rows: int
+    inputs: int
+    gate_rows: int
+    outputs: int
+    directions: int
+    parameters: int
+    tokens: bool
+    threads: int
+
+
+def starts_of(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of each step and where they start."""
+    sizes = sizes.contiguous()
+    return sizes, sizes.cumsum(0) - sizes
+
+
+class Plan:
+    """The kernel ``forward`` or ``backward`` for one layer of a shape, and the memory that it works in.
+
+    ``wanted`` is ``(save,)`` or ``(need_x, need_weights)``.
+    """
+
+    def __init__(self, mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> None:
+        self.kernel = kernel = numba_start.kernel(mode, which, dtype)
+        self.shape, self.gates, self.slots = shape, kernel.cell.gates, kernel.cell.slots
+        self.hidden = shape.gate_rows // self.gates
+        self.panels = -(-self.hidden // kernel.units)
+        self.padded = self.panels * kernel.units
+        self.kept = len(CELLS[mode].saved)
+        # Whether the kernels' gates, (panels, N, slots, U), are saved as they are; (N, slots, H) is, elsewhere.
+        self.in_place = self.kept > 0 and self.padded == self.hidden
+        numbers: Any = range(shape.parameters)
+        places = split_weights(numbers, shape.directions)
+        self.projected = places[0].w_hr is not None
+        self.places = [[-1 if k is None else int(k) for k in own] for own in places]
+        # Of what is not packed, the steps' rows and where they start.
+        self.even_steps = starts_of(torch.full((shape.steps,), shape.batch, device="cpu"))
+        work = shape.rows * shape.gate_rows * (shape.outputs + (0 if shape.tokens else shape.inputs))
+        self.team = shape.threads if work > SERIAL_WORK else 1
+        rooms = self._forward_rooms(*wanted) if which == "forward" else self._backward_rooms(*wanted)
+
+        sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
+        self.room = 0  # values in all
+        for name, count in {"scratch": self.team * 8 * kernel.columns, **rooms}.items():
+            sizes[name] = self.room if count else 0
+            self.room += (count + 15) // 16 * 16  # each on cache lines of its own
+        self.gates_place = slice(sizes.get("own_gates", 0), sizes.get("own_gates", 0) + rooms.get("own_gates", 0))
+        sizes |= numba_start.team_functions(self.team)
+        heads = [sizes | {"direction": d} for d in range(shape.directions)]
+        self.heads = [struct.pack(f"{len(kernel.sizes)}q", *(head[name] for name in kernel.sizes)) for head in heads]
+        self.pack = struct.Struct(f"{6 + len(kernel.addresses)}q").pack
+        self.in_order = itemgetter(*kernel.addresses)
+
+    def wide(self, columns: int) -> int:
+        """``columns``, up to whole panels."""
+        return -(-columns // self.kernel.columns) * self.kernel.columns
+
+    def _forward_rooms(self, save: bool) -> dict[str, int]:
+        """How many values the kernel forward wants room for under each name."""
+        rows, batch, inputs, outputs = self.shape.rows, self.shape.batch, self.shape.inputs, self.shape.outputs
+        depth = self.gates * self.padded
+        direct = rows <= DIRECT_ROWS
+        direct_inputs = rows * DIRECT_TOKENS <= inputs if self.shape.tokens else direct
+        return {
+            "own_gates": 0 if save and self.in_place else self.slots * self.padded * rows,
+            "bias": self.slots * self.padded,
+            "packed_ih": 0 if direct_inputs else depth * inputs,
+            "packed_hh": 0 if direct else depth * outputs,
+            "packed_hr": self.wide(outputs) * self.hidden if self.projected else 0,
+            "full": batch * self.hidden if self.projected else 0,
+            "short": batch * self.wide(outputs) if self.projected else 0,
+        }
+
+    def _backward_rooms(self, need_x: bool, need_weights: bool) -> dict[str, int]:
+        """How many values the kernel backward wants room for under each name."""
+        rows, batch, hidden, wide = self.shape.rows, self.shape.batch, self.hidden, self.wide
+        inputs, outputs = wide(self.shape.inputs), wide(self.shape.outputs)
+        depth = self.gates * self.padded
+        return {
+            "d_gates": rows * self.slots * self.padded,
+            "packed_hh": depth * outputs,
+            "packed_ih": depth * inputs if need_x else 0,
+            "packed_hr": self.shape.outputs * wide(hidden) if self.projected else 0,
+            "x_panels": rows * inputs if need_weights and not self.shape.tokens else 0,
+            "h_panels": rows * outputs if need_weights else 0,
+            "y_panels": rows * outputs if self.projected else 0,
+            "full_panels": rows * wide(hidden) if self.projected else 0,
+            "full": rows * hidden if self.projected else 0,
+            "d_full": batch * wide(hidden) if self.projected else 0,
+        }
+
+    def run(self, direction: int, parameters: Sequence[int], **addresses: int) -> None:
+        """Runs the kernel for one direction.  ``parameters`` are the addresses of the flat list, and a 0 behind."""
+        own = [parameters[k] for k in self.places[direction]]
+        self.kernel.run(self.team, self.heads[direction] + self.pack(*own, *self.in_order(addresses)))
+
+    def to_saved(self, work: Tensor) -> Tensor:
+        gates = work[self.gates_place].view(self.panels, self.shape.rows, self.slots, self.kernel.units)
+        return gates.permute(1, 2, 0, 3).flatten(2)[..., : self.hidden].flatten(1)
+
+    def from_saved(self, saved: Tensor) -> Tensor:
+        gates = F.pad(saved.view(self.shape.rows, self.slots, self.hidden), (0, self.padded - self.hidden))
+        return gates.view(self.shape.rows, self.slots, self.panels, self.kernel.units).permute(2, 0, 1, 3).contiguous()
+
+    def by_column(self, grads: Tensor, named: Tensor) -> Tensor:
+        """The gradients of these tokens' columns of W_ih, (tokens, panels, gates, U), in the place of the columns."""
+        rows = grads.view(len(named), self.panels, self.gates, self.kernel.units).permute(2, 1, 3, 0).flatten(0, 2)
+        return rows.new_zeros(len(rows), self.shape.inputs).index_copy_(1, named, rows)
+
+
+@functools.lru_cache(256)
+def plan(mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> Plan:
+    """The plan for calls of this shape."""
+    return Plan(mode, which, dtype, shape, *wanted)
