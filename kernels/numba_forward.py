@@ -72,8 +72,7 @@ def forward_kernel(cell: Cell, real: type):
                         w, packed = (packed_ih, True) if a.packed_ih else (w_ih, False)
                         gather(at(out, r * width), w, packed, tokens[n + r], p, gates, units, hidden, inputs)
                 elif direct:
-                    for r in range(count):
-                        dots(at(out, r * width), w_ih, at(source, r * inputs), p, gates, units, hidden, inputs, 0)
+                    dots(out, width, count, w_ih, source, inputs, p, gates, units, hidden, inputs, 0)
                 else:
                     w = at(packed_ih, p * inputs * wide)
                     product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
@@ -90,16 +89,15 @@ def forward_kernel(cell: Cell, real: type):
             previous = at(y, before * y_row)
             for p in range(first_panel, last_panel):
                 out = at(z, (p * rows + start) * width)
+                o, h = at(out, first * width), at(previous, first * y_row)
+                begun, new = at(out, middle * width), at(h0, middle * outputs)
                 if direct:
-                    for r in range(first, last):
-                        h = at(previous, r * y_row) if r < coming else at(h0, r * outputs)
-                        dots(at(out, r * width), w_hh, h, p, gates, units, hidden, outputs, shift)
+                    dots(o, width, middle - first, w_hh, h, y_row, p, gates, units, hidden, outputs, shift)
+                    dots(begun, width, last - middle, w_hh, new, outputs, p, gates, units, hidden, outputs, shift)
                 else:
                     w = at(packed_hh, p * outputs * wide)
-                    o, h = at(out, first * width), at(previous, first * y_row)
                     product(vectors, middle - first, o, width, h, y_row, 1, w, wide, outputs, True)
-                    o, h = at(out, middle * width), at(h0, middle * outputs)
-                    product(vectors, last - middle, o, width, h, outputs, 1, w, wide, outputs, True)
+                    product(vectors, last - middle, begun, width, new, outputs, 1, w, wide, outputs, True)
                 u, count = p * units, min(units, hidden - p * units)
                 for r in range(first, last):
                     s, n = at(out, r * width), start + r

@@ -240,6 +240,55 @@ def pack_gate_rows(packed, w, me, team, gates, units, hidden, columns, width, sh
                 copy(at(packed, (c * rows + k) * width), w, 0, width)
 
 
+@intrinsic
+def lanes_of(context, start):
+    """How many of the numbers that ``start`` points to fill a vector."""
+
+    def code(context, builder, signature, arguments):
+        return ir.Constant(ir.IntType(64), _Vectors(context, builder, signature.args[0].dtype).lanes)
+
+    return types.intp(start), code
+
+
+@intrinsic(prefer_literal=True)
+def _dots_tile(context, several, out, out_row, a, a_row, w, depth):
+    """:func:`dots` for up to four units of one gate and one row or, with a literal 1, as many as make a sum a lane."""
+    signature = types.void(several, out, types.intp, a, types.intp, w, types.intp)
+
+    def code(context, builder, signature, arguments):
+        out, out_row, a, a_row, w, depth = arguments[1:]
+        vector = _Vectors(context, builder, signature.args[1].dtype)
+        one, lanes = ir.Constant(ir.IntType(64), 1), ir.Constant(ir.IntType(64), vector.lanes)
+        units = min(4, vector.lanes)
+        tile = [(r, u) for r in range(vector.lanes // units if several.literal_value else 1) for u in range(units)]
+        sums = {place: cgutils.alloca_once(builder, vector.type) for place in tile}
+        for total in sums.values():
+            builder.store(ir.Constant(vector.type, None), total)
+        with cgutils.for_range(builder, builder.sdiv(depth, lanes)) as loop:
+            k = builder.mul(loop.index, lanes)
+            weights = [vector.load(vector.address(w, (depth, u), (k, 1))) for u in range(units)]
+            for r, u in tile:
+                value = vector.load(vector.address(a, (a_row, r), (k, 1))) if u == 0 else value
+                product = builder.fmul(value, weights[u], flags=("contract",))
+                total = builder.fadd(product, builder.load(sums[r, u]), flags=("contract",))
+                builder.store(total, sums[r, u])
+        # The two halves of each stretch of lanes are added up, of two vectors at a time, until each lane holds one sum.
+        found, stretch = [builder.load(total) for total in sums.values()], vector.lanes
+        while stretch > 1:
+            first = [start + j for start in range(0, 2 * vector.lanes, stretch) for j in range(stretch // 2)]
+            second = [lane + stretch // 2 for lane in first]
+            pairs = zip(found[::2], found[1::2], strict=True) if len(found) > 1 else [(found[0], found[0])]
+            found = [builder.fadd(vector.shuffle(x, y, first), vector.shuffle(x, y, second)) for x, y in pairs]
+            stretch //= 2
+        for lane, (r, u) in enumerate(tile):
+            place = vector.address(out, (out_row, r), (one, u))
+            total = builder.extract_element(found[0], ir.Constant(ir.IntType(32), lane))
+            builder.store(builder.fadd(builder.load(place), total), place)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
 @register_jitable(**{**OPTIONS, "fastmath": {"contract", "reassoc", "nsz"}})
 def _dot(a, b, depth):
     """The sum in any order, so that LLVM may vectorise it."""
@@ -250,12 +299,27 @@ def _dot(a, b, depth):
 
 
 @device
-def dots(out, w, a, p, gates, units, hidden, depth, shift):
-    """out[g, j] += (row of W for gate g, unit j of panel p) . a: reads W where it lies."""
+def dots(out, out_row, rows, w, a, a_row, p, gates, units, hidden, depth, shift):
+    """out[r, g, j] += (row of W for gate g, unit j of panel p) . a[r]: reads W where it lies."""
+    lanes = lanes_of(w)
+    tile_units, there = min(4, lanes), min(units, hidden - p * units)
     for g in range(gates):
-        for j in range(min(units, hidden - p * units)):
-            row = gate_row(p, g, j, gates, units, hidden, shift)
-            out[g * units + j] += _dot(at(w, row * depth), a, depth)
+        for j in range(0, there, tile_units):
+            o, w_j = at(out, g * units + j), at(w, gate_row(p, g, j, gates, units, hidden, shift) * depth)
+            r, done = 0, 0
+            if there - j >= tile_units:
+                done = depth // lanes * lanes
+                while r < rows:
+                    if rows - r >= lanes // tile_units:
+                        _dots_tile(1, at(o, r * out_row), out_row, at(a, r * a_row), a_row, w_j, depth)
+                        r += lanes // tile_units
+                    else:
+                        _dots_tile(0, at(o, r * out_row), out_row, at(a, r * a_row), a_row, w_j, depth)
+                        r += 1
+            if done < depth:
+                for r in range(rows):
+                    for u in range(min(tile_units, there - j)):
+                        o[r * out_row + u] += _dot(at(w_j, u * depth + done), at(a, r * a_row + done), depth - done)
 
 
 @device

@@ -20,8 +20,9 @@ from fastrnn.cells import CELLS, split_weights
 
 # Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
 SERIAL_WORK = 1 << 20
-# Up to so many rows of all steps the weights are read where they lie; for more, copying them into panels pays.
-DIRECT_ROWS = 4
+# Up to one row of all steps for so many inputs and outputs, within these limits, the weights are read where they lie;
+# for more rows, copying them into panels pays.
+DIRECT_COLUMNS, DIRECT_ROWS = 16, (4, 32)
 # The same for the weights of tokens: up to so many tokens in the vocabulary for each in x.
 DIRECT_TOKENS = 8
 
@@ -92,7 +93,8 @@ class Plan:
         """How many values the kernel forward wants room for under each name."""
         rows, batch, inputs, outputs = self.shape.rows, self.shape.batch, self.shape.inputs, self.shape.outputs
         depth = self.gates * self.padded
-        direct = rows <= DIRECT_ROWS
+        least, most = DIRECT_ROWS
+        direct = rows <= max(least, min(most, (inputs + outputs) // DIRECT_COLUMNS))
         direct_inputs = rows * DIRECT_TOKENS <= inputs if self.shape.tokens else direct
         return {
             "own_gates": 0 if save and self.in_place else self.slots * self.padded * rows,
