@@ -6,40 +6,45 @@ import copy
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
 
-BACKENDS = ("cpp", "numba")
 PATIENCE = 300  # seconds after which a process that waits for ever ends itself
 
 
 class Model(nn.Module):
-    """Every class: layers two ways and packed, and a cell in a loop."""
+    """Three layers, the first of them packed, and a cell in a loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: type[Any], second: type[Any], third: type[Any]) -> None:
         super().__init__()
-        self.lstm = fastrnn.LSTM(4, 5, num_layers=2, bidirectional=True, batch_first=True)
-        self.gru = fastrnn.GRU(10, 6, batch_first=True)
-        self.rnn = fastrnn.RNN(6, 6, batch_first=True)
+        self.first = first(4, 5, num_layers=2, bidirectional=True, batch_first=True)
+        self.second = second(10, 6, batch_first=True)
+        self.third = third(6, 6, batch_first=True)
         self.cell = fastrnn.LSTMCell(6, 3)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        packed, _ = self.lstm(packed)
-        _, h = self.gru(packed)
-        y, _ = self.rnn(h.transpose(0, 1).expand(-1, 3, -1))
+        packed, _ = self.first(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        y, _ = pad_packed_sequence(packed, batch_first=True)
+        y, _ = self.third(self.second(y)[0])
         state = None
-        for x in y.unbind(1):
-            state = self.cell(x, state)
+        for step in y.unbind(1):
+            state = self.cell(step, state)
         return state[0]
+
+
+MODELS = {  # of one kind where each kernel may take seconds to compile
+    "cpp": (fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN),
+    "numba": (fastrnn.LSTM, fastrnn.LSTM, fastrnn.LSTM),
+}
 
 
 def train(model: nn.Module, x: Tensor, lengths: Tensor) -> None:
@@ -50,34 +55,45 @@ def train(model: nn.Module, x: Tensor, lengths: Tensor) -> None:
         optimizer.step()
 
 
-def parallel(rank: str, folder: str) -> None:
-    """Half of a batch in each of two processes, by DDP and by FSDP2: the same parameters as from the whole in one."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+def replicated(model: nn.Module) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
-    own, store = int(rank), f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=own, world_size=2, timeout=timedelta(seconds=PATIENCE))
+    return DistributedDataParallel(model)
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh("cpu", (2,))
+    for part in (*model.children(), model):
+        fully_shard(part, mesh=mesh)
+    assert isinstance(model.first, fastrnn.LSTM) and model.first.weight_hh_l0.to_local().shape[0] == 10
+    return model
+
+
+def parallel(rank: str, folder: str, *ways: str) -> None:
+    """Half of a batch in each of two processes: the same parameters as from the whole in one."""
+    store, own = f"file://{folder}/store", int(rank)
+    dist.init_process_group("gloo", store, rank=own, world_size=2, timeout=timedelta(seconds=PATIENCE))
     x, lengths = torch.randn(8, 6, 4), torch.tensor([6, 2, 5, 3, 1, 6, 4, 4])
     half = slice(4 * own, 4 * own + 4)
-    start = Model()
-    for backend in BACKENDS:
+    for backend, classes in MODELS.items():
+        start = Model(*classes)
         with fastrnn.use_backend(backend):
-            alone, replicated, sharded = (copy.deepcopy(start) for _ in range(3))
+            alone = copy.deepcopy(start)
             train(alone, x, lengths)
-            train(DistributedDataParallel(replicated), x[half], lengths[half])
-            for part in sharded.children():
-                fully_shard(part, mesh=mesh)
-            fully_shard(sharded, mesh=mesh)
-            train(sharded, x[half], lengths[half])
-        gathered = {name: value.full_tensor() for name, value in sharded.state_dict().items()}
-        expected = alone.state_dict()
-        torch.testing.assert_close(replicated.state_dict(), expected)
-        torch.testing.assert_close(gathered, expected)
-        assert not any(torch.allclose(value, expected[name]) for name, value in start.state_dict().items())
-        assert isinstance(sharded.lstm, fastrnn.LSTM) and sharded.lstm.weight_hh_l0.to_local().shape[0] == 10
+            for way in ways:
+                model = globals()[way](copy.deepcopy(start))
+                train(model, x[half], lengths[half])
+                found = {name: getattr(value, "full_tensor", lambda v=value: v)() for name, value in state(model)}
+                torch.testing.assert_close(found, alone.state_dict())
+        assert not any(torch.allclose(value, start.state_dict()[name]) for name, value in state(alone))
     dist.destroy_process_group()
+
+
+def state(model: nn.Module) -> Iterable[tuple[str, Any]]:
+    return getattr(model, "module", model).state_dict().items()
 
 
 class Encoded(Dataset):
@@ -105,19 +121,19 @@ def forked(folder: str) -> None:
     """
     torch.set_num_threads(2)
     x, gru = torch.randn(3, 40, 20, 70), fastrnn.GRU(70, 130)
-    for backend in BACKENDS:
+    for backend in MODELS:
         with fastrnn.use_backend(backend):
             gru(x[0])
     child = os.fork()
     if child == 0:
         signal.alarm(PATIENCE)
         torch.set_num_threads(1)  # as in a DataLoader's worker: on two, torch's own operators wait for ever
-        for backend in BACKENDS:
+        for backend in MODELS:
             with fastrnn.use_backend(backend):
                 torch.save(gradients(gru, x[0]), f"{folder}/{backend}")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    for backend in BACKENDS:
+    for backend in MODELS:
         with fastrnn.use_backend(backend):  # the parent still has its threads
             found = torch.load(f"{folder}/{backend}")
             assert all(torch.equal(a, b) for a, b in zip(found, gradients(gru, x[0]), strict=True))
@@ -139,7 +155,7 @@ def shared() -> None:
     """A spawned process that trains models in shared memory changes the very parameters that this one runs on."""
     context: Any = torch.multiprocessing.get_context("spawn")
     x = torch.randn(5, 3, 4)
-    models = {backend: fastrnn.LSTM(4, 5).share_memory() for backend in BACKENDS}
+    models = {backend: fastrnn.LSTM(4, 5).share_memory() for backend in MODELS}
     twins = copy.deepcopy(models)
     process = context.Process(target=step, args=(models, x), daemon=True)
     process.start()
