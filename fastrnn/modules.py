@@ -6,6 +6,8 @@ arguments that make no network are given to torch.nn's forward, which raises.  t
 """
 
 # pyright: reportPrivateImportUsage=false
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -14,11 +16,14 @@ from torch import Tensor, fx, nn
 from torch._jit_internal import _overload_method
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import scripting
+from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
 from fastrnn.checks import Sizes
-from fastrnn.roads import first_states, plan, walk, watched
+from fastrnn.embedding import folded
+from fastrnn.options import Options
+from fastrnn.roads import cell_states, first_states, plan, walk, watched
 from fastrnn.scripting import Pair
+from fastrnn.sequences import Lengths
 
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
@@ -37,10 +42,19 @@ def leaf(module: nn.Module, input: fx.Proxy, hx: Any) -> fx.Proxy:
     )
 
 
-def run(module: Any, base: type[Any], input: Any, hx: Any, planned: Callable[..., Any] | None = None) -> Any:
+def run(
+    module: Any,
+    base: type[Any],
+    input: Any,
+    hx: Any,
+    planned: Callable[..., Any] | None = None,
+    vectors: Tensor | None = None,
+    cells: bool = False,
+) -> Any:
     """The forward of a layer module, ours or that of ``base``, its class in torch.nn.
 
-    ``planned``, in the place of :func:`fastrnn.roads.plan`, finds a road even while somebody looks on.
+    ``planned``, in the place of :func:`fastrnn.roads.plan`, finds a road even while somebody looks on.  With
+    ``vectors`` (V, I) the input is tokens that stand for those; with ``cells`` the cell states of all steps come third.
     """
     packed = isinstance(input, PackedSequence)
     x = input.data if packed else input
@@ -74,6 +88,9 @@ def run(module: Any, base: type[Any], input: Any, hx: Any, planned: Callable[...
     sizes = Sizes(
         module.input_size, hidden, module.proj_size or hidden, module.num_layers, 2 if module.bidirectional else 1
     )
+    if vectors is not None:
+        sizes = sizes._replace(inputs=vectors.shape[0])
+        weights = folded(weights, vectors, sizes.num_layers, sizes.directions)
     if hx is None:
         if batch_sizes is None:
             rows = x.shape[1]
@@ -90,10 +107,18 @@ def run(module: Any, base: type[Any], input: Any, hx: Any, planned: Callable[...
     road = None if seen else (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
     if tokens and road is None:
         road = reference.layer  # torch.nn has no such road
+    if isinstance(road, Exception) and (cells or vectors is not None):
+        raise road
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     dropout = module.dropout if module.training else 0.0
-    y, hn, cn, _ = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    y, hn, cn, all_cells = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    if cells:
+        all_cells = cell_states(all_cells, y)
+        if turn or single:
+            all_cells = all_cells.transpose_(0, 1) if turn else all_cells.squeeze_(1)
+        elif packed:
+            all_cells = PackedSequence(all_cells, batch_sizes, sorted_indices, unsorted_indices)
     if turn:
         y = y.transpose_(0, 1)  # no view, which could not be changed in place everywhere
     elif single:
@@ -104,7 +129,32 @@ def run(module: Any, base: type[Any], input: Any, hx: Any, planned: Callable[...
         if unsorted_indices is not None:
             hn = hn.index_select(1, unsorted_indices)
             cn = cn if c0 is None else cn.index_select(1, unsorted_indices)
-    return y, hn if c0 is None else (hn, cn)
+    state = hn if c0 is None else (hn, cn)
+    return (y, state, all_cells) if cells else (y, state)
+
+
+def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: Python calls :func:`run`, TorchScript compiles the decorated forward.
+
+    TorchScript takes no keyword-only arguments, and looks for the source where :func:`functools.wraps` says it is.
+    """
+
+    def decorate(scripted: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(scripted)
+        def forward(self, input, hx=None, *, lengths=None, reset=None, embedding=None, return_cell_states=None):
+            if (
+                lengths is reset is embedding is return_cell_states is None
+                and not self.learn_initial_state
+                and not self.return_cell_states
+                and not self.recompute
+            ):
+                return run(self, base, input, hx)
+            return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
+
+        vars(forward)["__signature__"] = inspect.signature(forward, follow_wrapped=False)
+        return forward
+
+    return decorate
 
 
 def is_state(hx: Any, mode: str, rank: int) -> bool:
@@ -119,7 +169,7 @@ def is_state(hx: Any, mode: str, rank: int) -> bool:
     return isinstance(h0, Tensor) and isinstance(c0, Tensor) and h0.dim() == c0.dim() == rank
 
 
-class RNN(nn.RNN):
+class RNN(Options, nn.RNN):
     """:class:`torch.nn.RNN` on fastrnn's kernels: ``h_t = tanh(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)``, or relu.
 
     ``RNN(input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0,
@@ -138,20 +188,33 @@ class RNN(nn.RNN):
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:
         pass
 
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: nn.Embedding | Tensor | None = None,
+        return_cell_states: bool | None = None,
+    ) -> Any:
+        pass
+
+    @runs(nn.RNN)
     def forward(self, input, hx=None):
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from state ``hx``.
 
-        Returns the last layer's output and the last states.
+        Returns the last layer's output and the last states; arguments by keyword alone are in
+        :mod:`fastrnn.options`.
         """
-        if not torch.jit.is_scripting():
-            return run(self, nn.RNN, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed_state(input, hx)
         else:
             return self._padded_state(input, hx)
 
 
-class LSTM(nn.LSTM):
+class LSTM(Options, nn.LSTM):
     """:class:`torch.nn.LSTM` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
 
     ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
@@ -170,20 +233,33 @@ class LSTM(nn.LSTM):
     def forward(self, input: PackedSequence, hx: Pair | None = None) -> tuple[PackedSequence, Pair]:
         pass
 
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Pair | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: nn.Embedding | Tensor | None = None,
+        return_cell_states: bool | None = None,
+    ) -> Any:
+        pass
+
+    @runs(nn.LSTM)
     def forward(self, input, hx=None):
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from ``(h_0, c_0)``.
 
-        Returns the last layer's output and the last states ``(h_n, c_n)``.
+        Returns the last layer's output and the last states ``(h_n, c_n)``; arguments by keyword alone are in
+        :mod:`fastrnn.options`.
         """
-        if not torch.jit.is_scripting():
-            return run(self, nn.LSTM, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed_pair(input, hx)
         else:
             return self._padded_pair(input, hx)
 
 
-class GRU(nn.GRU):
+class GRU(Options, nn.GRU):
     """:class:`torch.nn.GRU` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
 
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
@@ -202,13 +278,26 @@ class GRU(nn.GRU):
     def forward(self, input: PackedSequence, hx: Tensor | None = None) -> tuple[PackedSequence, Tensor]:
         pass
 
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: nn.Embedding | Tensor | None = None,
+        return_cell_states: bool | None = None,
+    ) -> Any:
+        pass
+
+    @runs(nn.GRU)
     def forward(self, input, hx=None):
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from state ``hx``.
 
-        Returns the last layer's output and the last states.
+        Returns the last layer's output and the last states; arguments by keyword alone are in
+        :mod:`fastrnn.options`.
         """
-        if not torch.jit.is_scripting():
-            return run(self, nn.GRU, input, hx)
         if isinstance(input, PackedSequence):
             return self._packed_state(input, hx)
         else:

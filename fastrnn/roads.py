@@ -137,3 +137,12 @@ def walk(
         hns.append(hn)
         cns.append(cn)
     return x, torch.cat(hns), torch.cat(cns), cells
+
+
+def cell_states(cells: Tensor, y: Tensor) -> Tensor:
+    """The cell states (D, N, H) of a layer as its output stands: (T, B, D*H), or packed (N, D*H), in its dtype.
+
+    A copy, which the user may change in place.
+    """
+    rows = cells[0] if cells.shape[0] == 1 else cells.transpose(0, 1).flatten(1)
+    return rows.unflatten(0, y.shape[:-1]).to(y.dtype, copy=True)

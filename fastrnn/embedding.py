@@ -1,0 +1,75 @@
+"""Tokens and an embedding in the place of vectors: the embedding goes into the first product once, not into every row.
+
+With a table E (V, I) and a token v, ``W_ih E[v]`` is column v of ``W_ih E^T``: one product of V rows and a gather,
+where embedding and input product are a gather and a product of as many rows as there are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.backends import choose, load
+from fastrnn.roads import watched
+
+
+def looked_up(tokens: Tensor, embedding: nn.Embedding | Tensor) -> Tensor:
+    """The vectors of tokens, the plain way."""
+    return F.embedding(tokens, embedding) if isinstance(embedding, Tensor) else embedding(tokens)
+
+
+def table(tokens: Tensor, embedding: nn.Embedding | Tensor, weight: Tensor, mode: str) -> Tensor | None:
+    """The vectors of all tokens that there are, (V, I), where a road takes tokens and far fewer rows are multiplied
+    that way; else None.  ``weight`` is the ``weight_ih`` that they are for."""
+    vectors = embedding if isinstance(embedding, Tensor) else embedding.weight
+    if isinstance(embedding, nn.Embedding) and (
+        type(embedding).forward is not nn.Embedding.forward
+        or embedding.max_norm is not None  # its weight, as its gradient below, depends on which tokens come
+        or embedding.sparse
+        or embedding.scale_grad_by_freq
+    ):
+        return None
+    if (
+        vectors.dim() != 2
+        or 2 * vectors.shape[0] >= tokens.numel()  # measured: a gather from a large table costs what the rest saves
+        or vectors.shape[1] != weight.shape[1]
+        or vectors.dtype != weight.dtype
+        or tokens.dtype != torch.int64
+        or watched()
+        or torch._C._is_any_autocast_enabled()
+    ):
+        return None
+    name = choose(tokens.device, weight.dtype, mode)
+    if name is None or not load(name).TOKENS:
+        return None
+    return looked_up(torch.arange(vectors.shape[0], device=tokens.device), embedding)
+
+
+def folded(weights: Sequence[Tensor], vectors: Tensor, num_layers: int, directions: int) -> list[Tensor]:
+    """The flat list of parameters with ``W_ih E^T`` (G*H, V) in the place of the first layer's ``weight_ih``."""
+    weights, each = list(weights), len(weights) // (num_layers * directions)
+    for d in range(directions):
+        weights[d * each] = weights[d * each] @ vectors.t()
+    return weights
+
+
+def embed(
+    input: Tensor | PackedSequence, embedding: nn.Embedding | Tensor, weight: Tensor, mode: str
+) -> tuple[Tensor | PackedSequence, Tensor | None]:
+    """Tokens with the vectors of all of them, for a network with those :func:`folded` in; or the vectors of each, with
+    None.
+
+    Raises:
+        TypeError: ``embedding`` is neither an ``nn.Embedding`` nor its weight.
+    """
+    if not isinstance(embedding, (Tensor, nn.Embedding)):
+        raise TypeError(f"embedding must be an nn.Embedding or its weight, got {type(embedding).__name__}")
+    tokens = input if isinstance(input, Tensor) else input.data
+    if (vectors := table(tokens, embedding, weight, mode)) is not None:
+        return input, vectors
+    rows = looked_up(tokens, embedding)
+    return rows if isinstance(input, Tensor) else input._replace(data=rows), None

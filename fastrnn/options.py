@@ -1,0 +1,142 @@
+"""What the modules do beyond torch.nn's: lengths, resets, embeddings, learned states, all cell states, recomputation.
+
+All of it stands around the forward that the modules share, and none of it costs a call that asks for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import embedding as embeddings
+from fastrnn import recompute, sequences
+from fastrnn.backends import reference
+from fastrnn.roads import Road, plan, watched
+
+NAMES = ("learn_initial_state", "return_cell_states", "recompute")
+
+
+class Options:
+    """A module's options beyond torch.nn's.  They are attributes, which modules from elsewhere need not have."""
+
+    learn_initial_state = False
+    return_cell_states = False
+    recompute = False
+
+    def __init__(
+        self,
+        *args: Any,
+        learn_initial_state: bool = False,
+        return_cell_states: bool = False,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        for name, value in zip(NAMES, (learn_initial_state, return_cell_states, recompute), strict=True):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+            if value:
+                setattr(self, name, True)
+        module: Any = self
+        if return_cell_states and module.mode != "LSTM":
+            raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
+        if learn_initial_state:
+            like, slots = module._flat_weights[0], module.num_layers * (2 if module.bidirectional else 1)
+            module.initial_h = nn.Parameter(like.new_zeros(slots, module.proj_size or module.hidden_size))
+            if module.mode == "LSTM":
+                module.initial_c = nn.Parameter(like.new_zeros(slots, module.hidden_size))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        for name in ("initial_h", "initial_c"):
+            if hasattr(self, name):
+                nn.init.zeros_(getattr(self, name))
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()  # type: ignore[misc]
+        return text + "".join(f", {name}=True" for name in NAMES if getattr(self, name))
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles: a module as it is, since none of this stands in TorchScript."""
+        if used := [name for name in ("learn_initial_state", "return_cell_states") if getattr(self, name)]:
+            raise NotImplementedError(f"torch.jit.script knows no {' and no '.join(used)}: trace the module instead")
+        return self
+
+
+def forward(
+    run: Callable[..., Any],
+    module: Any,
+    base: type[Any],
+    input: Any,
+    hx: Any,
+    lengths: sequences.Lengths | None,
+    reset: Tensor | None,
+    embedding: nn.Embedding | Tensor | None,
+    return_cell_states: bool | None,
+) -> Any:
+    """The forward of a module with an option on, around ``run``, that of a module without."""
+    cells = module.return_cell_states if return_cell_states is None else return_cell_states
+    if cells and module.mode != "LSTM":
+        raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
+    initial = (module.initial_h, getattr(module, "initial_c", None)) if module.learn_initial_state else (None, None)
+    planned = _planner(cells, module.recompute) if cells or module.recompute else None
+
+    def inner(input: Any, hx: Any) -> Any:
+        vectors = None
+        if embedding is not None:
+            input, vectors = embeddings.embed(input, embedding, module.weight_ih_l0, module.mode)
+        if hx is None and initial[0] is not None:
+            hx = _expanded(initial, input, module)
+        return run(module, base, input, hx, planned, vectors, cells)
+
+    if lengths is None and reset is None:
+        return inner(input, hx)
+    return sequences.run_pieces(inner, module, input, hx, initial, lengths, reset)
+
+
+def _expanded(initial: Sequence[Tensor | None], input: Any, module: Any) -> Any:
+    """The learned state for all sequences of an input, as that input wants it."""
+    if isinstance(input, PackedSequence):
+        rows = input.sorted_indices
+        batch = int(input.batch_sizes[0]) if rows is None else rows.shape[0]
+        shape: tuple[int, ...] = (batch,)
+    else:
+        rank = input.dim() + (input.dtype == torch.int64)
+        shape = () if rank < 3 else (input.shape[0 if module.batch_first else 1],)
+    found = [state.unsqueeze(1).expand(-1, *shape, -1) if shape else state for state in initial if state is not None]
+    return tuple(found) if len(found) == 2 else found[0]
+
+
+def _planner(cells: bool, again: bool) -> Callable[..., Road | Exception | None]:
+    """A :func:`fastrnn.roads.plan` with all cell states, or with recomputation, or both.
+
+    The functions of torch.nn give no cell states, so the equations run in their place; they recompute nothing.
+    """
+
+    def planned(*arguments: Any) -> Any:
+        road = None if watched() else plan(*arguments, cells=cells)
+        if road is None and cells:
+            return _equations
+        return recompute.around(road) if again else road
+
+    return planned
+
+
+def _equations(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The equations, and under autocast all in its dtype, as torch.nn's functions have it."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return reference.layer(mode, x, batch_sizes, h0, c0, weights)
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor: Tensor | None) -> Any:
+        return tensor.to(dtype) if tensor is not None and tensor.dtype == torch.float32 else tensor
+
+    with torch.autocast(device, enabled=False):
+        return reference.layer(mode, cast(x), batch_sizes, cast(h0), cast(c0), [cast(weight) for weight in weights])
