@@ -11,6 +11,8 @@ K = G*H, and there is one matrix.  Element (k, u) of matrix g is ``p_w[g * STRID
 import triton
 import triton.language as tl
 
+BAND = tl.constexpr(16)  # rows of one matrix instruction
+
 
 @triton.jit
 def dot(x, w, acc, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
@@ -99,12 +101,36 @@ def spread_weights(
 
 
 @triton.jit
+def row_pointers(o_b, p_x, n_x, p_rest, STRIDE: tl.constexpr):
+    """Rows below n_x lie one after another from p_x on, the others where they would lie from p_rest on."""
+    return tl.where(o_b < n_x, p_x + o_b * STRIDE, p_rest + o_b * STRIDE)
+
+
+@triton.jit
+def share_out(x):
+    """The same tile (rows, units), of which each warp holds its own part from here on.
+
+    All warps hold all of a sum over the slices, and Triton would do the cell's arithmetic so, as often as there are
+    warps, and keep its states so.  No layout passes through a gather.
+    """
+    return tl.gather(x, tl.broadcast_to(tl.arange(0, x.shape[1])[None, :], x.shape), 1)
+
+
+@triton.jit
+def stack(upper, lower):
+    return tl.reshape(tl.permute(tl.join(upper, lower), (2, 0, 1)), (2 * upper.shape[0], upper.shape[1]))
+
+
+@triton.jit
 def spread_product(
     p_x,
-    m_x,
+    n_x,
+    p_rest,
+    n_rows,
     weights,
     K: tl.constexpr,
     COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -112,32 +138,51 @@ def spread_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``p_x`` and ``m_x`` (ROWS,) point at the rows of x and say which there are."""
-    partial = zeros_each(COUNT, (SLICES, ROWS, UNITS))
-    for i_k in tl.static_range(0, K, DEPTH * SLICES):
-        o_k = depth_slices(i_k, DEPTH, SLICES)[:, None, :]
-        # Past the L1, which knows nothing of what other programs write.
-        m = m_x[None, :, None] & (o_k < K)
-        b_x = tl.load(p_x[None, :, None] + o_k, mask=m, other=0.0, cache_modifier=".cg")
-        grown = ()
+    """Of the first n_rows rows of x (:func:`row_pointers`), BAND at a time: beside many weights there are registers
+    for the sums of few rows."""
+    bands = ()
+    for i_r in tl.static_range(0, ROWS, BAND):
+        o_r = i_r + tl.arange(0, BAND)
+        p_r = row_pointers(o_r, p_x, n_x, p_rest, STRIDE)
+        partial = zeros_each(COUNT, (SLICES, BAND, UNITS))
+        for i_k in tl.static_range(0, K, DEPTH * SLICES):
+            o_k = depth_slices(i_k, DEPTH, SLICES)[:, None, :]
+            # Past the L1, which knows nothing of what other programs write.
+            m = (o_r < n_rows)[None, :, None] & (o_k < K)
+            b_x = tl.load(p_r[None, :, None] + o_k, mask=m, other=0.0, cache_modifier=".cg")
+            grown = ()
+            for g in tl.static_range(COUNT):
+                w = weights[i_k // (DEPTH * SLICES) * COUNT + g]
+                grown = grown + (dot(b_x, w, partial[g], OPERAND, PRECISION),)
+            partial = grown
+        sums = ()
         for g in tl.static_range(COUNT):
-            grown = grown + (dot(b_x, weights[i_k // (DEPTH * SLICES) * COUNT + g], partial[g], OPERAND, PRECISION),)
-        partial = grown
+            sums = sums + (share_out(tl.sum(partial[g], 0)),)
+        bands = bands + (sums,)
     total = ()
     for g in tl.static_range(COUNT):
-        total = total + (tl.sum(partial[g], 0),)
+        if ROWS == BAND:
+            total = total + (bands[0][g],)
+        elif ROWS == 2 * BAND:
+            total = total + (stack(bands[0][g], bands[1][g]),)
+        else:
+            tl.static_assert(ROWS == 4 * BAND)
+            total = total + (stack(stack(bands[0][g], bands[1][g]), stack(bands[2][g], bands[3][g])),)
     return total
 
 
 @triton.jit
 def stream_product(
     p_x,
-    m_x,
+    n_x,
+    p_rest,
+    n_rows,
     p_w,
     o_u,
     m_u,
     K: tl.constexpr,
     COUNT: tl.constexpr,
+    STRIDE: tl.constexpr,
     STRIDE_G: tl.constexpr,
     STRIDE_U: tl.constexpr,
     STRIDE_K: tl.constexpr,
@@ -147,11 +192,14 @@ def stream_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """The first n_rows rows of x, as in :func:`spread_product`."""
+    o_b = tl.arange(0, ROWS)
+    p_r, m_r = row_pointers(o_b, p_x, n_x, p_rest, STRIDE), o_b < n_rows
     total = zeros_each(COUNT, (ROWS, UNITS))
     for i_k in range(0, K, DEPTH):
         o_k = i_k + tl.arange(0, DEPTH)
-        m = m_x[:, None] & (o_k < K)[None, :]
-        b_x = tl.load(p_x[:, None] + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg")
+        m = m_r[:, None] & (o_k < K)[None, :]
+        b_x = tl.load(p_r[:, None] + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg")
         grown = ()
         for g in tl.static_range(COUNT):
             p = p_w + g * STRIDE_G + o_u[None, :] * STRIDE_U + o_k[:, None].to(tl.int64) * STRIDE_K

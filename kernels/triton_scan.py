@@ -1,6 +1,6 @@
 """The time loop, forward: one kernel over a range of steps, all rows, units and directions of a layer.
 
-Program (i_u, i_b, i_d) computes UNITS hidden units of ROWS rows in direction i_d.  Rows are those of a PackedSequence,
+Program (i_b, i_u, i_d) computes UNITS hidden units of ROWS rows in direction i_d.  Rows are those of a PackedSequence,
 step after step; a padded batch is one whose steps all have B rows.
 
 The input product stands ready in ``p_a``, so a step is: the last h of the rows times the program's slice of W_hh
@@ -23,7 +23,14 @@ programs share rows, a barrier among them (:mod:`fastrnn.kernels.triton_steps`).
 import triton
 import triton.language as tl
 from fastrnn.kernels.triton_cells import cell_forward
-from fastrnn.kernels.triton_product import dot, spread_product, spread_weights, stream_product, tile_weights
+from fastrnn.kernels.triton_product import (
+    dot,
+    row_pointers,
+    spread_product,
+    spread_weights,
+    stream_product,
+    tile_weights,
+)
 from fastrnn.kernels.triton_steps import arrive, step_rows, wait
 
 
@@ -31,7 +38,9 @@ from fastrnn.kernels.triton_steps import arrive, step_rows, wait
 def state_product(
     b_h,
     p_x,
-    m_x,
+    n_x,
+    p_h0,
+    n_rows,
     weights,
     p_w,
     o_u,
@@ -46,16 +55,21 @@ def state_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """W_hh h for each gate, a tuple of (ROWS, UNITS)."""
+    """W_hh h for each gate, a tuple of (ROWS, UNITS).  h of the program's first n_x rows begins at p_x, of the rest, up
+    to n_rows, at p_h0; b_h is that of its own units."""
     if ROAD == "tile":
         b_b = ()
         for g in tl.static_range(GATES):
             b_b = b_b + (dot(b_h, weights[g], tl.zeros((ROWS, UNITS), tl.float32), OPERAND, PRECISION),)
     elif ROAD == "spread":
-        b_b = spread_product(p_x, m_x, weights, H, GATES, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION)
+        b_b = spread_product(
+            p_x, n_x, p_h0, n_rows, weights, H, GATES, H, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
+        )
     else:
         tl.static_assert(ROAD == "stream")
-        b_b = stream_product(p_x, m_x, p_w, o_u, m_u, H, GATES, H * H, H, 1, ROWS, UNITS, DEPTH, OPERAND, PRECISION)
+        b_b = stream_product(
+            p_x, n_x, p_h0, n_rows, p_w, o_u, m_u, H, GATES, H, H * H, H, 1, ROWS, UNITS, DEPTH, OPERAND, PRECISION
+        )
     return b_b
 
 
@@ -102,7 +116,7 @@ def scan_forward(
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    i_u, i_b, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_b, i_u, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
     o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)
     m_u = o_u < H
@@ -116,7 +130,7 @@ def scan_forward(
     p_gates += (i_d * N + i_row) * (SAVED * H)
     p_cells += (i_d * N + i_row) * H
     p_w += i_d * (GATES * H * H)
-    p_arrived += i_d * tl.num_programs(1) + i_b
+    p_arrived += i_d * tl.num_programs(0) + i_b
 
     b_c = tl.zeros((ROWS, UNITS), tl.float32)
     if HAS_C:
@@ -129,11 +143,12 @@ def scan_forward(
     t = tl.where(i_d == 0, t_begin, T - 1 - t_begin)
     o_t, n = step_rows(p_offsets, t, T, B, PACKED)
     o_from, n_from = step_rows(p_offsets, t - toward, T, B, PACKED)
-    m_b = o_b < n - i_row
+    n, n_from = n - i_row, n_from - i_row
+    m_b = o_b < n
     # Rows that the step before this one had read what it wrote, others begin here.
-    p_x = tl.where(o_b < n_from - i_row, p_hidden + o_from * H + o_b * H, p_h0 + o_b * H)
+    p_x = p_hidden + o_from * H
     # h of the program's own units: GRU mixes it in, and on the tile road it is all of h.
-    b_h = tl.load(p_x[:, None] + o_u[None, :], mask=m_state, other=0.0)
+    b_h = tl.load(row_pointers(o_b, p_x, n_from, p_h0, H)[:, None] + o_u[None, :], mask=m_state, other=0.0)
 
     weights = ()
     if ROAD == "tile":
@@ -143,8 +158,9 @@ def scan_forward(
     b_a = load_gates(p_a + o_t * (GATES * H) + o_au, m_b[:, None] & m_u[None, :], H, GATES)
     # The product of the first step stands before the loop, those of the others at the end of the step before.
     b_b = state_product(
-        b_h, p_x, m_b, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
-    )
+        b_h, p_x, n_from, p_h0, n, weights, p_w, o_u, m_u,
+        H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+    )  # fmt: skip
 
     s = t_begin
     while s < t_end:  # of a `for`, Triton's pipeliner may load the next step's h before it is written
@@ -164,18 +180,20 @@ def scan_forward(
                 tl.store(p_g + g * H, saved[g].to(p_gates.dtype.element_ty), mask=m)
             if HAS_C:
                 tl.store(p_cells + o_t * H + o_hu, b_c, mask=m)
-        p_x = tl.where(m_b, p_hidden + o_t * H + o_b * H, p_h0 + o_b * H)
+        p_x, n_from = p_hidden + o_t * H, n
         t += toward
         o_t, n = step_rows(p_offsets, t, T, B, PACKED)
-        m_b = o_b < n - i_row
+        n = n - i_row
+        m_b = o_b < n
         tl.store(p_hn + o_state + o_hu, b_h, mask=m & (m_b == 0)[:, None])
         b_a = load_gates(p_a + o_t * (GATES * H) + o_au, m_b[:, None] & m_u[None, :], H, GATES)
         if s < t_end:
             if ROAD != "tile":
-                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), PTX)
+                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(1), PTX)
             b_b = state_product(
-                b_h, p_x, m_b, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
-            )
+                b_h, p_x, n_from, p_h0, n, weights, p_w, o_u, m_u,
+                H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+            )  # fmt: skip
 
     if HAS_C:
         tl.store(p_c + o_state + o_hu, b_c, mask=m_state)

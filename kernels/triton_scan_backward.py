@@ -1,6 +1,6 @@
 """The time loop, backward: one kernel over a range of steps, the mirror of :mod:`fastrnn.kernels.triton_scan`.
 
-Program (i_u, i_b, i_d) holds UNITS hidden units of ROWS rows; steps count from a direction's last one.  A step is:
+Program (i_b, i_u, i_d) holds UNITS hidden units of ROWS rows; steps count from a direction's last one.  A step is:
 the pre-activation gradients of the step after it in time times the program's columns of W_hh, the cell, this step's
 gradients written to where the next step reads them.  From them the gradients of x and of the weights are one product
 each, outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n):
@@ -30,13 +30,14 @@ from fastrnn.kernels.triton_steps import arrive, step_rows, wait
 def grads_product(
     grads,
     p_x,
-    m_x,
+    n_x,
     weights,
     p_w,
     o_u,
     m_u,
     H: tl.constexpr,
     GATES: tl.constexpr,
+    GRADS: tl.constexpr,
     ROAD: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -45,16 +46,24 @@ def grads_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradient of h (ROWS, UNITS) through the gates; ``grads`` are those that face W_hh."""
+    """The gradient of h (ROWS, UNITS) through the gates, of the first n_x rows.  ``grads`` are the gates', of the
+    program's own units; those of all units begin at p_x."""
     if ROAD == "tile":
         b_dh = tl.zeros((ROWS, UNITS), tl.float32)
         for g in tl.static_range(GATES):
-            b_dh = dot(tl.where(m_x[:, None], grads[g], 0.0), weights[g], b_dh, OPERAND, PRECISION)
+            own = tl.where((tl.arange(0, ROWS) < n_x)[:, None], grads[g], 0.0)
+            b_dh = dot(own, weights[g], b_dh, OPERAND, PRECISION)
     elif ROAD == "spread":
-        b_dh = spread_product(p_x, m_x, weights, GATES * H, 1, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION)[0]
+        b_dh = spread_product(
+            p_x, n_x, p_x, n_x, weights,
+            GATES * H, 1, GRADS * H, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+        )[0]  # fmt: skip
     else:
         tl.static_assert(ROAD == "stream")
-        b_dh = stream_product(p_x, m_x, p_w, o_u, m_u, GATES * H, 1, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION)[0]
+        b_dh = stream_product(
+            p_x, n_x, p_x, n_x, p_w, o_u, m_u,
+            GATES * H, 1, GRADS * H, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION,
+        )[0]  # fmt: skip
     return b_dh
 
 
@@ -143,7 +152,7 @@ def scan_backward(
 ):
     D = tl.num_programs(2)
     HAS_CARRY: tl.constexpr = CELL == "LSTM" or CELL == "GRU"
-    i_u, i_b, i_d = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_b, i_u, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
     o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)
     m_u = o_u < H
@@ -155,7 +164,7 @@ def scan_backward(
     p_grads += (i_d * N + i_row) * (GRADS * H)
     p_gates += (i_d * N + i_row) * (SAVED * H)
     p_w += i_d * (GATES * H * H)
-    p_arrived += i_d * tl.num_programs(1) + i_b
+    p_arrived += i_d * tl.num_programs(0) + i_b
     if CELL == "LSTM":
         p_cells += (i_d * N + i_row) * H
         p_c0 += o_state
@@ -179,7 +188,8 @@ def scan_backward(
     o_t, n = step_rows(p_offsets, t, T, B, PACKED)
     o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
     m_b = o_b < n - i_row
-    m_x = m_b & (o_b < n_late - i_row)  # rows that go on to the step after this one in time
+    n_x = tl.minimum(n, n_late) - i_row  # rows that go on to the step after this one in time
+    m_x = o_b < n_x
     m = m_b[:, None] & m_u[None, :]
     b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
     values = load_values(
@@ -194,15 +204,16 @@ def scan_backward(
     elif ROAD == "spread":
         weights = spread_weights(p_w, o_u, m_u, GATES * H, 1, 0, 1, H, DEPTH, SLICES, PTX, PRECISION)
     # As in forward: the first step's product before the loop, the others at the end of the step before.
-    p_x = p_grads + o_late * (GRADS * H) + o_b * (GRADS * H) + (GRADS - GATES) * H
+    p_x = p_grads + o_late * (GRADS * H) + (GRADS - GATES) * H
     received = ()
     if ROAD == "tile":
         for g in tl.static_range(GATES):
-            p_g = p_x[:, None] + g * H + o_u[None, :]
+            p_g = p_x + g * H + o_b[:, None] * (GRADS * H) + o_u[None, :]
             received = received + (tl.load(p_g, mask=m_x[:, None] & m_u[None, :], other=0.0),)
     b_dh = grads_product(
-        received, p_x, m_x, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
-    )
+        received, p_x, n_x, weights, p_w, o_u, m_u,
+        H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+    )  # fmt: skip
 
     s = t_begin
     while s < t_end:
@@ -218,12 +229,13 @@ def scan_backward(
             arrive(p_arrived)
 
         # Until the others arrive: what the next step needs beside the product.
-        p_x = p_grads + o_t * (GRADS * H) + o_b * (GRADS * H) + (GRADS - GATES) * H
+        p_x = p_grads + o_t * (GRADS * H) + (GRADS - GATES) * H
         t += earlier
-        m_late, o_t, n = m_b, o_from, n_from
+        n_late, o_t, n = n, o_from, n_from
         o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
         m_b = o_b < n - i_row
-        m_x = m_b & m_late
+        n_x = tl.minimum(n, n_late) - i_row
+        m_x = o_b < n_x
         m = m_b[:, None] & m_u[None, :]
         b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
         values = load_values(
@@ -233,13 +245,14 @@ def scan_backward(
             if HAS_DCELLS:  # only here: what a launch hands to the next has none of the next one's
                 b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
             if ROAD != "tile":
-                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(0), PTX)
+                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(1), PTX)
             facing = ()
             for g in tl.static_range(GATES):
                 facing = facing + (stored[GRADS - GATES + g],)
             b_dh = grads_product(
-                facing, p_x, m_x, weights, p_w, o_u, m_u, H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
-            )
+                facing, p_x, n_x, weights, p_w, o_u, m_u,
+                H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+            )  # fmt: skip
 
     if HAS_CARRY:
         tl.store(p_carry + o_state + o_hu, b_carry, mask=m_state)

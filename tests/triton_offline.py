@@ -45,13 +45,15 @@ class Variant(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """``registers`` and ``spilled`` bytes of a thread, bytes of ``shared`` memory of a program, and ``reloads``, how
-    often a step of the time loop fetches weights out of shared memory or lays them out anew."""
+    """``registers`` and ``spilled`` bytes of a thread, bytes of ``shared`` memory of a program, ``reloads``, how often
+    a step of the time loop fetches weights out of shared memory or lays them out anew, and on NVIDIA the
+    ``exponentials`` that a thread computes in a step."""
 
     registers: int
     spilled: int
     shared: int
     reloads: int
+    exponentials: int
 
 
 def compile_variant(variant: Variant) -> Usage:
@@ -93,7 +95,7 @@ def compile_variant(variant: Variant) -> Usage:
     loop = built.asm["ttgir"].partition("scf.while")[2]
     reloads = len(re.findall(r"= ttg\.(?:local_load|convert_layout) [^\n]*-> [^\n]*opIdx = 1", loop))
     registers, spilled = _amd(built.asm["amdgcn"]) if lanes == 64 else _nvidia(built.asm["cubin"])
-    return Usage(registers, spilled, built.metadata.shared, reloads)
+    return Usage(registers, spilled, built.metadata.shared, reloads, built.asm.get("ptx", "").count("ex2.approx"))
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:

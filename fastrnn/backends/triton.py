@@ -25,9 +25,8 @@ from fastrnn.cells import CELLS, TORCH_MODES, Weights, split_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-
 MODES = TORCH_MODES
-TOKENS = False
+TOKENS = True
 
 
 def unavailable() -> str | None:
@@ -62,11 +61,14 @@ def forward(
     """See :mod:`fastrnn.backends`."""
     cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size, projections = own[0].w_hh.shape[0] // len(cell.gates), [w.w_hr for w in own if w.w_hr is not None]
-    flat = x.reshape(rows.total, x.shape[-1])
+    flat, tokens = _rows_of(x, rows)
 
-    a = x.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
+    a = h0.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
     for d, w in enumerate(own):
-        torch.mm(flat, w.w_ih.t(), out=a[d])
+        if tokens:
+            torch.index_select(_table(w.w_ih, rows), 0, flat, out=a[d])
+        else:
+            torch.mm(flat, w.w_ih.t(), out=a[d])
         if (bias := _input_bias(mode, w)) is not None:
             a[d] += bias
         if projections:
@@ -77,9 +79,9 @@ def forward(
     if projections:
         states, last = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (states, last))
     y = torch.cat(tuple(states), -1) if save or len(own) > 1 else states[0]
-    cn = x.new_empty(0) if c is None else c.to(x.dtype, copy=True)
+    cn = h0.new_empty(0) if c is None else c.to(h0.dtype, copy=True)
     saved = saved._replace(hidden=states) if save else None
-    return Forward(y.view(*x.shape[:-1], y.shape[-1]).detach(), last, cn, saved)
+    return Forward(y.view(*(x.shape if tokens else x.shape[:-1]), y.shape[-1]).detach(), last, cn, saved)
 
 
 def backward(
@@ -105,14 +107,14 @@ def backward(
     if projections := [w.w_hr for w in own if w.w_hr is not None]:
         dm, dmn = (None if g is None else _times_each(g, projections) for g in (dy, grad_hn))
         start = h0.new_zeros(*h0.shape[:2], hidden_size)
-    carry = x.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
+    carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     if grad_cn is not None:
         carry.copy_(grad_cn)
     d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, grad_cells, carry)
 
-    flat = x.reshape(rows.total, x.shape[-1])
+    flat, tokens = _rows_of(x, rows)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    dx = torch.zeros_like(flat, memory_format=torch.contiguous_format) if need_x else None
+    dx = torch.zeros_like(flat, memory_format=torch.contiguous_format) if need_x and not tokens else None
     grads: list[Tensor] = []
     for d, w in enumerate(own):
         width = w.w_hh.shape[0]
@@ -123,13 +125,35 @@ def backward(
         if dx is not None:
             dx.addmm_(d_a, _as_stored(mode, w.w_ih))
         if need_weights:
-            grads += [_as_gates(mode, d_a.t() @ flat), d_b.t() @ rows.before(saved.hidden[d], h0[d], d)]
+            d_w = _token_gradient(d_a, flat, w.w_ih) if tokens else d_a.t() @ flat
+            grads += [_as_gates(mode, d_w), d_b.t() @ rows.before(saved.hidden[d], h0[d], d)]
             if w.b_ih is not None:
                 grads += [_as_gates(mode, d_a.sum(0)), d_b.sum(0)]
             if w.w_hr is not None:
                 grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
-    dc0 = None if c0 is None else carry.to(x.dtype, copy=True)
+    dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
     return Backward(None if dx is None else dx.view(x.shape), dh0, dc0, grads if need_weights else None)
+
+
+def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
+    """The rows of all steps, (N, I), or of tokens (N,); and whether they are tokens."""
+    tokens = x.dtype == torch.int64
+    return (x.reshape(rows.total) if tokens else x.reshape(rows.total, x.shape[-1])), tokens
+
+
+def _table(w_ih: Tensor, rows: Rows) -> Tensor:
+    """(I, G*H): a token's row of it stands for the product of its one-hot row."""
+    # A gather out of the transposed view reads a sector of memory an element: many rows repay the copy.
+    return w_ih.t() if rows.total < w_ih.shape[1] else w_ih.t().contiguous()
+
+
+def _token_gradient(d_a: Tensor, tokens: Tensor, w_ih: Tensor) -> Tensor:
+    """Gradient of W_ih: of each column, the sum over the rows where it was gathered, in float32.
+
+    As that of an embedding it is the same in every run, where index_add_ is so only on request.
+    """
+    wide = torch.ops.aten.embedding_dense_backward(d_a.float(), tokens, w_ih.shape[1], -1, False)
+    return wide.t().to(w_ih.dtype).contiguous()
 
 
 def _input_bias(mode: str, w: Weights) -> Tensor | None:

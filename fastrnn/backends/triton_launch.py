@@ -96,7 +96,7 @@ def _launch(
     ptx = not (INTERPRETED or torch.version.hip)
     at_once = rows.steps if road.whole else 1
     with _on(recurrent.device):
-        arrived = recurrent.new_zeros(directions * grid[1], dtype=torch.int64)
+        arrived = recurrent.new_zeros(directions * grid[0], dtype=torch.int64)
         for begin in range(0, rows.steps, at_once):
             steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
             kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, PTX=ptx, **options_of(road))

@@ -5,6 +5,7 @@ The roads themselves are in :mod:`fastrnn.kernels.triton_product`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -47,7 +48,8 @@ class Road(NamedTuple):
         return self.whole and self.name != "tile"
 
     def grid(self, sequences: int, hidden_size: int, directions: int) -> tuple[int, int, int]:
-        return -(-hidden_size // self.units), -(-sequences // self.rows), directions
+        # Rows first: only the first dimension of a grid may pass 65,535.
+        return -(-sequences // self.rows), -(-hidden_size // self.units), directions
 
 
 # Half of a multiprocessor's 256 KiB of registers is what the weights of a program may take; at more, the rest spills.
@@ -86,5 +88,4 @@ def choose_road(
 
 
 def _at_once(road: Road, chip: Chip, sequences: int, hidden_size: int, directions: int) -> bool:
-    units, rows, directions = road.grid(sequences, hidden_size, directions)
-    return units * rows * directions <= chip.multiprocessors
+    return math.prod(road.grid(sequences, hidden_size, directions)) <= chip.multiprocessors
