@@ -23,7 +23,7 @@ class Sizes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _weight_shapes(mode: str, sizes: Sizes, count: int) -> tuple[tuple[int, ...], ...] | None:
+def weight_shapes(mode: str, sizes: Sizes, count: int) -> tuple[tuple[int, ...], ...] | None:
     """Shapes of the flat list of ``count`` parameters; None where there is no network of so many."""
     inputs, hidden, outputs, num_layers, directions = sizes
     each, rest = divmod(count, num_layers * directions)
@@ -61,7 +61,7 @@ def misfit(
         rows = lengths[0] if lengths else 0
         if sum(lengths) != total or lengths != sorted(lengths, reverse=True) or (lengths and lengths[-1] < 1):
             return RuntimeError(f"batch_sizes must be positive, non-increasing and sum up to {total}, got {lengths}")
-    return shapes_misfit(mode, x, rows, h0, c0, weights, sizes)
+    return shapes_misfit(mode, x, rows, h0, c0, weights, sizes, weight_shapes(mode, sizes, len(weights)))
 
 
 def shapes_misfit(
@@ -72,15 +72,16 @@ def shapes_misfit(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     sizes: Sizes,
+    expected: tuple[tuple[int, ...], ...] | None,
 ) -> Exception | None:
-    """:func:`misfit` without the values of ``batch_sizes``, which a compiler does not know; ``rows`` is B."""
+    """:func:`misfit` without the values of ``batch_sizes``, which a compiler does not know; ``rows`` is B, ``expected``
+    the weights' shapes."""
     tokens = x.dtype is torch.int64
     inputs = sizes.inputs if tokens else x.shape[-1]
     if x.shape[0] == 0:
         return RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if inputs != sizes.inputs:
         return RuntimeError(f"input.size(-1) must be equal to input_size. Expected {sizes.inputs}, got {inputs}")
-    expected = _weight_shapes(mode, sizes, len(weights))
     if expected is None:
         return RuntimeError(f"{sizes} is not a network of parameters {[list(weight.shape) for weight in weights]}")
     dtype, device = weights[0].dtype if tokens else x.dtype, x.device

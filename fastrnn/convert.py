@@ -7,7 +7,8 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastrnn import cell_modules, modules
+from fastrnn import cell_modules, modules, options
+from fastrnn import compilable as compiled
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,7 +22,14 @@ _PAIRS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def convert(model: Model) -> Model:
+_COMPILABLE: dict[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: compiled.RNN,
+    nn.LSTM: compiled.LSTM,
+    nn.GRU: compiled.GRU,
+}
+
+
+def convert(model: Model, compilable: bool = False) -> Model:
     """Makes every torch.nn RNN, LSTM, GRU and cell in ``model``, itself included, one of fastrnn's; returns ``model``.
 
     In place: each module stays the very object it was and changes its class, so parameters (and the optimizers that
@@ -30,13 +38,25 @@ def convert(model: Model) -> Model:
 
     Only modules whose class is exactly torch.nn's are swapped.  A subclass written by others may rely on what
     torch.nn's forward does inside, and stays.
+
+    With ``compilable``, RNN, LSTM and GRU, fastrnn's among them, become those of :mod:`fastrnn.compilable`, of which
+    ``torch.compile(model, fullgraph=True)`` makes one graph, and ``torch.export`` one of any T and B.  They are no
+    instances of torch.nn's classes.
+
+    Raises:
+        ValueError: with ``compilable``, a module has an option of :mod:`fastrnn.options` on, which no graph holds.
     """
-    return _swap(model, _PAIRS)
+    if not compilable:
+        return _swap(model, _PAIRS)
+    for name, module in model.named_modules():
+        if used := [option for option in options.NAMES if getattr(module, option, False)]:
+            raise ValueError(f"{name or type(module).__name__} has {' and '.join(used)} on, which no graph holds")
+    return _swap(model, _PAIRS | _COMPILABLE | {_PAIRS[theirs]: ours for theirs, ours in _COMPILABLE.items()})
 
 
 def revert(model: Model) -> Model:
     """Undoes :func:`convert`, in place: every fastrnn module in ``model`` becomes torch.nn's; returns ``model``."""
-    return _swap(model, {ours: theirs for theirs, ours in _PAIRS.items()})
+    return _swap(model, {ours: theirs for pairs in (_PAIRS, _COMPILABLE) for theirs, ours in pairs.items()})
 
 
 def _swap(model: Model, classes: dict[type[nn.Module], type[nn.Module]]) -> Model:

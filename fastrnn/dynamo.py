@@ -1,0 +1,30 @@
+"""What Dynamo, the front end of torch.compile, is told of functions.
+
+``torch.compiler`` has decorators of the same meaning; they import all of Dynamo, which takes longer than torch itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result`: a graph holds the result that the function has while it is made."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+def left_to_python(function: Any) -> None:
+    """Dynamo runs a function, and all that it calls, as Python: `torch.compiler.disable` without the wrapper.
+
+    The first torch that we serve takes no such order; there Dynamo compiles the pieces that it can.
+    """
+    frames = getattr(torch._C, "_dynamo").eval_frame  # noqa: B009
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
