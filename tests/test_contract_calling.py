@@ -119,23 +119,23 @@ def test_under_autocast_an_input_may_have_another_dtype(name: str, dtype: torch.
         torch.testing.assert_close(found[1], found[0])
 
 
-@everyone
-@pytest.mark.parametrize("call", ["batched", "batch_first", "unbatched", "packed"])
-@pytest.mark.parametrize("grad", [True, False])
-def test_results_are_no_views_where_torch_nns_are_none(target, name: str, call: str, grad: bool):
-    """A view made without gradients may not be changed in place with them, and FSDP2 warns of one."""
-    if name in CELLS and call in ("batch_first", "packed"):
-        pytest.skip("no such cell")
-    theirs, ours = pair(name, **({"batch_first": True} if call == "batch_first" else {}))
-    x, found = inputs(name).to(target.device), []
+CALLS = [(name, call) for name in LAYERS for call in ("batched", "batch_first", "unbatched", "packed")]
+CALLS += [(name, call) for name in CELLS for call in ("batched", "unbatched")]
+
+
+@pytest.mark.parametrize(("name", "call"), CALLS)
+def test_results_are_no_views_where_torch_nns_are_none(target, name: str, call: str):
+    """A view made without gradients may not be changed in place with them, and FSDP2 warns of any."""
+    modules = pair(name, **({"batch_first": True} if call == "batch_first" else {}))
+    x = inputs(name).to(target.device)
     if call == "unbatched":
         x = x.select(-2, 0)
     elif call == "packed":
         x = pack_sequence([x[:2, 0], x[:5, 1]], enforce_sorted=False)
-    for module in (theirs, ours):
+    for grad in (True, False):
         with fastrnn.use_backend(target.name), torch.set_grad_enabled(grad):
-            found.append([tensor._is_view() for tensor in tensors(module.to(target.device)(x))])
-    assert all(one or not other for one, other in zip(*found, strict=True)), found
+            theirs, ours = ([t._is_view() for t in tensors(module.to(target.device)(x))] for module in modules)
+        assert all(one or not other for one, other in zip(theirs, ours, strict=True)), (grad, theirs, ours)
 
 
 @everyone
