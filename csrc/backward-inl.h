@@ -26,6 +26,7 @@ struct BackwardScan {
   const Crew crew;
   Barrier& barrier;
   const bool projected;
+  const bool carried;  // whether any gradient of h flows from a step to the one before
   // Columns of x, h and the units: whole, for products over rows that threads share, and shared by the threads.
   const Panels<S> inputs, outputs, units, shared_outputs, shared_units;
   const int64_t chunk, chunk_rows;
@@ -49,8 +50,8 @@ struct BackwardScan {
   BackwardScan(const Backward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, S* x_out, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
-        shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
+        projected(weights.w_hr != nullptr), carried(z.steps > 1 || a.grad_h0), inputs(z.inputs), outputs(z.outputs),
+        units(z.hidden), shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
         shared_units(z.hidden, crew.by_rows ? 1 : crew.threads),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
         ld(kSides * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
@@ -61,7 +62,7 @@ struct BackwardScan {
         grad_x(x_out) {
     const int64_t depth = G * z.hidden;
     const bool wanted = grads.w_ih != nullptr;
-    w_hh = scratch.take<S>(shared_outputs.size(depth));
+    w_hh = carried ? scratch.take<S>(shared_outputs.size(depth)) : nullptr;
     w_ih = grad_x ? scratch.take<S>(inputs.size(depth)) : nullptr;
     w_hr = projected ? scratch.take<S>(shared_units.size(z.outputs)) : nullptr;
     for (int i = 0; i < 2; ++i) {
@@ -76,9 +77,9 @@ struct BackwardScan {
         return values;
     };
     c0 = Cell::kHasCell ? wide(a.c0 + d * z.batch * z.hidden, z.batch * z.hidden) : nullptr;
-    carry = Cell::kHasCell    ? wide(args.grad_c0 + d * z.batch * z.hidden, z.batch * z.hidden)
-            : Cell::kHasCarry ? scratch.take<W>(z.batch * z.hidden)
-                              : nullptr;
+    carry = Cell::kHasCell && args.grad_c0 ? wide(args.grad_c0 + d * z.batch * z.hidden, z.batch * z.hidden)
+            : Cell::kHasCarry              ? scratch.take<W>(z.batch * z.hidden)
+                                           : nullptr;
     totals = {wide(grads.w_ih, depth * z.inputs),
               wide(grads.w_hh, depth * z.outputs),
               wide(grads.b_ih, depth),
@@ -103,7 +104,7 @@ struct BackwardScan {
     W* mine = results + thread * results_size;
     prepare(thread);
     barrier.wait(crew.threads);
-    for (int64_t s = z.steps - 1; s >= -1; --s) {
+    for (int64_t s = z.steps - 1; s >= (args.grad_h0 ? -1 : 0); --s) {
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, mine);
       if (!crew.by_rows) barrier.wait(crew.threads);
       if (s < 0) break;
@@ -126,7 +127,7 @@ struct BackwardScan {
 
   // What was summed up wide, by this very thread.
   void narrow(int thread) const {
-    if (Cell::kHasCell) {
+    if (Cell::kHasCell && args.grad_c0) {
       const Part rows = part(z.batch, thread, crew.threads);
       convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
               (rows.end - rows.begin) * z.hidden);
@@ -152,7 +153,9 @@ struct BackwardScan {
       const Part own = whole_groups(share(ceil_div(rows, kGroup<S>)), rows);
       pack_rows(panels, source, rows, own.begin, own.end, to);
     };
-    pack(shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, w_hh);
+    if (carried)
+      pack(
+          shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, depth, w_hh);
     if (grad_x) pack(inputs, [&](int64_t k) { return weights.w_ih + k * z.inputs; }, depth, w_ih);
     if (projected) pack(shared_units, [&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, w_hr);
     const Part rows = share(z.batch);
@@ -215,7 +218,7 @@ struct BackwardScan {
           grad = load_part(args.grad_hn + (direction * z.batch + r) * z.outputs + column, lanes);
         if (r >= now) {
           if (Cell::kHasCarry && !Cell::kHasCell) grad += load_part(carry + r * z.hidden + column, lanes);
-          store_part(args.grad_h0 + (direction * z.batch + r) * z.outputs + column, grad, lanes);
+          if (args.grad_h0) store_part(args.grad_h0 + (direction * z.batch + r) * z.outputs + column, grad, lanes);
           continue;
         }
         if (args.grad_y) {

@@ -203,11 +203,11 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
   if (read.has_cell) {
     call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
     call.grad_cells = read.wide_per_direction(grad_cells, "grad_cells", z.rows, z.hidden, true);
-    call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden);
+    call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden, true);
   }
   if (tokens && !grad_x.is_none()) throw py::value_error("grad_x: there is none of tokens");
   call.grad_x = read.tensor(grad_x, "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
-  call.grad_h0 = read.per_direction(grad_h0, "grad_h0", z.batch, z.outputs);
+  call.grad_h0 = read.per_direction(grad_h0, "grad_h0", z.batch, z.outputs, true);
   if (!grad_weights.is_none()) {
     const auto list = py::cast<py::sequence>(grad_weights);
     if (list.size() != weights.size()) throw py::value_error("grad_weights: expected one tensor for each of weights");

@@ -97,8 +97,8 @@ struct Backward : Inputs<S> {
   const S* grad_cn;               // (D, B, H), null for zeros
   const Wide<S>* grad_cells;      // (D, N, H), of the LSTM's saved.cells, null for zeros
   S* grad_x;                      // (N, I), null where not wanted and with tokens
-  S* grad_h0;                     // (D, B, P)
-  S* grad_c0;                     // (D, B, H), LSTM only
+  S* grad_h0;                     // (D, B, P), null where not wanted
+  S* grad_c0;                     // (D, B, H), LSTM only, null where not wanted
   Parameters<S> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted
 };
 

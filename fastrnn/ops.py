@@ -28,7 +28,7 @@ _library.define(
 _library.define(
     "layer_backward(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, Tensor gates, Tensor cells,"
     " Tensor hidden, Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, str mode,"
-    " str backend, bool need_x, bool need_weights)"
+    " str backend, bool need_x, bool need_state, bool need_weights)"
     " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -39,14 +39,20 @@ Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 
 def layer(
-    backend: str, cells: bool, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
-    weights: Sequence[Tensor],
+    backend: str, cells: bool, eager: bool, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor,
+    c0: Tensor | None, weights: Sequence[Tensor],
 ) -> Outputs:  # fmt: skip
     """One layer on a backend, differentiable: y, hn, cn, shaped as in :class:`fastrnn.backends.Forward`, and the cell
-    states of all steps, (D, N, H), which are there without gradients, too, where ``cells`` asks for them."""
-    save = cells or torch.is_grad_enabled()
-    y, hn, cn, _, all_cells, _ = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
-    return y, hn, cn, all_cells
+    states of all steps, (D, N, H), which are there without gradients, too, where ``cells`` asks for them.
+
+    ``eager``: nobody looks on who wants to see the operator, and the tensors' memory holds their values; so the backend
+    is called without the dispatcher, which costs as much as a short sequence.
+    """
+    if eager and _needs_grad(x, h0, c0, *weights):
+        out = _Layer.apply(mode, backend, True, x, batch_sizes, h0, c0, *weights)
+    else:
+        out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, cells or torch.is_grad_enabled())
+    return out[0], out[1], out[2], out[4]
 
 
 def _forward(
@@ -60,7 +66,7 @@ def _forward(
 def _backward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
     cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
-    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_weights: bool,
+    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_state: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     # An operator runs with autograd's dispatch keys switched off, and `reference` differentiates its own equations.
     autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
@@ -68,9 +74,9 @@ def _backward(
     with autograd, torch._C._DisableAutocast():
         found = load(backend).backward(
             mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, grad_cells,
-            need_x, need_weights,
+            need_x, need_state, need_weights,
         )  # fmt: skip
-    return _or_empty(found.x, h0), found.h0, _or_empty(found.c0, h0), found.weights or []
+    return _or_empty(found.x, h0), _or_empty(found.h0, h0), _or_empty(found.c0, h0), found.weights or []
 
 
 def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -101,37 +107,43 @@ def _fake_forward(
 def _fake_backward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
     cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
-    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_weights: bool,
+    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_state: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     return (
         h0.new_empty(x.shape if need_x else 0),
-        h0.new_empty(h0.shape),
-        h0.new_empty(0 if c0 is None else c0.shape),
+        h0.new_empty(h0.shape if need_state else 0),
+        h0.new_empty(c0.shape if need_state and c0 is not None else 0),
         [weight.new_empty(weight.shape) for weight in weights] if need_weights else [],
     )
 
 
 class _Layer(Function):
-    """The derivative of ``fastrnn::layer``."""
+    """The derivative of ``fastrnn::layer``, which is not called itself where ``eager``."""
 
     @staticmethod
     def forward(
         ctx: Any,
         mode: str,
         backend: str,
+        eager: bool,
         x: Tensor,
         batch_sizes: Tensor | None,
         h0: Tensor,
         c0: Tensor | None,
         *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, True)
-        ctx.mode, ctx.backend = mode, backend
+    ) -> tuple[Tensor | None, ...]:
+        if eager:
+            y, hn, cn, (gates, cells, hidden) = load(backend).forward(mode, x, batch_sizes, h0, c0, weights, True)
+            out, hidden_outputs = (y, hn, cn, None, None if c0 is None else cells, None), ()
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, True)
+            _, _, cn, gates, cells, hidden = out
+            hidden_outputs = (gates, hidden) if c0 is not None else (gates, cells, hidden)
+        ctx.mode, ctx.backend, ctx.eager = mode, backend, eager
         ctx.set_materialize_grads(False)  # zeros in the place of gates, cells and hidden would be as large as they are
-        _, _, cn, gates, cells, hidden = out
-        ctx.mark_non_differentiable(*(gates, hidden) if c0 is not None else (cn, gates, cells, hidden))
-        ctx.save_for_backward(x, batch_sizes, h0, c0, *out[3:], *weights)
+        ctx.mark_non_differentiable(*hidden_outputs if c0 is not None else (cn, *hidden_outputs))
+        ctx.save_for_backward(x, batch_sizes, h0, c0, gates, cells, hidden, *weights)
         return out
 
     @staticmethod
@@ -140,21 +152,25 @@ class _Layer(Function):
         none = (None,) * len(weights)
         seeds = (*grads[:3], grads[4])
         if all(seed is None for seed in seeds):
-            return (None,) * 6 + none
-        need_x, need_weights = ctx.needs_input_grad[2], any(ctx.needs_input_grad[6:])
+            return (None,) * 7 + none
+        needed = ctx.needs_input_grad
+        needs = need_x, need_state, need_weights = needed[3], needed[5] or needed[6], any(needed[7:])
         if any(_is_batched(seed) for seed in seeds):
             with torch.enable_grad():
                 inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in (x, h0, c0, *weights)]
             found = _by_equations(ctx.mode, batch_sizes, inputs, seeds)
             if not torch.is_grad_enabled():
                 found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
-            return (None, None, found[0], None, *found[1:])
+            return (None, None, None, found[0], None, *found[1:])
+        if ctx.eager and not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or _looked_on()):
+            saved = Saved(gates, cells, hidden)
+            found = load(ctx.backend).backward(ctx.mode, x, batch_sizes, h0, c0, weights, saved, *seeds, *needs)
+            return (None, None, None, found.x, None, found.h0, found.c0, *(found.weights or none))
         grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
-            x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, ctx.mode, ctx.backend, need_x,
-            need_weights,
+            x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, ctx.mode, ctx.backend, *needs
         )  # fmt: skip
-        grads_of_inputs = (grad_x if need_x else None, None, grad_h0, None if c0 is None else grad_c0)
-        return (None, None, *grads_of_inputs, *(grad_weights if need_weights else none))
+        states = (grad_h0, None if c0 is None else grad_c0) if need_state else (None, None)
+        return (None, None, None, grad_x if need_x else None, None, *states, *(grad_weights if need_weights else none))
 
 
 class _LayerBackward(Function):
@@ -166,6 +182,7 @@ class _LayerBackward(Function):
         mode: str,
         backend: str,
         need_x: bool,
+        need_state: bool,
         need_weights: bool,
         batch_sizes: Tensor | None,
         gates: Tensor,
@@ -178,9 +195,9 @@ class _LayerBackward(Function):
         with torch._C._AutoDispatchBelowAutograd():
             grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
                 x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, mode, backend, need_x,
-                need_weights,
+                need_state, need_weights,
             )  # fmt: skip
-        ctx.mode, ctx.need_x = mode, need_x
+        ctx.mode, ctx.need_x, ctx.need_state = mode, need_x, need_state
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(batch_sizes, *tensors)
         return grad_x, grad_h0, grad_c0, *grad_weights
@@ -193,7 +210,8 @@ class _LayerBackward(Function):
             own: list[Any] = [_alias(tensor) for tensor in tensors]
             grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[4:], own[:4])
             # As forward returned them: what was not needed has an empty tensor's place there, or, of weights, none.
-            first = (grad_x if ctx.need_x else None, grad_h0, grad_c0, *rest)
+            states = (grad_h0, grad_c0) if ctx.need_state else (None, None)
+            first = (grad_x if ctx.need_x else None, *states, *rest)
             pairs = [(grad, given) for grad, given in zip(first, cotangents, strict=False) if given is not None]
             pairs = [(grad, given) for grad, given in pairs if grad is not None and grad.requires_grad]
             leaves = [tensor for tensor in own if tensor is not None and tensor.requires_grad]
@@ -208,7 +226,7 @@ class _LayerBackward(Function):
                 if pairs
                 else [None] * len(leaves)
             )
-        return (None,) * 8 + tuple(
+        return (None,) * 9 + tuple(
             next(found) if tensor is not None and tensor.requires_grad else None for tensor in own
         )
 
@@ -250,6 +268,10 @@ def _alias(tensor: Tensor | None) -> Tensor | None:
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
+def _looked_on() -> bool:
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+
+
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
@@ -259,7 +281,7 @@ def _autograd_forward(
     backend: str, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     if _needs_grad(x, h0, c0, *weights):
-        return _Layer.apply(mode, backend, x, batch_sizes, h0, c0, *weights)
+        return _Layer.apply(mode, backend, False, x, batch_sizes, h0, c0, *weights)
     with torch._C._AutoDispatchBelowAutograd():
         return _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
 
@@ -267,16 +289,18 @@ def _autograd_forward(
 def _autograd_backward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
     cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
-    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_weights: bool,
+    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_state: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     tensors = (grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, *weights)
     if _needs_grad(*tensors):
-        found = _LayerBackward.apply(mode, backend, need_x, need_weights, batch_sizes, gates, cells, hidden, *tensors)
+        found = _LayerBackward.apply(
+            mode, backend, need_x, need_state, need_weights, batch_sizes, gates, cells, hidden, *tensors
+        )
         return found[0], found[1], found[2], list(found[3:])
     with torch._C._AutoDispatchBelowAutograd():
         return _backward_op(
             x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, grad_cells, mode, backend,
-            need_x, need_weights,
+            need_x, need_state, need_weights,
         )  # fmt: skip
 
 

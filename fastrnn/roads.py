@@ -85,7 +85,7 @@ def plan(
     if name is None:
         return None
     if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return functools.partial(ops.layer, name, cells)
+        return functools.partial(ops.layer, name, cells, not negative)
     return functools.partial(_without_grad, load(name).forward, cells)
 
 

@@ -176,19 +176,17 @@ def make(case: Case, seed: int = 0) -> Inputs:
 Results = dict[str, Tensor]
 
 
-def run(module: ModuleType, inputs: Inputs, need_x: bool = True, need_weights: bool = True) -> Results:
+def run(module: ModuleType, inputs: Inputs, *needs: bool) -> Results:
     """Forward and backward of a backend, each result under its name; what is None is left out."""
     arguments = inputs[:6]
     y, hn, cn, saved = module.forward(*arguments, save=True)
     cells = {"cells": saved.cells} if inputs.c0 is not None else {}
-    return {"y": y, "hn": hn, "cn": cn} | cells | gradients(module, inputs, saved, need_x, need_weights)
+    return {"y": y, "hn": hn, "cn": cn} | cells | gradients(module, inputs, saved, *needs)
 
 
-def gradients(
-    module: ModuleType, inputs: Inputs, saved: Saved, need_x: bool = True, need_weights: bool = True
-) -> Results:
-    """A backend's backward from what its forward saved."""
-    found = module.backward(*inputs[:6], saved, *inputs[6:], need_x=need_x, need_weights=need_weights)
+def gradients(module: ModuleType, inputs: Inputs, saved: Saved, *needs: bool) -> Results:
+    """A backend's backward from what its forward saved; ``needs`` are need_x, need_state and need_weights, else all."""
+    found = module.backward(*inputs[:6], saved, *inputs[6:], *(needs or (True, True, True)))
     results = {"grad x": found.x, "grad h0": found.h0, "grad c0": found.c0}
     results |= {f"grad weights[{k}]": grad for k, grad in enumerate(found.weights or ())}
     return {name: tensor for name, tensor in results.items() if tensor is not None}

@@ -76,11 +76,14 @@ def test_the_cell_state_of_a_narrow_dtype_is_saved_in_float32(target, case: Case
 
 
 @few
-@pytest.mark.parametrize(("need_x", "need_weights"), [(True, False), (False, True), (False, False)])
-def test_only_what_is_needed_is_returned(target, case: Case, need_x: bool, need_weights: bool):
+@pytest.mark.parametrize(
+    "needs", [(True, True, False), (False, True, True), (True, False, True), (False, False, False)], ids=str
+)
+def test_only_what_is_needed_is_returned(target, case: Case, needs: tuple[bool, bool, bool]):
     inputs, exact, budgets = expect(case)
-    found = run(target.module, inputs.map(target.move), need_x, need_weights)
-    unwanted = [n for n in exact if n == "grad x" and not need_x or "weights" in n and not need_weights]
+    found = run(target.module, inputs.map(target.move), *needs)
+    kinds = (("grad x",), ("grad h0", "grad c0"), ("grad weights",))
+    unwanted = [n for n in exact for kind, need in zip(kinds, needs, strict=True) if n.startswith(kind) and not need]
     assert not set(unwanted) & set(found)
     verify(found, expect(case)._replace(exact={n: t for n, t in exact.items() if n not in unwanted}))
 

@@ -31,7 +31,9 @@ def leaves(target, case: Case) -> tuple[Any, list[Tensor]]:
 
     def layer(*tensors: Tensor) -> tuple[Tensor, ...]:
         c0 = tensors[2] if count == 3 else None
-        out = ops.layer(target.name, False, case.mode, tensors[0], inputs.batch_sizes, tensors[1], c0, tensors[count:])
+        out = ops.layer(
+            target.name, False, True, case.mode, tensors[0], inputs.batch_sizes, tensors[1], c0, tensors[count:]
+        )
         return tuple(out if count == 3 else out[:2])
 
     return layer, [t for t in (inputs.x, inputs.h0, inputs.c0, *inputs.weights) if t is not None]
@@ -73,7 +75,7 @@ def test_opcheck(target, case: Case):
     if case.lengths:  # the equations, which differentiate the derivative, read batch_sizes, which tracing cannot
         once = once[:1]
     saved = [t.detach() for t in torch.ops.fastrnn.layer.default(*arguments)[3:]]
-    for needs in ((True, True), (False, False)):
+    for needs in ((True, True, True), (False, False, False)):
         backward = (*arguments[:5], *saved, inputs.grad_y, inputs.grad_hn, None, None, case.mode, target.name, *needs)
         torch.library.opcheck(torch.ops.fastrnn.layer_backward.default, backward, test_utils=checks + once)
 
@@ -91,13 +93,14 @@ def test_the_first_derivative_is_the_backends_own_even_with_a_graph(target, monk
 def test_only_what_is_asked_for_is_differentiated(target, monkeypatch):
     needs = []
     backward = target.module.backward
-    monkeypatch.setattr(target.module, "backward", lambda *args: needs.append(args[-2:]) or backward(*args))
+    monkeypatch.setattr(target.module, "backward", lambda *args: needs.append(args[-3:]) or backward(*args))
     layer, tensors = leaves(target, Case("", hidden=3))
     x, *rest = (t.detach() for t in tensors)
     layer(x.requires_grad_(), *rest)[0].sum().backward()
     layer(x.detach(), *rest[:2], *(w.requires_grad_() for w in rest[2:]))[0].sum().backward()
-    assert needs == [(True, False), (False, True)]
-    assert x.grad is not None and all(w.grad is not None for w in rest[2:]) and rest[0].grad is None
+    layer(x.detach(), rest[0].requires_grad_(), *(t.detach() for t in rest[1:]))[0].sum().backward()
+    assert needs == [(True, False, False), (False, False, True), (False, True, False)]
+    assert x.grad is not None and all(w.grad is not None for w in rest[2:])
 
 
 @pytest.mark.parametrize("case", FORMS[2:3], ids=str)

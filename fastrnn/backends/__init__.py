@@ -9,8 +9,8 @@ A backend is one module with these members; its functions work on one whole laye
     unsupported(device, dtype) -> str | None
         None where it serves tensors of this device and dtype, else one sentence that says why not.
     forward(mode, x, batch_sizes, h0, c0, weights, save) -> Forward
-    backward(mode, x, batch_sizes, h0, c0, weights, saved, grad_y, grad_hn, grad_cn, grad_cells, need_x, need_weights)
-        -> Backward
+    backward(mode, x, batch_sizes, h0, c0, weights, saved, grad_y, grad_hn, grad_cn, grad_cells, need_x, need_state,
+             need_weights) -> Backward
 
 ``mode`` is a key of :data:`fastrnn.cells.CELLS`.  ``x`` is (T, B, I) with ``batch_sizes`` None, or the data of a
 PackedSequence, (N, I), with ``batch_sizes`` its (T,) int64 CPU tensor, non-increasing, ``batch_sizes[0] == B``.
@@ -67,11 +67,11 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """Gradients, shaped as their inputs: ``x`` None unless needed; ``c0`` None without a cell state; ``weights`` a list
-    as the flat list of parameters, or None unless needed."""
+    """Gradients, shaped as their inputs, each None unless needed: ``x``, the state ``h0`` and, of a cell that has it,
+    ``c0``, and ``weights``, a list as the flat list of parameters."""
 
     x: Tensor | None
-    h0: Tensor
+    h0: Tensor | None
     c0: Tensor | None
     weights: list[Tensor] | None
 

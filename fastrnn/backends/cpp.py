@@ -131,6 +131,7 @@ def backward(
     grad_cn: Tensor | None,
     grad_cells: Tensor | None,
     need_x: bool,
+    need_state: bool,
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
@@ -139,13 +140,15 @@ def backward(
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
         kept = Saved(_wide(saved.gates), saved.cells, _wide(saved.hidden))
         seeds = _wide(grad_y), _wide(grad_hn), _wide(grad_cn), grad_cells
-        found = backward(mode, *wide, kept, *seeds, need_x, need_weights)
-        grad_x, grad_c0 = (None if grad is None else grad.to(dtype) for grad in (found.x, found.c0))
-        return Backward(grad_x, found.h0.to(dtype), grad_c0, found.weights and [g.to(dtype) for g in found.weights])
+        found = backward(mode, *wide, kept, *seeds, need_x, need_state, need_weights)
+        grad_x, grad_h0, grad_c0 = (None if grad is None else grad.to(dtype) for grad in found[:3])
+        return Backward(grad_x, grad_h0, grad_c0, found.weights and [g.to(dtype) for g in found.weights])
     layer = _layer(mode, x, batch_sizes, h0, weights)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
-    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    grad_h0 = grad_c0 = None
+    if need_state:
+        grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+        grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
     grads = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights] if need_weights else None
     if h0.shape[1] == 0:  # no rows: nothing ran
         return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])

@@ -142,6 +142,7 @@ def backward(
     grad_cn: Tensor | None,
     grad_cells: Tensor | None,
     need_x: bool,
+    need_state: bool,
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
@@ -214,4 +215,5 @@ def backward(
 
     dx = None if dx is None else dx.reshape(lead)
     own_grads = [grad.to(narrow).contiguous().detach() for grad in grads] if need_weights else None
-    return Backward(result(dx), dh0.to(narrow), result(dc0), own_grads)
+    states = (dh0.to(narrow), result(dc0)) if need_state else (None, None)
+    return Backward(result(dx), *states, own_grads)

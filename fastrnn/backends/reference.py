@@ -162,6 +162,7 @@ def backward(
     grad_cn: Tensor | None,
     grad_cells: Tensor | None,
     need_x: bool,
+    need_state: bool,
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
@@ -184,4 +185,6 @@ def backward(
     dx = next(grads) if own_x.requires_grad else None
     dh0 = next(grads)
     dc0 = None if c0 is None else next(grads)
+    if not need_state:
+        dh0 = dc0 = None
     return Backward(dx if need_x else None, dh0, dc0, list(grads) if need_weights else None)

@@ -97,6 +97,7 @@ def backward(
     grad_cn: Tensor | None,
     grad_cells: Tensor | None,
     need_x: bool,
+    need_state: bool,
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
@@ -132,7 +133,8 @@ def backward(
             if w.w_hr is not None:
                 grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
     dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
-    return Backward(None if dx is None else dx.view(x.shape), dh0, dc0, grads if need_weights else None)
+    states = (dh0, dc0) if need_state else (None, None)
+    return Backward(None if dx is None else dx.view(x.shape), *states, grads if need_weights else None)
 
 
 def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
