@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import parse, parser, train, two_sides
+from common import embedded, parse, parser, train, two_sides
 from results import conclude, plot, report
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +44,7 @@ class CharacterModel(nn.Module):
         self.head = nn.Linear(hidden, vocabulary)
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        y, state = self.rnn(self.embedding(tokens), state)
+        y, state = embedded(self.rnn, self.embedding, tokens, state)
         return self.head(self.dropout(y)), state
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import folder_of, parse, parser, train, two_sides
+from common import embedded, folder_of, parse, parser, train, two_sides
 from matplotlib.axes import Axes
 from results import conclude, plot, report
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(2 * hidden, classes)
 
     def forward(self, letters: PackedSequence) -> Tensor:
-        _, (h, _) = self.lstm(letters._replace(data=self.embedding(letters.data)))
+        _, (h, _) = embedded(self.lstm, self.embedding, letters)
         return self.head(self.dropout(torch.cat((h[0], h[1]), 1)))  # what either direction knows at its end
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parse, parser, train, two_sides
+from common import embedded, parse, parser, train, two_sides
 from matplotlib.axes import Axes
 from results import conclude, plot, report
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Labeller(nn.Module):
         self.head = nn.Linear(2 * projection, len(CLASSES))
 
     def forward(self, characters: PackedSequence) -> Tensor:
-        y, _ = self.lstm(characters._replace(data=self.embedding(characters.data)))
+        y, _ = embedded(self.lstm, self.embedding, characters)
         return self.head(y.data)
 
 
