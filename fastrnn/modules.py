@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
+from fastrnn.backends.triton_roads import cudnn_wins
 from fastrnn.checks import Sizes
 from fastrnn.embedding import folded
 from fastrnn.options import Options
@@ -105,6 +106,10 @@ def run(
             h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
 
     road = None if seen else (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
+    if x.is_cuda and callable(road) and not (tokens or cells or planned) and requested() is None:
+        steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+        shape = sizes.directions, batch_sizes is not None, hidden, h0.shape[1], steps
+        road = None if cudnn_wins(mode, h0.dtype, *shape) else road
     if tokens and road is None:
         road = reference.layer  # torch.nn has no such road
     if isinstance(road, Exception) and (cells or vectors is not None):

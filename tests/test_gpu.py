@@ -11,12 +11,13 @@ import pytest
 import torch
 from support import Case, Inputs, expect, make, run, verify
 
+import fastrnn
 from fastrnn.backends import triton as backend
-from fastrnn.backends import triton_launch
+from fastrnn.backends import triton_launch, triton_roads
 from fastrnn.backends.triton_roads import Chip, Road, choose_road
 
 pytestmark = pytest.mark.gpu
-CUDA = torch.device("cuda")
+CUDA = torch.device("cuda", 0)
 
 SHAPES = [
     Case("tile: weights in one program's registers", hidden=64, rows=20, steps=30),
@@ -141,6 +142,22 @@ def test_a_cuda_graph_replays_a_forward(case: Case):
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(captured, expected)
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_automatic_choice_hands_over_what_cudnn_wins_and_a_name_does_not(monkeypatch: pytest.MonkeyPatch, wins: bool):
+    calls: list[str] = []
+    forward = backend.forward
+    monkeypatch.setattr(backend, "forward", lambda *values: calls.append("triton") or forward(*values))
+    table = frozenset({("GRU", torch.float32, 1, False, 8, 4)} if wins else ())
+    monkeypatch.setattr(triton_roads, "CUDNN_WINS", table)
+    module, x = fastrnn.GRU(5, 7, device=CUDA), torch.randn(6, 3, 5, device=CUDA)
+    with torch.no_grad():
+        module(x)
+        assert calls == ["triton"] * (not wins)
+        with fastrnn.use_backend("triton"):
+            module(x)
+    assert calls[-1:] == ["triton"]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

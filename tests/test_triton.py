@@ -145,6 +145,18 @@ def test_what_a_device_cannot_hold_at_once_is_launched_step_by_step():
     assert not choose_road(SMALL, "GRU", 16, 1024, 1, torch.bfloat16, "tf32").whole
 
 
+def test_what_cudnn_wins_is_handed_to_it(monkeypatch: pytest.MonkeyPatch):
+    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
+    lost = {("LSTM", torch.float16, 1, False, 256, 64), ("GRU", torch.float16, 1, True, 1, 0)}
+    monkeypatch.setattr(triton_roads, "CUDNN_WINS", frozenset(lost))
+    assert triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 200, 33, 65_535)
+    assert triton_roads.cudnn_wins("GRU", torch.float16, 1, True, 1, 0, 1)
+    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 128, 64, 100)
+    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 65_536)
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
+
+
 BOTH = ("forward", "backward")
 # A variant for each road, cell, dtype, precision, form and target; not their product, which would take many minutes.
 VARIANTS = [

@@ -1,10 +1,11 @@
 """The choice of a road for a scan: one small table by shape and dtype, which asks the device what it has.
 
-The roads themselves are in :mod:`fastrnn.kernels.triton_product`.
+The roads themselves are in :mod:`fastrnn.kernels.triton_product`.  A second table says where cuDNN is faster.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -23,12 +24,15 @@ class Chip(NamedTuple):
     lanes: int = 32  # of a warp; 64 on AMD
 
     @classmethod
+    @functools.cache
     def of(cls, device: torch.device) -> Chip:
         if device.type != "cuda":  # the interpreter: the table of a common chip, so that it runs all roads
             return cls(64, 96 * KIB)
-        properties = torch.cuda.get_device_properties(device)
-        shared = max(properties.shared_memory_per_block, getattr(properties, "shared_memory_per_block_optin", 0))
-        return cls(properties.multi_processor_count, shared, properties.warp_size)
+        from triton.runtime import driver
+
+        # Triton's driver, because torch's own properties have no shared memory before 2.7.
+        properties = driver.active.utils.get_device_properties(device.index)
+        return cls(properties["multiprocessor_count"], properties["max_shared_mem"], properties["warpSize"])
 
 
 class Road(NamedTuple):
@@ -89,3 +93,22 @@ def choose_road(
 
 def _at_once(road: Road, chip: Chip, sequences: int, hidden_size: int, directions: int) -> bool:
     return math.prod(road.grid(sequences, hidden_size, directions)) <= chip.multiprocessors
+
+
+# Networks that torch.nn runs faster with cuDNN, as `python benchmarks/gpu.py` prints them: mode, dtype, directions,
+# whether packed, and H and B, each up to the next power of two.  Empty, because none has been measured yet.
+# What is handed over has cuDNN's limits too: no second derivative, and T up to 65,535.
+CUDNN_WINS: frozenset[tuple[str, torch.dtype, int, bool, int, int]] = frozenset()
+
+
+def cudnn_wins(
+    mode: str, dtype: torch.dtype, directions: int, packed: bool, hidden_size: int, sequences: int, steps: int
+) -> bool:
+    """Whether automatic choice hands such a network to torch.nn.  A backend asked for by name runs all it can."""
+    if not CUDNN_WINS or not torch.backends.cudnn.enabled or steps > 65_535:
+        return False
+    return (mode, dtype, directions, packed, _power_of_two(hidden_size), _power_of_two(sequences)) in CUDNN_WINS
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length() if number else 0
