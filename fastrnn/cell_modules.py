@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from fastrnn.checks import Sizes
 from fastrnn.modules import hand_over, is_state, leaf
-from fastrnn.roads import first_states, plan, watched
+from fastrnn.roads import autocast_dtype, cast, first_states, plan, watched
 from fastrnn.scripting import copied
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -34,6 +34,9 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
         h0, c0 = _as_layer(h0, rank), c0 if c0 is None else _as_layer(c0, rank)
+    # torch.nn's other cells are not cast: their products are, each by itself
+    if torch._C._is_any_autocast_enabled() and mode[:3] == "RNN" and x.is_cpu and (dtype := autocast_dtype(x)):
+        x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     road = plan(mode, x, None, h0, c0, weights, sizes)
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)

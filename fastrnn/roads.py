@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,12 @@ def plan(
             if tensor.layout is not torch.strided:
                 return _torch_or_error(f"it got a tensor of layout {tensor.layout}")
             negative = negative or tensor.is_neg()
-    if torch._C._is_any_autocast_enabled():
-        return _torch_or_error("autocast is on")
+    if torch._C._is_any_autocast_enabled() and (dtype := autocast_dtype(x)):
+        if any(tensor.is_floating_point() and tensor.dtype is not dtype for tensor in tensors):
+            return _torch_or_error("autocast is on, and torch.nn casts no tensor here")
+        with torch._C._DisableAutocast():
+            road = plan(mode, x, batch_sizes, h0, c0, weights, sizes, cells)
+        return functools.partial(_without_autocast, road) if callable(road) else road
     if problem := misfit(mode, x, batch_sizes, h0, c0, weights, sizes):
         return problem
     if (watching := watching_road.get()) is not None:
@@ -87,6 +92,26 @@ def plan(
     if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return functools.partial(ops.layer, name, cells, not negative)
     return functools.partial(_without_grad, load(name).forward, cells)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on the device of x; None where it is off."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Any]:
+    """What autocast makes of a layer's tensors before torch.nn's function: ``dtype`` in the place of float32."""
+
+    def narrow(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16) else tensor
+
+    return narrow(x), narrow(h0), None if c0 is None else narrow(c0), [narrow(weight) for weight in weights]
+
+
+def _without_autocast(road: Road, *layer: Any) -> Sequence[Tensor]:
+    with torch._C._DisableAutocast():
+        return road(*layer)
 
 
 def _torch_or_error(reason: str) -> None:
