@@ -3,6 +3,7 @@ make of ours, with the same values, gradients and names."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,10 +88,10 @@ WAYS = {
 }
 
 
-def trained_alike(target: Any, theirs: nn.Module, ours: nn.Module) -> None:
+def trained_alike(target: Any, *modules: nn.Module) -> None:
     """Two steps of training: outputs, gradients by name, and parameters after them."""
     found = []
-    for module in (theirs, ours):
+    for module in modules:
         leaves = {name: parameter for name, parameter in module.named_parameters() if parameter.is_leaf}
         optimizer = torch.optim.SGD(leaves.values(), lr=0.05)
         torch.manual_seed(2)
@@ -102,7 +103,8 @@ def trained_alike(target: Any, theirs: nn.Module, ours: nn.Module) -> None:
                 optimizer.step()
         grads = {name: parameter.grad for name, parameter in leaves.items()}
         found.append([loss.detach(), grads, module.state_dict()])
-    torch.testing.assert_close(found[1], found[0])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
     assert any(grad is not None and grad.abs().max() > 0 for grad in found[0][1].values())
 
 
@@ -111,24 +113,27 @@ def trained_alike(target: Any, theirs: nn.Module, ours: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNNCell"])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_a_weight_changed_for_good(target, name: str, way: str):
+    """And :func:`fastrnn.convert` takes such a weight along."""
     theirs, ours = pair(name)
+    converted = copy.deepcopy(theirs)
 
     def value() -> Tensor:
         with fastrnn.use_backend(target.name), torch.no_grad():
             return total(ours.eval()(*inputs(ours)))
 
     before = value()
-    for module in (theirs, ours.train()):
+    for module in (theirs, ours.train(), converted):
         torch.manual_seed(3)
         WAYS[way].apply(module)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert isinstance(fastrnn.convert(converted), getattr(fastrnn, name))
+    assert list(ours.state_dict()) == list(converted.state_dict()) == list(theirs.state_dict())
     assert way.startswith("weight_norm") == torch.isclose(value(), before)
-    trained_alike(target, theirs, ours.train())
+    trained_alike(target, theirs, ours.train(), converted)
     if undo := WAYS[way].undo:
-        for module in (theirs, ours):
+        for module in (theirs, ours, converted):
             undo(module)
         assert sorted(ours.state_dict()) == sorted(getattr(nn, name)(4, 5).state_dict())
-        trained_alike(target, theirs, ours)
+        trained_alike(target, theirs, ours, converted)
 
 
 class Dropped(nn.Module):
@@ -161,9 +166,11 @@ class Dropped(nn.Module):
 @pytest.mark.parametrize("way", ["delattr", "del _parameters", "_parameters"])
 @pytest.mark.parametrize("name", [*LAYERS, "GRUCell"])
 def test_weight_drop(target, name: str, way: str):
-    theirs, ours = (Dropped(module, way) for module in pair(name))
-    trained_alike(target, theirs, ours)
-    trained_alike(target, theirs.eval(), ours.eval())
+    theirs, ours = pair(name)
+    modules = [Dropped(module, way) for module in (theirs, ours, copy.deepcopy(theirs))]
+    assert isinstance(fastrnn.convert(modules[2]).module, getattr(fastrnn, name))
+    trained_alike(target, *modules)
+    trained_alike(target, *(module.eval() for module in modules))
 
 
 @targets
