@@ -1,6 +1,41 @@
-"""What the modules do beyond torch.nn's: lengths, resets, embeddings, learned states, all cell states, recomputation.
+"""What the modules do beyond torch.nn's, on every backend.  All of it is off unless asked for by keyword.
 
-All of it stands around the forward that the modules share, and none of it costs a call that asks for none.
+Of a call, ``network(input, hx, ...)``; the numbers are pytorch/pytorch's, where users asked for it:
+
+``lengths`` (#517, #43227)
+    (B,) integers from 1 to T: the steps of each sequence of a padded batch; for one sequence (T, I) an integer.  The
+    same as packing it, without the order: output (T, B, D*P) with zeros in the padding, final states of each sequence's
+    own last step, gradients of the padding zero.
+``reset``
+    (T, B) bool, batch-first (B, T), for one sequence (T,): where a sequence begins anew before that step, as an episode
+    of reinforcement learning does.  The pieces between give what each gives alone.  A row's first piece begins with
+    ``hx``, unless ``reset[0]`` says otherwise, in the reverse direction its last piece; all others with the initial
+    state.  The final states are those of a row's last piece, in the reverse direction of its first.
+``embedding``
+    An ``nn.Embedding`` or its weight (V, I), with tokens, int64 and without the last dimension, as the input: the same
+    as ``network(embedding(tokens), hx)``.  Where a vocabulary is smaller than half the tokens, the table is folded into
+    the first layer's ``weight_ih`` and its columns are gathered, which saves most of the input product.
+``return_cell_states`` (#31423)
+    ``(output, (h_n, c_n), cell_states)`` from an LSTM: c_t of the last layer at every step, shaped as the output with H
+    in the place of P and in its dtype.
+
+Of a module, as keyword-only arguments of its class or attributes set later:
+
+``learn_initial_state``
+    Parameters ``initial_h`` (num_layers * D, P) and, for an LSTM, ``initial_c`` (num_layers * D, H), zeros at first,
+    stand where there is no ``hx``, and at the start of every piece.  (Of the class alone.)
+``return_cell_states``
+    What a call does that does not say.
+``recompute``
+    Backward computes the gates again, from h and c kept every sqrt(T) steps (:mod:`fastrnn.recompute`): the same
+    results in a fraction of the memory and about a third more time.  Not where torch.nn's own functions run.
+
+Raises:
+    ValueError: ``lengths`` or ``reset`` with a PackedSequence, or of another shape or dtype; ``return_cell_states``
+        for a cell without c.
+    RuntimeError: a length is not within 1 .. T.
+    TypeError: ``embedding`` is neither an ``nn.Embedding`` nor a tensor.
+    IndexError: a token is not within 0 .. V - 1.
 """
 
 from __future__ import annotations

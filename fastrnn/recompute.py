@@ -105,13 +105,15 @@ def _padded(
     run: Chunk, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], bounds: list[tuple[int, int]],
     reverse: bool,
 ) -> Sequence[Tensor]:  # fmt: skip
-    h, c, found = h0, c0, []
+    h, c, cn, found = h0, c0, h0.new_empty(0), []
     for start, end in reversed(bounds) if reverse else bounds:
         y, h, cn, cells = run(None, x[start:end], h, c, weights)
-        c = None if c is None else cn
+        c = None if c0 is None else cn
         found.append((y, cells))
     ys, all_cells = zip(*(reversed(found) if reverse else found), strict=True)
-    return torch.cat(ys), h, cn, torch.cat(all_cells, 1 if c0 is not None else 0)
+    if c0 is None:
+        return torch.cat(ys), h, h.new_empty(0), h.new_empty(0)
+    return torch.cat(ys), h, cn, torch.cat(all_cells, 1)
 
 
 def _packed(
@@ -138,5 +140,6 @@ def _packed(
     ys, all_cells = zip(*(reversed(found) if reverse else found), strict=True)
     if not reverse:
         now = [torch.cat(parts, 1) for parts in zip(now, *reversed(ended), strict=True)]
-    hn, cn = now if c0 is not None else (now[0], h0.new_empty(0))
-    return torch.cat(ys), hn, cn, torch.cat(all_cells, 1 if c0 is not None else 0)
+    if c0 is None:
+        return torch.cat(ys), now[0], h0.new_empty(0), h0.new_empty(0)
+    return torch.cat(ys), *now, torch.cat(all_cells, 1)

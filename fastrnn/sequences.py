@@ -107,15 +107,12 @@ def cut(x: Tensor, lengths: Tensor | None, reset: Tensor | None, batch_first: bo
     is_last[:-1] = row[1:] != row[:-1]
     sizes = torch.where(is_last, ends[row], start.roll(-1)) - start
     order = sizes.argsort(descending=True, stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
+    place = order.argsort()
     batch_sizes = len(order) - sizes.bincount().cumsum(0)[:-1]
     step, column = steps_and_columns(batch_sizes)
-    piece = order[column]
     stride, row_stride = (1, steps) if batch_first else (rows, 1)
-    index = (start * stride + row * row_stride)[piece] + step * stride
-    inverse = torch.full((steps * rows,), len(index))
-    inverse[index] = torch.arange(len(index))
+    index = (start * stride + row * row_stride)[order][column] + step * stride
+    inverse = torch.full((steps * rows,), len(index)).scatter_(0, index, torch.arange(len(index)))
     inverse = inverse.view(x.shape[:2])
     parts = (index, inverse, place[start == 0], place[is_last], kept)
     return Pieces(batch_sizes, *(part.to(x.device) for part in parts))
@@ -123,9 +120,9 @@ def cut(x: Tensor, lengths: Tensor | None, reset: Tensor | None, batch_first: bo
 
 def steps_and_columns(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The step of every packed row, and its place among the rows of that step."""
-    starts = batch_sizes.cumsum(0) - batch_sizes
     step = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes)
-    return step, torch.arange(len(step)) - starts[step]
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    return step, torch.arange(len(step)) - starts.repeat_interleave(batch_sizes)
 
 
 def run_pieces(
@@ -143,8 +140,7 @@ def run_pieces(
     with which a piece begins that goes on from none, None for zeros.
 
     Raises:
-        ValueError: the input is packed; ``lengths`` or ``reset`` is not of the documented shape or dtype.
-        RuntimeError: a length is not within 1 .. T.
+        ValueError, RuntimeError: as :mod:`fastrnn.options` says.
     """
     if not isinstance(x, Tensor):
         raise ValueError("lengths and reset are for padded input; a PackedSequence has lengths of its own")
