@@ -3,6 +3,8 @@
     python benchmarks/gpu.py                          all cases, into benchmarks/GPU.md and benchmarks/gpu.png
     python benchmarks/gpu.py --only H512 --seconds 0.5
 
+The last that it prints is the table CUDNN_WINS of fastrnn/backends/triton_roads.py, for a human to commit.
+
 Both sides run the same module with the same weights and the same switches (torch's defaults: TF32 for float32 RNNs),
 each inside a CUDA graph where it can be captured, so that what is compared is the device's work and not Python's, and
 once without.  No time is taken of a case before its outputs and gradients are right: within twice the error that
@@ -225,6 +227,20 @@ def table(rows: list[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
+def cudnn_wins(rows: list[Row]) -> str:
+    """Source text for ``fastrnn/backends/triton_roads.py``: the cases where torch.nn is faster by more than noise."""
+    lost = []
+    for row in rows:
+        case = row.case
+        mode = "RNN_TANH" if case.mode == "RNN" else case.mode
+        size = [1 << (number - 1).bit_length() for number in (case.hidden, case.rows)]
+        if max(ours / theirs for theirs, ours in (row.infer, row.train)) > 1 / 0.95:
+            lost.append(f'    ("{mode}", {case.dtype}, {case.directions}, {case.packed}, {size[0]}, {size[1]}),')
+    if not lost:
+        return "CUDNN_WINS: none to write down\n"
+    return "\n".join(["CUDNN_WINS = frozenset(", "    {", *("    " + line for line in lost), "    }", ")"]) + "\n"
+
+
 def plot(rows: list[Row], path: Path) -> None:
     import matplotlib
 
@@ -262,6 +278,7 @@ def main() -> None:
     (arguments.out / "GPU.md").write_text(text)
     plot(rows, arguments.out / "gpu.png")
     print(text)
+    print(cudnn_wins(rows))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,20 @@ def test_a_cuda_graph_replays_a_forward(case: Case):
         assert torch.equal(captured, expected)
 
 
+def one_hot(inputs: Inputs) -> Inputs:
+    return inputs._replace(x=torch.nn.functional.one_hot(inputs.x.argmax(-1), inputs.x.shape[-1]).to(inputs.x.dtype))
+
+
+def test_tokens_are_gathered_and_their_gradients_summed_the_same_way_each_time():
+    torch.use_deterministic_algorithms(False)
+    expected = expect(Case("", hidden=64, rows=20, steps=200, inputs=50), one_hot)
+    inputs = on_gpu(expected.inputs)
+    inputs = inputs._replace(x=inputs.x.argmax(-1))
+    found = run(backend, inputs)
+    verify(found, expected._replace(exact={name: t for name, t in expected.exact.items() if name != "grad x"}))
+    assert all(same(found, run(backend, inputs)) for _ in range(20))
+
+
 @pytest.mark.parametrize("wins", [True, False])
 def test_automatic_choice_hands_over_what_cudnn_wins_and_a_name_does_not(monkeypatch: pytest.MonkeyPatch, wins: bool):
     calls: list[str] = []

@@ -230,6 +230,23 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     assert "triton cannot be imported" in str(backend.unavailable())
 
 
+def test_tf32_follows_the_switches_for_rnns_old_and_new():
+    cudnn, allowed = torch.backends.cudnn, triton_launch.rnns_may_use_tf32
+    assert allowed()
+    try:
+        cudnn.allow_tf32 = False
+        assert not allowed()
+        cudnn.allow_tf32 = True
+        assert allowed()
+        if hasattr(cudnn, "rnn"):
+            cudnn.rnn.fp32_precision = "ieee"  # from here on torch refuses to read allow_tf32
+            assert not allowed()
+            cudnn.rnn.fp32_precision = "tf32"
+            assert allowed()
+    finally:
+        cudnn.allow_tf32 = True
+
+
 def test_float64_is_refused_by_name():
     cuda = torch.device("cuda")
     assert "float64" in str(backend.unsupported(cuda, torch.float64))

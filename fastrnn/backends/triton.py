@@ -1,11 +1,15 @@
 """NVIDIA and AMD GPUs, through the kernels of :mod:`fastrnn.kernels.triton_scan` and its mirror for backward.
 
 The kernels see the recurrence alone: the input product before it and the products for the gradients of x and of the
-weights after it are one ``torch.mm`` each, and follow ``torch.backends.cuda.matmul``.  The recurrent product uses
-TF32 where ``torch.backends.cudnn`` allows it for RNNs, as torch.nn does.  A projection is folded away, with
-``m = o * tanh(c)`` as the recurrent state::
+weights after it are one product of torch's each.  A projection is folded away, with ``m = o * tanh(c)`` as the
+recurrent state::
 
     gates = W_ih x + W_hh h_(t-1) = W_ih x + (W_hh W_hr) m_(t-1)         h = W_hr m, one product for all steps
+
+A float32 product uses TF32 where torch's switch for its kind allows it: the recurrent one as
+``torch.backends.cudnn.allow_tf32`` or ``cudnn.rnn.fp32_precision`` say (by default it may), all others, which are
+torch's matrix products, as ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul`` do (by default they
+may not; cuDNN follows the switch for RNNs in these, too).
 
 With ``TRITON_INTERPRET=1`` in the environment from the start, the same kernels serve CPU tensors, slowly.
 Interface: :mod:`fastrnn.backends`.

@@ -86,7 +86,8 @@ def _launch(
     if rows.total == 0:
         return
     directions, _, hidden_size = recurrent.shape
-    precision = "tf32" if _tf32_allowed(recurrent) else "ieee"
+    tf32 = recurrent.is_cuda and not torch.version.hip and recurrent.dtype == torch.float32 and rnns_may_use_tf32()
+    precision = "tf32" if tf32 else "ieee"
     chip = Chip.of(recurrent.device)
     road = choose_road(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision)
     if INTERPRETED:  # its programs run one after another: none can wait for another
@@ -131,9 +132,8 @@ def options_of(road: Road) -> dict[str, Any]:
     return dict(num_warps=road.warps, num_stages=road.stages, enable_fp_fusion=True, **cooperative)
 
 
-def _tf32_allowed(x: Tensor) -> bool:
-    if x.dtype != torch.float32 or x.device.type != "cuda" or torch.version.hip:
-        return False
+def rnns_may_use_tf32() -> bool:
+    """torch's own switch for RNNs on CUDA, on unless the user says otherwise."""
     rnn = getattr(torch.backends.cudnn, "rnn", None)  # torch 2.9 and later, where reading allow_tf32 may raise
     return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +31,8 @@ class Chip(NamedTuple):
         from triton.runtime import driver
 
         # Triton's driver, because torch's own properties have no shared memory before 2.7.
-        properties = driver.active.utils.get_device_properties(device.index)
+        active: Any = driver.active
+        properties = active.utils.get_device_properties(device.index)
         return cls(properties["multiprocessor_count"], properties["max_shared_mem"], properties["warpSize"])
 
 
