@@ -41,9 +41,11 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     _, hn, cn, _ = road(mode, x, None, h0, c0, weights)
-    for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere
-        hn, cn = hn.squeeze_(0), None if c0 is None else cn.squeeze_(0)
-    return hn if cn is None else (hn, cn)
+    states = (hn,) if c0 is None else (hn, cn)
+    for each in states:
+        for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere
+            each.squeeze_(0)
+    return states[0] if c0 is None else states
 
 
 def _as_layer(tensor: Tensor, rank: int) -> Tensor:

@@ -199,15 +199,6 @@ def test_compile(name: str):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", [*NAMES, "RNNCell", "LSTMCell", "GRUCell"])
-def test_autocast_gives_torchs_dtypes(name: str):
-    theirs, ours = pair(name, torch.float32)
-    x = inputs(torch.float32)[0] if name.endswith("Cell") else inputs(torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, found = theirs(x), ours(x)
-    torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 def test_dynamic_quantization_is_by_exact_type(name: str):
