@@ -22,7 +22,7 @@ from fastrnn.backends.triton_roads import cudnn_wins
 from fastrnn.checks import Sizes
 from fastrnn.embedding import folded
 from fastrnn.options import Options
-from fastrnn.roads import autocast_dtype, cast, cell_states, first_states, plan, walk, watched
+from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk, watched
 from fastrnn.scripting import Pair
 from fastrnn.sequences import Lengths
 
@@ -105,8 +105,7 @@ def run(
         elif sorted_indices is not None:
             h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
 
-    # torch.nn's GRU is not cast on a CPU: its products are, each by itself
-    if torch._C._is_any_autocast_enabled() and (mode != "GRU" or x.is_cuda) and (dtype := autocast_dtype(x)):
+    if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, packed, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     road = None if seen else (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
     if x.is_cuda and callable(road) and not (tokens or cells or planned) and requested() is None:

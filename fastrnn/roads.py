@@ -29,6 +29,9 @@ Road = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Ten
 # A road that `plan` gives in the current thread, whatever the backend: how fastrnn.diagnostics sees every state.
 watching_road: ContextVar[Road | None] = ContextVar("fastrnn_watching_road", default=None)
 
+# Whether oneDNN runs torch.nn's LSTM in bfloat16 on this machine; found here because Dynamo cannot ask.
+_ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 
 def watched() -> bool:
     """Whether somebody looks on who wants to see torch's own operators: torch.compile, tracing, a dispatch mode."""
@@ -98,6 +101,18 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype of autocast on the device of x; None where it is off."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def casts(mode: str, x: Tensor, packed: bool, sizes: Sizes) -> torch.dtype | None:
+    """The dtype to which torch.nn's modules cast a whole layer here: that of autocast, where they do; else None.
+
+    On a CPU they cast RNN always, LSTM where oneDNN takes it, and of GRU and other LSTMs each product by itself.
+    """
+    dtype = autocast_dtype(x)
+    if dtype is None or x.is_cuda or mode.startswith("RNN"):
+        return dtype
+    served = mode == "LSTM" and not packed and sizes.outputs == sizes.hidden and x.dtype in (torch.float32, dtype)
+    return dtype if served and _ONEDNN and dtype is torch.bfloat16 else None
 
 
 def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Any]:
