@@ -43,7 +43,8 @@ def backward_kernel(cell: Cell, real: type):
         dx_row, dh_row, full_row = input_panels * columns, output_panels * columns, full_panel_count * columns
 
         # Weights into panels, and the operands of their gradients.
-        pack_gate_rows(packed_hh, pointer(a.w_hh, real), me, team, gates, units, hidden, outputs, columns, shift)
+        if a.packed_hh:
+            pack_gate_rows(packed_hh, pointer(a.w_hh, real), me, team, gates, units, hidden, outputs, columns, shift)
         if a.dx:
             pack_gate_rows(packed_ih, pointer(a.w_ih, real), me, team, gates, units, hidden, inputs, columns, 0)
         if projected:
@@ -141,11 +142,13 @@ def backward_kernel(cell: Cell, real: type):
                         copy(at(dc, r * hidden + u), dc_here, count, count)
             if mates > 1:
                 call(a.barrier)
-            for c in range(first_short, last_short):
+            # Of rows that begin here, dh is that of h0.
+            to_before = (last if a.need_state else max(first, min(coming, last))) - first
+            for c in range(first_short, last_short if to_before else 0):
                 for p in range(panels):
                     w, d = at(packed_hh, (c * panels + p) * wide * columns), at(dz, (p * rows + start + first) * width)
                     o = at(dh, first * dh_row + c * columns)
-                    product(4, last - first, o, dh_row, d, width, 1, w, columns, wide, True)
+                    product(4, to_before, o, dh_row, d, width, 1, w, columns, wide, True)
             if mates > 1:
                 call(a.barrier)
         if a.barrier:

@@ -57,6 +57,7 @@ def _table(rooms: str, addresses: str) -> Table:
 # projection begins and ends with.
 FORWARD = _table("own_gates bias packed_ih packed_hh packed_hr full short", "y hn cn gates cells states")
 
+# need_state: whether the gradients of h0 and c0 are wanted.
 # dc (D, B, H) and, of this direction only, dh (B, P in whole panels): the gradients of cn and hn on entry, those of c0
 # and h0 on exit.  dy and d_cells, the gradients of y and cells, are 0 for zeros.
 # gates, dx and dw_* are of this direction only, the last two 0 where not wanted; the columns of dx and dw_*, and the
@@ -64,7 +65,7 @@ FORWARD = _table("own_gates bias packed_ih packed_hh packed_hr full short", "y h
 # x_panels, h_panels: x and the h before each step.  d_full (B, H), y_panels and full_panels belong to a projection:
 # the gradient behind it, that of its result and its argument, for all steps.
 BACKWARD = _table(
-    "d_gates packed_ih packed_hh packed_hr x_panels h_panels y_panels full_panels full d_full",
+    "need_state d_gates packed_ih packed_hh packed_hr x_panels h_panels y_panels full_panels full d_full",
     "gates cells states dy d_cells dh dc dx dw_ih dw_hh dw_hr db_ih db_hh db_hr",
 )
 

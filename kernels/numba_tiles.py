@@ -71,14 +71,27 @@ class _Vectors:
             total = builder.add(total, builder.mul(a, ir.Constant(ir.IntType(64), b)))
         return builder.gep(start, [total])
 
-    def load(self, start):
-        return self.builder.load(self.builder.bitcast(start, self.type.as_pointer()), align=self.alignment)
+    def load(self, start, kind=None):
+        pointer = self.builder.bitcast(start, (kind or self.type).as_pointer())
+        return self.builder.load(pointer, align=self.alignment)
 
     def store(self, value, start) -> None:
-        self.builder.store(value, self.builder.bitcast(start, self.type.as_pointer()), align=self.alignment)
+        self.builder.store(value, self.builder.bitcast(start, value.type.as_pointer()), align=self.alignment)
+
+    def prefetch(self, start) -> None:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        to_read, into_all_caches, data = (ir.Constant(word, number) for number in (0, 3, 1))
+        self.builder.call(function, [self.builder.bitcast(start, byte), to_read, into_all_caches, data])
 
     def shuffle(self, a, b, lanes):
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), lanes))
+
+    def cut(self, a, start, count):
+        """``count`` lanes, from the one at ``start``."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(start, start + count)))
+        return self.builder.shuffle_vector(a, a, mask)
 
     def broadcast(self, value):
         unset = ir.Constant(self.type, ir.Undefined)
@@ -258,20 +271,24 @@ def _dots_tile(context, several, out, out_row, a, a_row, w, depth):
     def code(context, builder, signature, arguments):
         out, out_row, a, a_row, w, depth = arguments[1:]
         vector = _Vectors(context, builder, signature.args[1].dtype)
-        one, lanes = ir.Constant(ir.IntType(64), 1), ir.Constant(ir.IntType(64), vector.lanes)
+        lanes = ir.Constant(ir.IntType(64), vector.lanes)
         units = min(4, vector.lanes)
-        tile = [(r, u) for r in range(vector.lanes // units if several.literal_value else 1) for u in range(units)]
+        rows = vector.lanes // units if several.literal_value else 1
+        tile = [(r, u) for r in range(rows) for u in range(units)]
         sums = {place: cgutils.alloca_once(builder, vector.type) for place in tile}
         for total in sums.values():
             builder.store(ir.Constant(vector.type, None), total)
         with cgutils.for_range(builder, builder.sdiv(depth, lanes)) as loop:
             k = builder.mul(loop.index, lanes)
             weights = [vector.load(vector.address(w, (depth, u), (k, 1))) for u in range(units)]
-            for r, u in tile:
-                value = vector.load(vector.address(a, (a_row, r), (k, 1))) if u == 0 else value
-                product = builder.fmul(value, weights[u], flags=("contract",))
-                total = builder.fadd(product, builder.load(sums[r, u]), flags=("contract",))
-                builder.store(total, sums[r, u])
+            for u in range(units if rows > 1 else 0):  # of the units behind these; for one row it gains nothing
+                vector.prefetch(vector.address(w, (depth, u + units), (k, 1)))
+            for r in range(rows):
+                value = vector.load(vector.address(a, (a_row, r), (k, 1)))
+                for u, weight in enumerate(weights):
+                    product = builder.fmul(value, weight, flags=("contract",))
+                    total = builder.fadd(product, builder.load(sums[r, u]), flags=("contract",))
+                    builder.store(total, sums[r, u])
         # The two halves of each stretch of lanes are added up, of two vectors at a time, until each lane holds one sum.
         found, stretch = [builder.load(total) for total in sums.values()], vector.lanes
         while stretch > 1:
@@ -280,10 +297,10 @@ def _dots_tile(context, several, out, out_row, a, a_row, w, depth):
             pairs = zip(found[::2], found[1::2], strict=True) if len(found) > 1 else [(found[0], found[0])]
             found = [builder.fadd(vector.shuffle(x, y, first), vector.shuffle(x, y, second)) for x, y in pairs]
             stretch //= 2
-        for lane, (r, u) in enumerate(tile):
-            place = vector.address(out, (out_row, r), (one, u))
-            total = builder.extract_element(found[0], ir.Constant(ir.IntType(32), lane))
-            builder.store(builder.fadd(builder.load(place), total), place)
+        for r in range(rows):
+            row = vector.cut(found[0], r * units, units)
+            place = vector.address(out, (out_row, r))
+            vector.store(builder.fadd(vector.load(place, row.type), row), place)
         return context.get_dummy_value()
 
     return signature, code

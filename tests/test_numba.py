@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Case, make, run
+from support import Case, Inputs, expect, make, run, verify
+from torch import Tensor
+from torch.nn import functional as F
 
 from fastrnn import backends
 from fastrnn.backends import numba_plan, numba_start
@@ -114,6 +116,51 @@ def test_where_no_folder_can_be_written_kernels_still_run_and_the_user_is_told(m
     assert compiled.ctypes(41) == 42
 
 
+@pytest.fixture
+def fresh_plans():
+    """Nothing is known of earlier calls, nor stays for later ones."""
+    numba_plan.plan.cache_clear()
+    yield
+    numba_plan.plan.cache_clear()
+
+
+FORMS = [
+    Case(
+        "rows enter late; tails of rows, units and depth", lengths=(6, 5, 5, 2, 1), directions=2, inputs=37, hidden=50
+    ),
+    Case("whole tiles", "GRU", steps=2, rows=8, inputs=16, hidden=64),
+    Case("projection", steps=2, rows=7, inputs=21, hidden=50, proj_size=20),
+    Case("float64", "RNN_TANH", steps=2, rows=7, inputs=21, hidden=34, dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("most", [0, 1000], ids=["in panels", "as they lie"])
+@pytest.mark.parametrize("case", FORMS, ids=str)
+def test_weights_in_panels_and_weights_as_they_lie(
+    fresh_plans: None, case: Case, most: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(numba_plan, "DIRECT_ROWS", (most, most))
+    expected = expect(case)
+    verify(run(numba_backend, expected.inputs), expected)
+
+
+def tokens_of(inputs: Inputs) -> Tensor:
+    *lead, count = inputs.x.shape
+    return torch.arange(inputs.x[..., 0].numel()).view(lead) % count
+
+
+def one_hot(inputs: Inputs) -> Inputs:
+    return inputs._replace(x=F.one_hot(tokens_of(inputs), inputs.x.shape[-1]).to(inputs.x.dtype))
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_tokens_in_a_narrow_dtype(mode: str, dtype: torch.dtype):
+    expected = expect(Case("tokens", mode, lengths=(6, 4, 4, 1), directions=2, dtype=dtype), one_hot)
+    found = run(numba_backend, expected.inputs._replace(x=tokens_of(expected.inputs)), False, True, True)
+    verify(found, expected._replace(exact={n: t for n, t in expected.exact.items() if n != "grad x"}))
+
+
 SHARED = [  # enough work to be shared out: by rows, by units within a step, packed, with a projection
     Case("rows", steps=6, rows=20, inputs=30, hidden=100, directions=2),
     Case("units", steps=6, rows=1, inputs=30, hidden=300),
@@ -124,14 +171,11 @@ SHARED = [  # enough work to be shared out: by rows, by units within a step, pac
 
 
 @pytest.fixture
-def all_shared(monkeypatch: pytest.MonkeyPatch):
+def all_shared(fresh_plans: None, monkeypatch: pytest.MonkeyPatch):
     """Every call is shared out among the threads, however small."""
     if numba_start._openmp() is None:
         pytest.skip("torch's OpenMP library has no GOMP_parallel here: the backend runs on one thread")
     monkeypatch.setattr(numba_plan, "SERIAL_WORK", 0)
-    numba_plan.plan.cache_clear()
-    yield
-    numba_plan.plan.cache_clear()
 
 
 @pytest.mark.parametrize("tokens", [False, True], ids=["", "tokens"])
@@ -139,11 +183,11 @@ def all_shared(monkeypatch: pytest.MonkeyPatch):
 def test_the_same_bits_on_any_number_of_threads(all_shared: None, case: Case, tokens: bool):
     inputs, before, found = make(case), torch.get_num_threads(), []
     if tokens:
-        inputs = inputs._replace(x=torch.arange(inputs.x.shape[:-1].numel()).view(inputs.x.shape[:-1]) % case.inputs)
+        inputs = inputs._replace(x=tokens_of(inputs))
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            found.append(run(numba_backend, inputs, need_x=not tokens))
+            found.append(run(numba_backend, inputs, not tokens, True, True))
     finally:
         torch.set_num_threads(before)
     for results in found[1:]:

@@ -45,10 +45,6 @@ def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype).contiguous()
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _plan(
     mode: str,
     which: str,
@@ -85,14 +81,13 @@ def forward(
         IndexError: a token is not within 0 .. I - 1.
     """
     plan, dtype, (sizes, starts) = _plan(mode, "forward", x, batch_sizes, h0, weights, save)
-    narrow, tokens, (directions, batch, outputs) = h0.dtype, plan.shape.tokens, h0.shape
-    rows, hidden, lead = plan.shape.rows, plan.hidden, x.shape if tokens else x.shape[:-1]
-    if tokens:
-        x = _checked(x, plan.shape.inputs)
-    else:
-        x = _dense(x, dtype)
+    narrow, (directions, batch, outputs) = h0.dtype, h0.shape
+    steps, _, rows, inputs, *_, tokens, _ = plan.shape
+    hidden = plan.hidden
+    lead = (steps, batch) if batch_sizes is None else (rows,)
+    x = _checked(x, inputs) if tokens else _dense(x, dtype)
     h0, c0 = _dense(h0, dtype), None if c0 is None else _dense(c0, dtype)
-    own = [_dense(weight, dtype) for weight in weights]
+    weights = [_dense(weight, dtype) for weight in weights]
     room = h0.new_empty
     y, hn, cn = room(*lead, directions * outputs), torch.empty_like(h0), None if c0 is None else torch.empty_like(c0)
     gates = cells = states = None
@@ -101,14 +96,10 @@ def forward(
         cells = room(directions, rows, hidden) if cn is not None or CELLS[mode].output else None
         states = room(directions, rows, outputs)
     work = room(plan.room)
-    parameters = [*map(_address, own), 0]
+    kept = gates if plan.in_place else None
     for d in range(directions if batch else 0):
-        plan.run(
-            d, parameters, work=work.data_ptr(), sizes=sizes.data_ptr(), starts=starts.data_ptr(), x=x.data_ptr(),
-            h0=h0.data_ptr(), c0=_address(c0), y=y.data_ptr(), hn=hn.data_ptr(), cn=_address(cn),
-            gates=_address(gates) if plan.in_place else 0, cells=_address(cells), states=_address(states),
-        )  # fmt: skip
-        if gates is not None and not plan.in_place:
+        plan.run(d, weights, (work, sizes, starts, x, h0, c0, y, hn, cn, kept, cells, states))
+        if gates is not None and kept is None:
             gates[d] = plan.to_saved(work)
 
     def result(tensor: Tensor | None) -> Tensor:
@@ -146,7 +137,8 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    plan, dtype, (sizes, starts) = _plan(mode, "backward", x, batch_sizes, h0, weights, need_x, need_weights)
+    wanted = (need_x, need_state, need_weights)
+    plan, dtype, (sizes, starts) = _plan(mode, "backward", x, batch_sizes, h0, weights, *wanted)
     narrow, (directions, batch, outputs) = h0.dtype, h0.shape
     lead, rows, inputs, hidden, padded = x.shape, plan.shape.rows, plan.shape.inputs, plan.hidden, plan.padded
     wide, depth = plan.wide, plan.gates * plan.padded
@@ -157,7 +149,7 @@ def backward(
     else:
         x = _dense(x, dtype)
     h0 = _dense(h0, dtype)
-    own = [_dense(weight, dtype) for weight in weights]
+    weights = [_dense(weight, dtype) for weight in weights]
     dy, d_cells = (None if grad is None else _dense(grad, dtype) for grad in (grad_y, grad_cells))
     gates, cells, states = (_dense(tensor, dtype) for tensor in saved)
     dh0 = torch.zeros_like(h0) if grad_hn is None else _dense(grad_hn, dtype).clone()
@@ -167,10 +159,9 @@ def backward(
         dc0 = torch.zeros_like(c0) if grad_cn is None else _dense(grad_cn, dtype).clone()
     room = h0.new_empty
     work = room(plan.room)
-    parameters = [*map(_address, own), 0]
     dx: Tensor | None = None
     grads: list[Tensor] = []
-    for d, weight in enumerate(split_weights(own, directions)):
+    for d, weight in enumerate(split_weights(weights, directions)):
         own_gates = None
         if plan.kept:
             own_gates = gates[d] if plan.in_place else plan.from_saved(gates[d])
@@ -184,14 +175,8 @@ def backward(
             dw_hr = None if weight.w_hr is None else room(wide(outputs), wide(hidden))
             db_hr = None if weight.b_hr is None else room(wide(outputs))
         if batch:
-            plan.run(
-                d, parameters, work=work.data_ptr(), sizes=sizes.data_ptr(), starts=starts.data_ptr(),
-                x=x.data_ptr(), h0=h0.data_ptr(), c0=_address(c0), gates=_address(own_gates),
-                cells=cells.data_ptr(), states=states.data_ptr(), dy=_address(dy), d_cells=_address(d_cells),
-                dh=dh.data_ptr(), dc=_address(dc0), dx=_address(own_dx), dw_ih=_address(dw_ih),
-                dw_hh=_address(dw_hh), dw_hr=_address(dw_hr), db_ih=_address(db_ih), db_hh=_address(db_hh),
-                db_hr=_address(db_hr),
-            )  # fmt: skip
+            given = (work, sizes, starts, x, h0, c0, own_gates, cells, states, dy, d_cells, dh, dc0)
+            plan.run(d, weights, (*given, own_dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh, db_hr))
         dh0[d] = dh[:, :outputs]
         if own_dx is not None:
             own_dx = own_dx[:, :inputs]

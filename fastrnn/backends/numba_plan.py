@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +50,7 @@ def starts_of(sizes: Tensor) -> tuple[Tensor, Tensor]:
 class Plan:
     """The kernel ``forward`` or ``backward`` for one layer of a shape, and the memory that it works in.
 
-    ``wanted`` is ``(save,)`` or ``(need_x, need_weights)``.
+    ``wanted`` is ``(save,)`` or ``(need_x, need_state, need_weights)``.
     """
 
     def __init__(self, mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> None:
@@ -74,6 +73,7 @@ class Plan:
         rooms = self._forward_rooms(*wanted) if which == "forward" else self._backward_rooms(*wanted)
 
         sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
+        sizes["need_state"] = which == "backward" and wanted[1]
         self.room = 0  # values in all
         for name, count in {"scratch": self.team * 8 * kernel.columns, **rooms}.items():
             sizes[name] = self.room if count else 0
@@ -83,7 +83,6 @@ class Plan:
         heads = [sizes | {"direction": d} for d in range(shape.directions)]
         self.heads = [struct.pack(f"{len(kernel.sizes)}q", *(head[name] for name in kernel.sizes)) for head in heads]
         self.pack = struct.Struct(f"{6 + len(kernel.addresses)}q").pack
-        self.in_order = itemgetter(*kernel.addresses)
 
     def wide(self, columns: int) -> int:
         """``columns``, up to whole panels."""
@@ -106,14 +105,14 @@ class Plan:
             "short": batch * self.wide(outputs) if self.projected else 0,
         }
 
-    def _backward_rooms(self, need_x: bool, need_weights: bool) -> dict[str, int]:
+    def _backward_rooms(self, need_x: bool, need_state: bool, need_weights: bool) -> dict[str, int]:
         """How many values the kernel backward wants room for under each name."""
         rows, batch, hidden, wide = self.shape.rows, self.shape.batch, self.hidden, self.wide
         inputs, outputs = wide(self.shape.inputs), wide(self.shape.outputs)
         depth = self.gates * self.padded
         return {
             "d_gates": rows * self.slots * self.padded,
-            "packed_hh": depth * outputs,
+            "packed_hh": depth * outputs if need_state or self.shape.steps > 1 else 0,
             "packed_ih": depth * inputs if need_x else 0,
             "packed_hr": self.shape.outputs * wide(hidden) if self.projected else 0,
             "x_panels": rows * inputs if need_weights and not self.shape.tokens else 0,
@@ -124,10 +123,11 @@ class Plan:
             "d_full": batch * wide(hidden) if self.projected else 0,
         }
 
-    def run(self, direction: int, parameters: Sequence[int], **addresses: int) -> None:
-        """Runs the kernel for one direction.  ``parameters`` are the addresses of the flat list, and a 0 behind."""
-        own = [parameters[k] for k in self.places[direction]]
-        self.kernel.run(self.team, self.heads[direction] + self.pack(*own, *self.in_order(addresses)))
+    def run(self, direction: int, weights: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
+        """Runs the kernel for one direction.  ``tensors`` stand in the order of its table's addresses."""
+        own = [weights[k].data_ptr() if k >= 0 else 0 for k in self.places[direction]]
+        others = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        self.kernel.run(self.team, self.heads[direction] + self.pack(*own, *others))
 
     def to_saved(self, work: Tensor) -> Tensor:
         gates = work[self.gates_place].view(self.panels, self.shape.rows, self.slots, self.kernel.units)
@@ -139,8 +139,9 @@ class Plan:
 
     def by_column(self, grads: Tensor, named: Tensor) -> Tensor:
         """The gradients of these tokens' columns of W_ih, (tokens, panels, gates, U), in the place of the columns."""
-        rows = grads.view(len(named), self.panels, self.gates, self.kernel.units).permute(2, 1, 3, 0).flatten(0, 2)
-        return rows.new_zeros(len(rows), self.shape.inputs).index_copy_(1, named, rows)
+        by_token = grads.view(len(named), self.panels, self.gates, self.kernel.units).transpose(1, 2).flatten(1)
+        columns = grads.new_zeros(by_token.shape[1], self.shape.inputs)
+        return columns.index_copy_(1, named, by_token.t())
 
 
 @functools.lru_cache(256)
