@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastrnn.backends import reference
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes
-from fastrnn.roads import first_states, plan, walk, watched
+from fastrnn.roads import cell_states, first_states, plan, walk, watched
 
 
 def rnn(
@@ -71,19 +72,23 @@ def lstm(
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return_cell_states: bool = False,
+) -> Any:
     """A long short-term memory over whole sequences; equations in :mod:`fastrnn.cells`.
 
     ``hx`` is ``(h0, c0)``, (num_layers * D, B, P) and (num_layers * D, B, H), or None for zeros; ``weights`` has 4*H
     rows a matrix and, with a projection to P units, ``weight_hr`` (P, H) last for each layer and direction.  Returns
-    the output and ``(hn, cn)``.  All else as in :func:`rnn`.
+    the output and ``(hn, cn)``, and with ``return_cell_states`` also c_t of the last layer at every step, shaped as the
+    output with H in the place of P.  All else as in :func:`rnn`.
     """
     if hx is not None and len(hx) != 2:
         raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
     h0, c0 = hx or (None, None)
     drop = dropout if training else 0.0
-    y, hn, cn, _ = _network("LSTM", input, batch_sizes, h0, c0, weights, num_layers, bidirectional, batch_first, drop)
-    return y, (hn, cn)
+    y, hn, cn, cells = _network(
+        "LSTM", input, batch_sizes, h0, c0, weights, num_layers, bidirectional, batch_first, drop, return_cell_states
+    )
+    return (y, (hn, cn), cells) if return_cell_states else (y, (hn, cn))
 
 
 def gru(
@@ -145,6 +150,7 @@ def _network(
     bidirectional: bool,
     batch_first: bool,
     dropout: float,
+    return_cells: bool = False,
 ) -> Sequence[Tensor]:
     dims = (3 if batch_sizes is None else 2) - (x.dtype == torch.int64)
     if x.dim() != dims:
@@ -159,8 +165,11 @@ def _network(
     if h0 is None:
         rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
         h0, c0 = first_states(mode, x, rows, weights[0].dtype, sizes)
-    road = None if watched() else plan(mode, x, batch_sizes, h0, c0, weights, sizes)
+    road = None if watched() else plan(mode, x, batch_sizes, h0, c0, weights, sizes, return_cells)
     if isinstance(road, Exception):
         raise road
     y, hn, cn, cells = walk(road or reference.layer, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    if return_cells:
+        cells = cell_states(cells, y)
+        cells = cells.transpose_(0, 1) if turn else cells
     return (y.transpose(0, 1) if turn else y), hn, cn, cells
