@@ -110,8 +110,8 @@ def row_pointers(o_b, p_x, n_x, p_rest, STRIDE: tl.constexpr):
 def share_out(x):
     """The same tile (rows, units), of which each warp holds its own part from here on.
 
-    All warps hold all of a sum over the slices, and Triton would do the cell's arithmetic so, as often as there are
-    warps, and keep its states so.  No layout passes through a gather.
+    All warps hold all of a sum over the slices, and some of them the same part of a small product.  Triton would do the
+    cell's arithmetic as often, and keep its states as often.  No layout passes through a gather.
     """
     return tl.gather(x, tl.broadcast_to(tl.arange(0, x.shape[1])[None, :], x.shape), 1)
 
@@ -206,4 +206,7 @@ def stream_product(
             b_w = tl.load(p, mask=(o_k < K)[:, None] & m_u[None, :], other=0.0)
             grown = grown + (dot(b_x, b_w, total[g], OPERAND, PRECISION),)
         total = grown
-    return total
+    shared = ()
+    for g in tl.static_range(COUNT):
+        shared = shared + (share_out(total[g]),)
+    return shared
