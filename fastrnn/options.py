@@ -27,8 +27,8 @@ Of a module, as keyword-only arguments of its class or attributes set later:
 ``return_cell_states``
     What a call does that does not say.
 ``recompute``
-    Backward computes the gates again, from h and c kept every sqrt(T) steps (:mod:`fastrnn.recompute`): the same
-    results in a fraction of the memory and about a third more time.  Not where torch.nn's own functions run.
+    Backward computes the gates again, from h and c kept every sqrt(T) steps or more (:mod:`fastrnn.recompute`): the
+    same results in a fraction of the memory and 1.4 to 1.5 times the time.  Not where torch.nn's own functions run.
 
 Raises:
     ValueError: ``lengths`` or ``reset`` with a PackedSequence, or of another shape or dtype; ``return_cell_states``
