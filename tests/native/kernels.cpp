@@ -1,4 +1,4 @@
-// Every instruction set that this machine runs, on both dtypes, against the oracle: values, gradients, threads, and
+// Every instruction set that this machine runs, on each dtype, against the oracle: values, gradients, threads, and
 // that nothing outside an output is written. Prints one line a check that fails and a count at the end.
 #include <algorithm>
 #include <cinttypes>
@@ -10,24 +10,18 @@
 #include <string>
 #include <type_traits>
 
+#include "guarded.h"
 #include "oracle.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(address, size)
-#define ASAN_UNPOISON_MEMORY_REGION(address, size)
-#endif
 
 namespace {
 
 using fastrnn::Activation;
 using fastrnn::Backward;
+using fastrnn::bfloat16;
 using fastrnn::Forward;
 using fastrnn::Kernels;
 using fastrnn::Mode;
 using oracle::Numbers;
-using Values = std::vector<double>;
 
 struct Case {
   const char* isolates;
@@ -131,46 +125,6 @@ const Case kCases[] = {
      1,
      Activation::none,
      true},
-};
-
-// A copy of an array between two bands of a pattern, not aligned to more than its element. Under AddressSanitizer the
-// first band may not be touched, and the second is the sanitizer's own, so that reading outside is noticed as well.
-template <class S>
-class Guarded {
- public:
-  Guarded(std::size_t count, S fill) : count_(count), block_(new S[kBand + count + kTail]) {
-    std::fill_n(block_.get(), kBand + count + kTail, kPattern);
-    std::fill_n(data(), count, fill);
-    ASAN_POISON_MEMORY_REGION(block_.get(), 64);
-  }
-  explicit Guarded(const Values& values) : Guarded(values.size(), S(0)) {
-    std::copy(values.begin(), values.end(), data());
-  }
-  ~Guarded() { ASAN_UNPOISON_MEMORY_REGION(block_.get(), 64); }
-
-  S* data() { return block_.get() + kBand; }
-  const S* data() const { return block_.get() + kBand; }
-  std::size_t size() const { return count_; }
-  S* or_null() { return count_ ? data() : nullptr; }
-
-  bool intact() {
-    ASAN_UNPOISON_MEMORY_REGION(block_.get(), 64);
-    const auto all = [&](const S* from, std::size_t n) {
-      return std::all_of(from, from + n, [](S s) { return s == kPattern; });
-    };
-    return all(block_.get(), kBand) && all(data() + count_, kTail);
-  }
-
- private:
-  static constexpr std::size_t kBand = 64 / sizeof(S) + 1;
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr std::size_t kTail = 0;
-#else
-  static constexpr std::size_t kTail = kBand;
-#endif
-  static constexpr S kPattern = S(-12345.5);
-  std::size_t count_;
-  std::unique_ptr<S[]> block_;
 };
 
 struct Named {
@@ -278,24 +232,34 @@ void check(bool passed, const std::string& what) {
   std::printf("FAILED %s\n", what.c_str());
 }
 
+void run_forward(const Kernels& k, const Forward<float>& args) { k.forward_float(args); }
+void run_forward(const Kernels& k, const Forward<double>& args) { k.forward_double(args); }
+void run_forward(const Kernels& k, const Forward<bfloat16>& args) { k.forward_bfloat16(args); }
+void run_backward(const Kernels& k, const Backward<float>& args) { k.backward_float(args); }
+void run_backward(const Kernels& k, const Backward<double>& args) { k.backward_double(args); }
+void run_backward(const Kernels& k, const Backward<bfloat16>& args) { k.backward_bfloat16(args); }
+
 // Values by name, in the order of Problem::expected; and whether nothing but the outputs was written.
 template <class S>
 std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bool save, bool& tidy) {
-  constexpr bool single = std::is_same_v<S, float>;
-  std::vector<const Values*> sources;
-  std::vector<std::unique_ptr<Guarded<S>>> inputs, outputs;
+  using W = fastrnn::Wide<S>;
+  std::vector<Values> sources;
+  std::vector<std::unique_ptr<Block>> inputs, outputs;
   const auto input = [&](const Values& values) {
-    sources.push_back(&values);
-    inputs.push_back(std::make_unique<Guarded<S>>(values));
-    return static_cast<const S*>(inputs.back()->or_null());
+    auto block = std::make_unique<Guarded<S>>(values);
+    const S* place = block->or_null();
+    sources.push_back(block->values());
+    inputs.push_back(std::move(block));
+    return place;
   };
-  const auto output = [&](std::size_t count) {
-    outputs.push_back(std::make_unique<Guarded<S>>(count, std::numeric_limits<S>::quiet_NaN()));
-    return outputs.back()->or_null();
+  const auto place = [&](auto fill, std::size_t count) {
+    auto block = std::make_unique<Guarded<decltype(fill)>>(count);
+    auto* const data = block->or_null();
+    outputs.push_back(std::move(block));
+    return data;
   };
-  const auto result = [&](std::size_t index) {
-    return Values(outputs[index]->data(), outputs[index]->data() + outputs[index]->size());
-  };
+  const auto output = [&](std::size_t count) { return place(S{}, count); };
+  const auto result = [&](std::size_t index) { return outputs[index]->values(); };
 
   const fastrnn::Sizes& z = p.sizes;
   const int64_t D = z.directions, N = z.rows, H = z.hidden, P = z.outputs;
@@ -311,18 +275,16 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
 
   Forward<S> forward{in, output(N * D * P), output(D * z.batch * P), output(p.lstm ? D * z.batch * H : 0), {}};
   forward.saved.hidden = output(save ? D * N * P : 0);
-  forward.saved.cells = output(save && (p.lstm || p.c.projection) ? D * N * H : 0);
+  forward.saved.cells = place(W{}, save && (p.lstm || p.c.projection) ? D * N * H : 0);
   forward.saved.gates = output(save ? D * N * saved * H : 0);
-  if constexpr (single)
-    kernels.forward_float(forward);
-  else
-    kernels.forward_double(forward);
+  run_forward(kernels, forward);
   std::vector<Named> results{{"y", result(0)}, {"hn", result(1)}, {"cn", result(2)}};
   if (save) {
     results.push_back({"hidden", result(3)}), results.push_back({"cells", result(4)});
     const fastrnn::Saved<const S> kept{forward.saved.gates, forward.saved.cells, forward.saved.hidden};
-    Backward<S> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), input(p.grad_cells), {}, {},
-                         {}, {}};
+    Backward<S> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), {}, {}, {}, {}, {}};
+    Guarded<W> grad_cells(p.grad_cells);
+    backward.grad_cells = grad_cells.or_null();
     const auto gradient = [&](const Values& of, bool wanted = true) { return output(wanted ? of.size() : 0); };
     backward.grad_x = gradient(p.x, p.c.gradients_of_x);
     backward.grad_h0 = gradient(p.h0);
@@ -333,16 +295,12 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
       backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]};
     }
     const Values gates = result(5);
-    if constexpr (single)
-      kernels.backward_float(backward);
-    else
-      kernels.backward_double(backward);
+    run_backward(kernels, backward);
     tidy = tidy && gates == result(5) && results[3].values == result(3) && results[4].values == result(4);
     for (std::size_t i = 5; i < p.expected.size(); ++i) results.push_back({p.expected[i].name, result(i + 1)});
   }
   for (std::size_t i = 0; i < inputs.size(); ++i)
-    tidy =
-        tidy && inputs[i]->intact() && Values(inputs[i]->data(), inputs[i]->data() + inputs[i]->size()) == *sources[i];
+    tidy = tidy && inputs[i]->intact() && inputs[i]->values() == sources[i];
   for (auto& each : outputs) tidy = tidy && each->intact();
   return results;
 }
@@ -362,7 +320,7 @@ double distance(const Values& got, const Values& want, double budget) {
 
 template <class S>
 void check_kernels(const Kernels& kernels, const Problem& p, const std::string& name, double& worst) {
-  const double budget = p.budget(std::numeric_limits<S>::epsilon());
+  const double budget = p.budget(kEpsilon<S>);
   bool tidy = true;
   const std::vector<Named> results = run<S>(kernels, p, 1, true, tidy);
   for (std::size_t i = 0; i < results.size(); ++i) {
@@ -388,7 +346,7 @@ void check_distance() {
   check(distance({1, -2 + 4e-6, 0.5}, want, 1e-6) > 1, "a value off by two budgets is noticed");
   check(distance({1, -2, std::numeric_limits<double>::quiet_NaN()}, want, 1e-6) > 1, "a NaN is noticed");
   check(distance({1, -2}, want, 1e-6) > 1, "a missing value is noticed");
-  Guarded<float> guarded(3, 0.0f);
+  Guarded<float> guarded(3);
   check(guarded.intact(), "an untouched array is intact");
   guarded.data()[-1] = 0;
   check(!guarded.intact(), "a write before an array is noticed");
@@ -399,18 +357,19 @@ void check_distance() {
 int main() {
   check_distance();
   std::string names;
-  double worst[2] = {0, 0};
+  double worst[3] = {0, 0, 0};
   for (const Case& c : kCases) {
     const Problem problem(c);
     for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) {
       const std::string name = std::string((*k)->name) + ", mode " + std::to_string(int(c.mode)) + ", " + c.isolates;
       check_kernels<float>(**k, problem, name + ", float", worst[0]);
       check_kernels<double>(**k, problem, name + ", double", worst[1]);
+      if ((*k)->forward_bfloat16) check_kernels<bfloat16>(**k, problem, name + ", bfloat16", worst[2]);
     }
   }
   for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
-  std::printf("instruction sets:%s; largest error %.2f (float) and %.2f (double) of its budget\n", names.c_str(),
-              worst[0], worst[1]);
+  std::printf("instruction sets:%s; largest error %.2f (float), %.2f (double) and %.2f (bfloat16) of its budget\n",
+              names.c_str(), worst[0], worst[1], worst[2]);
   std::printf("%d passed, %d failed\n", checks - failures, failures);
   return failures != 0;
 }
