@@ -127,7 +127,8 @@ def run(
         elif packed:
             all_cells = PackedSequence(all_cells, batch_sizes, sorted_indices, unsorted_indices)
     if turn:
-        y = y.transpose_(0, 1)  # no view, which could not be changed in place everywhere
+        # No view, which could not be changed in place everywhere; a compiler of early torch takes T and B for numbers.
+        y = y.transpose(0, 1) if planned and torch.compiler.is_compiling() else y.transpose_(0, 1)
     elif single:
         y, hn = y.squeeze(1), hn.squeeze(1)
         cn = cn if c0 is None else cn.squeeze(1)

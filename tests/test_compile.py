@@ -206,27 +206,27 @@ def test_the_backend_is_the_one_chosen_when_the_graph_is_made(target):
 
 @names
 def test_errors_are_torchs(name: str):
+    """Where a graph must not break, Dynamo wraps some of them into its own."""
     theirs, ours = pair(name, torch.float32)
-    compiled = Compiled(ours)
-    compiled.run(torch.randn(3, 2, 4))
+    compiled = torch.compile(ours, backend="aot_eager")
+    compiled(torch.randn(3, 2, 4))
     hx = torch.randn(1, 3, 5)
     for arguments in (
         (torch.randn(3, 2, 3),),
         (torch.randn(3, 2, 4, dtype=torch.float64),),
         (torch.randn(3, 2, 4), (hx, hx) if name == "LSTM" else hx),
+        (torch.randn(0, 2, 4),),
     ):
         with pytest.raises((RuntimeError, ValueError)) as expected:
             theirs(*arguments)
         with pytest.raises((RuntimeError, ValueError)) as found:
-            compiled.run(*arguments)
-        assert str(expected.value)[:40] in str(found.value)
-    with pytest.raises(RuntimeError):
-        compiled.run(torch.randn(0, 2, 4))
+            compiled(*arguments)
+        assert len(arguments[0]) == 0 or str(expected.value)[:40] in str(found.value)
 
 
 @names
 def test_autocast(name: str):
-    """The parameters' dtype inside, torch.nn's dtype outside: all that is lost is the result's rounding."""
+    """torch.nn's dtypes; off by no more than twice what torch.nn is off by, and a rounding to bfloat16."""
     theirs, ours = pair(name, torch.float32)
     x = torch.randn(6, 3, 4)
     exact = theirs(x)[0]
@@ -235,13 +235,19 @@ def test_autocast(name: str):
         compiled = Compiled(ours)
         found = compiled.run(x.bfloat16())[0], compiled.run(x)[0]
     assert found[1].dtype == expected[0].dtype
-    torch.testing.assert_close(found[1].float(), exact, rtol=2**-8, atol=1e-6)
+
+    def close(own: Tensor, other: Tensor, right: Tensor) -> bool:
+        noise, band = (other.float() - right).abs().max(), 2**-8 * right.abs().max()
+        return bool((own.float() - right).abs().max() <= 2 * (noise + band))
+
+    assert close(found[1], expected[0], exact)
     assert any("fastrnn.layer" in target for target in compiled.targets())
-    found[1].float().sum().backward()
-    exact.sum().backward()
-    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert own.grad.dtype == torch.float32
-        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-4)
+    grads = [
+        torch.autograd.grad(y.float().sum(), list(m.parameters()))
+        for y, m in ((found[1], ours), (expected[0], theirs), (exact, theirs))
+    ]
+    for own, other, right in zip(*grads, strict=True):
+        assert own.dtype == torch.float32 and close(own, other, right)
 
 
 @names
@@ -309,7 +315,9 @@ def test_the_default_classes_break_the_graph_as_torchs_do(name: str, monkeypatch
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="inductor needs a C++ compiler")
-def test_inductor():
+def test_inductor(tmp_path, monkeypatch):
+    # Its cache on disk would not notice that an operator of the working tree has other arguments than yesterday.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     theirs, ours = pair("GRU")
     compiled = Compiled(ours, backend="inductor")
     for steps in (6, 9):

@@ -5,5 +5,15 @@ Needs nothing of Keras: its weights are arrays.  The ONNX half needs the package
 
 from fastrnn.interop.keras import from_keras, keras_weights, load_keras_weights
 from fastrnn.interop.onnx import FromOnnx, Reversed, from_onnx, to_onnx
+from fastrnn.interop.onnx_export import onnx_translations
 
-__all__ = ["FromOnnx", "Reversed", "from_keras", "from_onnx", "keras_weights", "load_keras_weights", "to_onnx"]
+__all__ = [
+    "FromOnnx",
+    "Reversed",
+    "from_keras",
+    "from_onnx",
+    "keras_weights",
+    "load_keras_weights",
+    "onnx_translations",
+    "to_onnx",
+]

@@ -22,7 +22,7 @@ from fastrnn.modules import GRU, LSTM, RNN
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
-_GATES = {"RNN_TANH": ("h",), "RNN_RELU": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
+GATES = {"RNN_TANH": ("h",), "RNN_RELU": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 _ACTIVATIONS = {"LSTM": [["sigmoid", "tanh", "tanh"]], "GRU": [["sigmoid", "tanh"]], "RNN": [["tanh"], ["relu"]]}
 
@@ -94,13 +94,13 @@ def from_onnx(node: NodeProto, graph: GraphProto) -> FromOnnx:
         options["nonlinearity"] = mode.removeprefix("RNN_").lower()
     module = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}[kind](w.shape[2], hidden, **options)
 
-    rows, values = len(_GATES[mode]) * hidden, {"weight_ih": w, "weight_hh": r}
+    rows, values = len(GATES[mode]) * hidden, {"weight_ih": w, "weight_hh": r}
     if "B" in inputs:
         b = constants[inputs["B"]]
         if b.shape != (directions, 2 * rows):
             raise ValueError(f"{where}: expected B of shape {(directions, 2 * rows)}, got {tuple(b.shape)}")
         values |= {"bias_ih": b[:, :rows], "bias_hh": b[:, rows:]}
-    own, wanted = _GATES[mode], CELLS[mode].gates
+    own, wanted = GATES[mode], CELLS[mode].gates
     if r.shape != (directions, rows, hidden):
         raise ValueError(f"{where}: expected R of shape {(directions, rows, hidden)}, got {tuple(r.shape)}")
     suffixes = ("", "_reverse")[:directions]
@@ -235,7 +235,7 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
 
 def _stacked(layers: nn.RNNBase, layer: int) -> dict[str, Tensor]:
     """W, R and, with biases, B of one layer."""
-    have, want = CELLS[layers.mode].gates, _GATES[layers.mode]
+    have, want = CELLS[layers.mode].gates, GATES[layers.mode]
 
     def stack(kind: str) -> Tensor:
         suffixes = ("", "_reverse") if layers.bidirectional else ("",)
