@@ -155,23 +155,7 @@ def _planner(cells: bool, again: bool) -> Callable[..., Road | Exception | None]
     def planned(*arguments: Any) -> Any:
         road = None if watched() else plan(*arguments, cells=cells)
         if road is None and cells:
-            return _equations
+            return reference.layer
         return recompute.around(road) if again else road
 
     return planned
-
-
-def _equations(
-    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    """The equations, and under autocast all in its dtype, as torch.nn's functions have it."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return reference.layer(mode, x, batch_sizes, h0, c0, weights)
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(tensor: Tensor | None) -> Any:
-        return tensor.to(dtype) if tensor is not None and tensor.dtype == torch.float32 else tensor
-
-    with torch.autocast(device, enabled=False):
-        return reference.layer(mode, cast(x), batch_sizes, cast(h0), cast(c0), [cast(weight) for weight in weights])

@@ -31,8 +31,11 @@ CHUNK_ROWS = 2048
 
 def around(road: Any) -> Any:
     """What :func:`fastrnn.roads.plan` gave, in chunks where it records a derivative of a kernel."""
-    if isinstance(road, functools.partial) and road.func is ops.layer:
-        return functools.partial(layer, road)
+    inner = road
+    while isinstance(inner, functools.partial):
+        if inner.func is ops.layer:
+            return functools.partial(layer, road)
+        inner = inner.args[0]  # what it is wrapped in switches autocast off
     return road
 
 

@@ -135,6 +135,8 @@ def test_where_torch_runs_in_our_place():
     with torch.autocast("cpu", torch.bfloat16):
         y, _, cells = network(x, return_cell_states=True)
         assert y.dtype == cells.dtype == network(x)[0].dtype
+        y, _, packed = network(x, lengths=LENGTHS, return_cell_states=True)
+        assert y.dtype == packed.dtype == network(x, lengths=LENGTHS)[0].dtype
     expected = network(x, return_cell_states=True)
     # Gates below 1 that are rounded a few times in each of the steps.
     torch.testing.assert_close(cells.float(), expected[2], rtol=0, atol=4 * STEPS * torch.finfo(torch.bfloat16).eps)
