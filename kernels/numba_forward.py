@@ -15,7 +15,8 @@ def forward_kernel(cell: Cell, real: type):
     step, gates, slots, input_slot, shift = cell.forward, cell.gates, cell.slots, cell.input_slot, cell.shift
     output = cell.output
     vectors, (units, columns) = vectors_of(cell), widths(cell, np.dtype(real).itemsize)
-    lanes, width, wide = columns // 4, slots * units, gates * units
+    size, lanes = np.dtype(real).itemsize, columns // 4
+    width, wide = slots * units, gates * units
 
     def forward(table):
         a = carray(table, 1)[0]
@@ -29,11 +30,13 @@ def forward_kernel(cell: Cell, real: type):
         h0, hn = at(pointer(a.h0, real), d * batch * outputs), at(pointer(a.hn, real), d * batch * outputs)
         c0, cn = at(pointer(a.c0, real), d * batch * hidden), at(pointer(a.cn, real), d * batch * hidden)
         y, states = at(pointer(a.y, real), d * outputs), at(pointer(a.states, real), d * rows * outputs)
-        cells, room = at(pointer(a.cells, real), d * rows * hidden), pointer(a.work, real)
-        z = at(pointer(a.gates, real), d * rows * slots * hidden) if a.gates else at(room, a.own_gates)
-        packed_ih, packed_hh, packed_hr = at(room, a.packed_ih), at(room, a.packed_hh), at(room, a.packed_hr)
-        full, short, bias = at(room, a.full), at(room, a.short), at(room, a.bias)
-        scratch = at(room, a.scratch + me * 8 * columns)
+        cells = at(pointer(a.cells, real), d * rows * hidden)
+        z = pointer(a.gates + d * rows * slots * hidden * size if a.gates else a.work + a.own_gates, real)
+        # Addresses, not distances from one pointer: of those LLVM runs the pointwise loop below unvectorised.
+        packed_ih, packed_hh = pointer(a.work + a.packed_ih, real), pointer(a.work + a.packed_hh, real)
+        packed_hr, full = pointer(a.work + a.packed_hr, real), pointer(a.work + a.full, real)
+        short, bias = pointer(a.work + a.short, real), pointer(a.work + a.bias, real)
+        scratch = at(pointer(a.work + a.scratch, real), me * 8 * columns)
         panels, output_panels = panels_of(hidden, units), panels_of(outputs, columns)
         short_row = output_panels * columns
 

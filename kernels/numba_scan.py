@@ -1,7 +1,7 @@
 """What the two drivers of the time loop share: the tables they are called with, and who does which part of a step.
 
 A kernel is a C callback over one table of sizes and addresses (:data:`FORWARD`, :data:`BACKWARD`), for one direction
-of one layer.  What it works in has its places in ``work``, so many values behind the start of it, or 0 for no place.
+of one layer.  What it works in has its places in ``work``, so many bytes behind the start of it, or 0 for no place.
 Every thread of a team runs it (``team_size``, ``thread_number`` and ``barrier`` are the addresses of the team's
 functions, or 0 for a thread alone).  Matrices are dense; the rows of all steps stand below one another, those of step t
 from ``starts[t]``.  States of the rows that a step does not reach stay as they are.

@@ -76,9 +76,10 @@ class Plan:
         sizes["need_state"] = which == "backward" and wanted[1]
         self.room = 0  # values in all
         for name, count in {"scratch": self.team * 8 * kernel.columns, **rooms}.items():
-            sizes[name] = self.room if count else 0
+            sizes[name] = self.room * dtype.itemsize if count else 0
             self.room += (count + 15) // 16 * 16  # each on cache lines of its own
-        self.gates_place = slice(sizes.get("own_gates", 0), sizes.get("own_gates", 0) + rooms.get("own_gates", 0))
+        own_gates = sizes.get("own_gates", 0) // dtype.itemsize
+        self.gates_place = slice(own_gates, own_gates + rooms.get("own_gates", 0))
         sizes |= numba_start.team_functions(self.team)
         heads = [sizes | {"direction": d} for d in range(shape.directions)]
         self.heads = [struct.pack(f"{len(kernel.sizes)}q", *(head[name] for name in kernel.sizes)) for head in heads]
