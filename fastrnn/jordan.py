@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import functional
+from fastrnn import functional, options
 from fastrnn.cells import OUTPUTS
+from fastrnn.modules import run
+from fastrnn.options import Options
+from fastrnn.sequences import Lengths
 
 
-class JordanRNN(nn.Module):
+class _Equations:
+    """In the place of a class of torch.nn, which has no such network: what runs where no kernel does, and raises."""
+
+    @staticmethod
+    def forward(module: JordanRNN, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Any:
+        network: dict[str, Any] = {
+            "nonlinearity": module.nonlinearity,
+            "output_nonlinearity": module.output_nonlinearity,
+            "num_layers": module.num_layers,
+            "bidirectional": module.bidirectional,
+            "dropout": module.dropout,
+            "training": module.training,
+        }
+        weights = module._flat_weights
+        if isinstance(input, PackedSequence):
+            data, batch_sizes, sorted_indices, unsorted_indices = input
+            if hx is not None and sorted_indices is not None:
+                hx = hx.index_select(1, sorted_indices)
+            y, hn = functional.jordan_rnn(data, hx, weights, batch_sizes=batch_sizes, **network)
+            hn = hn if unsorted_indices is None else hn.index_select(1, unsorted_indices)
+            return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hn
+        if input.dim() + (input.dtype is torch.int64) == 2:
+            single = None if hx is None else hx.unsqueeze(1)
+            y, hn = functional.jordan_rnn(input.unsqueeze(1), single, weights, **network)
+            return y.squeeze(1), hn.squeeze(1)
+        return functional.jordan_rnn(input, hx, weights, batch_first=module.batch_first, **network)
+
+
+class JordanRNN(Options, nn.Module):
     """A Jordan network, over whole sequences::
 
         u_t = f(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh)        f: tanh or relu
@@ -33,6 +64,7 @@ class JordanRNN(nn.Module):
         batch_first: whether input and output have the batch as their first dimension.
         dropout: in training, the probability to drop an element between two layers.
         bidirectional: whether a second network reads the sequence backwards; the outputs then stand side by side.
+        learn_initial_state, recompute: as :mod:`fastrnn.options` says.
 
     Parameters are named as torch.nn's (``weight_ih_l0``, ``weight_hh_l0_reverse``): ``weight_ih`` (H, I or D*P),
     ``weight_hh`` (H, P), ``weight_hr`` (P, H).  A matrix begins uniform within 1/sqrt(its columns), a bias within
@@ -53,6 +85,9 @@ class JordanRNN(nn.Module):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (
@@ -95,9 +130,32 @@ class JordanRNN(nn.Module):
                         self._names[-1], nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
                     )
         self.reset_parameters()
+        self._switch_on(learn_initial_state, False, recompute)
+
+    # What fastrnn.modules.run asks of a module, in torch.nn's words.
+    @property
+    def mode(self) -> str:
+        return f"JORDAN_{self.nonlinearity}_{self.output_nonlinearity}".upper()
+
+    @property
+    def proj_size(self) -> int:
+        return self.output_size
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return self._names
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._names]
+
+    def _update_flat_weights(self) -> None:
+        """Nothing: the list is made anew at every look."""
 
     def reset_parameters(self) -> None:
-        for parameter in self.parameters():
+        if self.learn_initial_state:
+            nn.init.zeros_(self.get_parameter("initial_h"))
+        for parameter in self._flat_weights:
             columns = parameter.shape[1] if parameter.dim() == 2 else self.hidden_size
             nn.init.uniform_(parameter, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
 
@@ -105,40 +163,31 @@ class JordanRNN(nn.Module):
         text = f"{self.input_size}, {self.hidden_size}, {self.output_size}"
         defaults = {"num_layers": 1, "nonlinearity": "tanh", "output_nonlinearity": "identity", "bias": True}
         defaults |= {"batch_first": False, "dropout": 0.0, "bidirectional": False}
-        return text + "".join(
-            f", {name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value
+        return (
+            text
+            + "".join(
+                f", {name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value
+            )
+            + super().extra_repr()
         )
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: nn.Embedding | Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input.
 
         Without the last dimension and int64, the input is tokens from 0 to I - 1, which stand for one-hot rows.
         ``hx``, the output before the first step, is (num_layers * D, B, P), unbatched (num_layers * D, P); None is
         zeros.  Returns the last layer's output, (T, B, D*P) or as the input is, and the last outputs of all layers.
+        Arguments by keyword alone are in :mod:`fastrnn.options`.
 
         Raises:
             ValueError, RuntimeError, IndexError: as :func:`fastrnn.rnn`.
         """
-        weights: Sequence[Tensor] = [getattr(self, name) for name in self._names]
-        options = {
-            "nonlinearity": self.nonlinearity,
-            "output_nonlinearity": self.output_nonlinearity,
-            "num_layers": self.num_layers,
-            "bidirectional": self.bidirectional,
-            "dropout": self.dropout,
-            "training": self.training,
-        }
-        if isinstance(input, PackedSequence):
-            data, batch_sizes, sorted_indices, unsorted_indices = input
-            if hx is not None and sorted_indices is not None:
-                hx = hx.index_select(1, sorted_indices)
-            y, hn = functional.jordan_rnn(data, hx, weights, batch_sizes=batch_sizes, **options)
-            hn = hn if unsorted_indices is None else hn.index_select(1, unsorted_indices)
-            return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hn
-        if input.dim() + (input.dtype is torch.int64) == 2:
-            single = None if hx is None else hx.unsqueeze(1)
-            y, hn = functional.jordan_rnn(input.unsqueeze(1), single, weights, **options)
-            return y.squeeze(1), hn.squeeze(1)
-        return functional.jordan_rnn(input, hx, weights, batch_first=self.batch_first, **options)
+        return options.forward(run, self, _Equations, input, hx, lengths, reset, embedding, None)

@@ -71,15 +71,19 @@ class Options:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        for name, value in zip(NAMES, (learn_initial_state, return_cell_states, recompute), strict=True):
+        self._switch_on(learn_initial_state, return_cell_states, recompute)
+
+    def _switch_on(self, *values: bool) -> None:
+        """Sets the options, in the order of NAMES, of a module that has its other parameters."""
+        for name, value in zip(NAMES, values, strict=True):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
             if value:
                 setattr(self, name, True)
         module: Any = self
-        if return_cell_states and module.mode != "LSTM":
+        if module.return_cell_states and module.mode != "LSTM":
             raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
-        if learn_initial_state:
+        if module.learn_initial_state:
             like, slots = module._flat_weights[0], module.num_layers * (2 if module.bidirectional else 1)
             module.initial_h = nn.Parameter(like.new_zeros(slots, module.proj_size or module.hidden_size))
             if module.mode == "LSTM":

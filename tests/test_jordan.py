@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastrnn
-from fastrnn import backends
+from fastrnn import backends, recompute
 from fastrnn.cells import OUTPUTS
 
 FUNCTIONS = {"identity": lambda x: x, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
@@ -149,7 +149,38 @@ def test_second_derivatives(backend: str):
     assert torch.autograd.gradgradcheck(run, (x, *parameters))
 
 
+def test_options(backend: str, monkeypatch: pytest.MonkeyPatch):
+    """Lengths, resets, an embedding, a learned state and recomputation: each against its plain equivalent."""
+    monkeypatch.setattr(recompute, "CHUNK_ROWS", 2)
+    torch.manual_seed(0)
+    network = fastrnn.JordanRNN(3, 8, 5, bidirectional=True, learn_initial_state=True).double()
+    assert repr(network) == "JordanRNN(3, 8, 5, bidirectional=True, learn_initial_state=True)"
+    assert network.initial_h.shape == (2, 5) and not network.initial_h.any()
+    network.reset_parameters()
+    assert not network.initial_h.any()
+    network.initial_h.data.uniform_(-1, 1)
+    table, tokens = torch.randn(7, 3, dtype=torch.float64, requires_grad=True), torch.randint(7, (6, 4))
+    x, reset = table[tokens], torch.zeros(6, 4, dtype=torch.bool)
+    reset[4] = True
+    y, hn = network(x, lengths=(6, 2, 6, 6), reset=reset)
+    torch.testing.assert_close(y[4:, 0], network(x[4:, 0])[0])
+    torch.testing.assert_close(y[:4, 2], network(x[:4, 2], network.initial_h)[0])
+    torch.testing.assert_close(hn[0, 1], network(x[:2, 1])[1][0])
+    assert (y[2:, 1] == 0).all()
+    found = []
+    for again, given in ((False, {}), (True, {}), (False, {"embedding": table})):
+        network.recompute = again
+        y, hn = network(tokens if given else table[tokens], **given)
+        found.append([y, hn, *torch.autograd.grad(y.square().sum() + hn.sum(), [table, *network.parameters()])])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="return_cell_states is for an LSTM"):
+        network = fastrnn.JordanRNN(3, 8, 5)
+        network.return_cell_states = True
+        network(torch.randn(2, 4, 3))
     with pytest.raises(ValueError, match="output_nonlinearity"):
         fastrnn.JordanRNN(1, 1, 1, output_nonlinearity="gelu")
     with pytest.raises(ValueError, match="greater than zero"):
