@@ -59,13 +59,9 @@ def test_tf32_is_used_where_torch_allows_it_for_rnns_and_nowhere_else(monkeypatc
 
     monkeypatch.setattr(triton_launch, "choose_road", spy)
     inputs = on_gpu(make(Case("")))
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for allowed in (True, False):
-            torch.backends.cudnn.allow_tf32 = allowed
+    for allowed in (True, False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             backend.forward(*inputs[:6], save=False)
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
     assert seen == ["tf32", "ieee"]
 
 

@@ -153,8 +153,8 @@ def test_what_cudnn_wins_is_handed_to_it(monkeypatch: pytest.MonkeyPatch):
     assert triton_roads.cudnn_wins("GRU", torch.float16, 1, True, 1, 0, 1)
     assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 128, 64, 100)
     assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 65_536)
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
+    with torch.backends.cudnn.flags(enabled=False):
+        assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
 
 
 BOTH = ("forward", "backward")
@@ -231,20 +231,17 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tf32_follows_the_switches_for_rnns_old_and_new():
-    cudnn, allowed = torch.backends.cudnn, triton_launch.rnns_may_use_tf32
-    assert allowed()
-    try:
-        cudnn.allow_tf32 = False
-        assert not allowed()
-        cudnn.allow_tf32 = True
-        assert allowed()
-        if hasattr(cudnn, "rnn"):
-            cudnn.rnn.fp32_precision = "ieee"  # from here on torch refuses to read allow_tf32
-            assert not allowed()
+    cudnn, found = torch.backends.cudnn, []
+    for allowed in (False, True):
+        with cudnn.flags(enabled=True, allow_tf32=allowed):
+            found.append(triton_launch.rnns_may_use_tf32())
+    assert found == [False, True]
+    if hasattr(cudnn, "rnn"):
+        with cudnn.flags(enabled=True, allow_tf32=True):
+            cudnn.rnn.fp32_precision = "ieee"  # until it is set back torch refuses to read allow_tf32
+            found.append(triton_launch.rnns_may_use_tf32())
             cudnn.rnn.fp32_precision = "tf32"
-            assert allowed()
-    finally:
-        cudnn.allow_tf32 = True
+        assert found == [False, True, False]
 
 
 def test_float64_is_refused_by_name():
