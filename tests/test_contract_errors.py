@@ -162,7 +162,7 @@ def test_a_backend_asked_for_by_name_says_why_it_cannot_serve():
     lstm = fastrnn.LSTM(4, 5)
     with fastrnn.use_backend("reference"), torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(fastrnn.BackendError, match="'reference' was asked for by name but cannot serve: autocast"):
-            lstm(x)
+            fastrnn.GRU(4, 5)(x)
 
     class Own(torch.Tensor):
         pass
