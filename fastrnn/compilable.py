@@ -7,9 +7,9 @@ Dynamo breaks the graph at every instance of torch.nn's classes, so these derive
 
 In a graph T and B are symbols.  The backend is chosen when the graph is made: what :func:`fastrnn.use_backend` asks for
 afterwards is not heard before the next one; where none serves the tensors, it holds torch's own operators.  Under
-autocast layers run in their parameters' dtype, and results are rounded to the dtype of torch.nn's.  Packed input that
-was packed with ``enforce_sorted=True`` and comes without ``hx`` tells B by a value alone: in early torch,
-``torch._dynamo.config.capture_scalar_outputs`` has to be set for it.
+autocast, what the default classes would not cast runs in its parameters' dtype; results have the dtypes of torch.nn's.
+Packed input that was packed with ``enforce_sorted=True`` and comes without ``hx`` tells B by a value alone: early torch
+wants ``torch._dynamo.config.capture_scalar_outputs`` for it, and the earliest makes no graph of packed input.
 """
 
 # pyright: reportPrivateImportUsage=false

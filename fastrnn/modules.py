@@ -108,7 +108,7 @@ def run(
     if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, packed, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     road = None if seen else (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
-    if x.is_cuda and callable(road) and not (tokens or cells or planned) and requested() is None:
+    if x.is_cuda and not (tokens or cells or planned or isinstance(road, Exception)) and requested() is None:
         steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         shape = sizes.directions, batch_sizes is not None, hidden, h0.shape[1], steps
         road = None if cudnn_wins(mode, h0.dtype, *shape) else road

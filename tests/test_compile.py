@@ -205,6 +205,7 @@ def test_the_backend_is_the_one_chosen_when_the_graph_is_made(target):
 
 
 @names
+@pytest.mark.filterwarnings("ignore:Graph break due to")  # Dynamo of early torch warns of what it leaves to Python
 def test_errors_are_torchs(name: str):
     """Where a graph must not break, Dynamo wraps some of them into its own."""
     theirs, ours = pair(name, torch.float32)
