@@ -44,8 +44,13 @@ const Kernels& table() {
     return kernels;
   }();
 #else
-  static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE), forward<float>, forward<double>, backward<float>,
-                           backward<double>, nullptr, nullptr};
+  static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE),
+                           forward<float>,
+                           forward<double>,
+                           backward<float>,
+                           backward<double>,
+                           nullptr,
+                           nullptr};
 #endif
   return all;
 }
