@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from fastrnn import ops
 from fastrnn.roads import Road
@@ -79,6 +78,8 @@ def _again(
         return road(mode, x, batch_sizes, h0, c0, weights)
 
     # Nothing random runs inside a layer; dropout stands between layers.
+    from torch.utils.checkpoint import checkpoint  # early torch takes 0.3 s to import it
+
     return checkpoint(run, x, h0, c0, *weights, use_reentrant=False, preserve_rng_state=False)
 
 

@@ -121,6 +121,10 @@ def test_derivatives(target, case: Case):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # forward-mode derivatives script functions
 def test_function_transforms():
+    try:
+        torch.func.jacrev(lambda x: x * torch.arange(3).cumsum(0).tolist()[1])(torch.ones(1))
+    except RuntimeError as error:
+        pytest.skip(f"this torch reads no value of a tensor made inside jacrev: {error}")
     network, x = build("GRU"), torch.randn(3, STEPS, 2, INPUTS, dtype=torch.float64)
 
     def run(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fastrnn.backends import triton_launch, triton_roads
 from fastrnn.backends.triton_roads import KIB, Chip, Road, choose_road
 from fastrnn.cells import CELLS
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.6")
 interpreted = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="runs through Triton's interpreter")
 
 # Small blocks, so that small cases have several programs, tiles of rows and pieces of depth, with tails in each.
