@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastrnn.checks import Sizes
+from fastrnn.dynamo import watched
 from fastrnn.modules import hand_over, is_state, leaf
-from fastrnn.roads import autocast_dtype, cast, first_states, plan, watched
+from fastrnn.roads import autocast_dtype, cast, first_states, plan
 from fastrnn.scripting import copied
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -21,24 +21,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import modules
 from fastrnn.backends import choose, reference
 from fastrnn.checks import Sizes, shapes_misfit, weight_shapes
-from fastrnn.dynamo import constant, left_to_python
+from fastrnn.dynamo import constant, left_to_python, transformed
 from fastrnn.roads import Road
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 State = Tensor | tuple[Tensor, Tensor]
-
-
-@constant
-def _transformed() -> bool:
-    """Whether torch.func or a forward-mode derivative is at work, which no fused kernel serves."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 @constant
@@ -58,7 +50,7 @@ def _plan(
 ) -> Road | Exception | None:
     """:func:`fastrnn.roads.plan` in Python that Dynamo traces.  What it asks of a shape becomes a guard of the graph,
     what it asks of ``batch_sizes`` an assertion in it."""
-    if _transformed():
+    if transformed():
         return reference.layer
     autocast, wide, device = torch.is_autocast_enabled(x.device.type), weights[0].dtype, x.device
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import choose, load
-from fastrnn.roads import watched
+from fastrnn.dynamo import watched
 
 
 def looked_up(tokens: Tensor, embedding: nn.Embedding | Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastrnn.backends import reference
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes
-from fastrnn.roads import cell_states, first_states, plan, walk, watched
+from fastrnn.dynamo import watched
+from fastrnn.roads import cell_states, first_states, plan, walk
 
 
 def rnn(

@@ -2,7 +2,7 @@
 
 All but running is inherited: construction, parameters, initial values, state_dict, repr, pickles.  So is every error:
 arguments that make no network are given to torch.nn's forward, which raises.  torch.nn's forward also runs where
-:func:`fastrnn.roads.watched` or :func:`fastrnn.roads.plan` leave it to torch.
+:func:`fastrnn.dynamo.watched` or :func:`fastrnn.roads.plan` leave it to torch.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -20,9 +20,10 @@ from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
 from fastrnn.backends.triton_roads import cudnn_wins
 from fastrnn.checks import Sizes
+from fastrnn.dynamo import watched
 from fastrnn.embedding import folded
 from fastrnn.options import Options
-from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk, watched
+from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
 from fastrnn.scripting import Pair
 from fastrnn.sequences import Lengths
 

@@ -18,6 +18,7 @@ from torch.autograd import Function
 
 from fastrnn.backends import Saved, load, reference
 from fastrnn.cells import CELLS
+from fastrnn.dynamo import watched
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
 _library.define(
@@ -162,7 +163,7 @@ class _Layer(Function):
             if not torch.is_grad_enabled():
                 found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
             return (None, None, None, found[0], None, *found[1:])
-        if ctx.eager and not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or _looked_on()):
+        if ctx.eager and not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or watched()):
             saved = Saved(gates, cells, hidden)
             found = load(ctx.backend).backward(ctx.mode, x, batch_sizes, h0, c0, weights, saved, *seeds, *needs)
             return (None, None, None, found.x, None, found.h0, found.c0, *(found.weights or none))
@@ -266,10 +267,6 @@ def _alias(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or tensor.dtype == torch.int64:  # tokens
         return tensor
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-
-
-def _looked_on() -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

@@ -50,7 +50,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import embedding as embeddings
 from fastrnn import recompute, sequences
 from fastrnn.backends import reference
-from fastrnn.roads import Road, plan, watched
+from fastrnn.dynamo import watched
+from fastrnn.roads import Road, plan
 
 NAMES = ("learn_initial_state", "return_cell_states", "recompute")
 

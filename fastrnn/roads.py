@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from fastrnn import ops
 from fastrnn.backends import BackendError, choose, load, reference, requested
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, misfit
+from fastrnn.dynamo import transformed
 
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
 # cell states of all steps (D, N, H), which are of use only where they were asked for
@@ -31,15 +30,6 @@ watching_road: ContextVar[Road | None] = ContextVar("fastrnn_watching_road", def
 
 # Whether oneDNN runs torch.nn's LSTM in bfloat16 on this machine; found here because Dynamo cannot ask.
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def watched() -> bool:
-    """Whether somebody looks on who wants to see torch's own operators: torch.compile, tracing, a dispatch mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
 
 
 def first_states(mode: str, x: Tensor, rows: int, dtype: torch.dtype, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
@@ -87,7 +77,7 @@ def plan(
         return problem
     if (watching := watching_road.get()) is not None:
         return watching
-    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if transformed():
         return reference.layer
     name = choose(x.device, h0.dtype, mode, x.dtype is torch.int64)
     if name is None:
