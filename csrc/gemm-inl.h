@@ -34,13 +34,17 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
     for (int v = 0; v < NV; ++v) sum[r][v] = Vec<S>{};
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<S> b[NV];
+#pragma GCC unroll 2
+    for (int pass = 0; pass < kPasses<S>; ++pass) {
+      Vec<S> b[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) b[v] = load_groups(panel + (k * NV + v) * L * kGroup<S>);
+      for (int v = 0; v < NV; ++v) b[v] = operand<S>(load_groups(panel + (k * NV + v) * L * kGroup<S>), pass);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < R; ++r) {
+        const Vec<S> left = operand<S>(broadcast_group(a + r * lda + k * kGroup<S>), pass);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sum[r][v] = multiply_add<S>(a + r * lda + k * kGroup<S>, b[v], sum[r][v]);
+        for (int v = 0; v < NV; ++v) sum[r][v] = multiply_add<S>(left, b[v], sum[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -98,8 +102,11 @@ __attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t de
 #pragma GCC unroll 8
     for (int i = 0; i < C; ++i) {
       const Vec<S> right = load_groups_part(weights + i * depth + k, lanes);
+#pragma GCC unroll 2
+      for (int pass = 0; pass < kPasses<S>; ++pass)
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r][i] = multiply_add<S>(left[r], right, sum[r][i]);
+        for (int r = 0; r < R; ++r)
+          sum[r][i] = multiply_add<S>(operand<S>(left[r], pass), operand<S>(right, pass), sum[r][i]);
     }
   };
   int64_t k = 0;

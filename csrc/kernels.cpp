@@ -25,6 +25,7 @@ namespace FASTRNN_NAMESPACE {
 // In the order in which they build on each other.
 // clang-format off
 #include "vector-inl.h"
+#include "bfloat16-inl.h"
 #include "math-inl.h"
 #include "gemm-inl.h"
 #include "cells-inl.h"
@@ -39,18 +40,20 @@ const Kernels& table() {
   static const Kernels all = [] {  // what AVX-512 has, and products of bfloat16
     Kernels kernels = avx512::table();
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+    kernels.multiplies_bfloat16 = true;
     kernels.forward_bfloat16 = forward<bfloat16>;
     kernels.backward_bfloat16 = backward<bfloat16>;
     return kernels;
   }();
 #else
   static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE),
+                           false,
                            forward<float>,
                            forward<double>,
                            backward<float>,
                            backward<double>,
-                           nullptr,
-                           nullptr};
+                           forward<bfloat16>,
+                           backward<bfloat16>};
 #endif
   return all;
 }

@@ -159,10 +159,8 @@ void run(Float of_float, Double of_double, Narrow of_bfloat16, const Call& call)
     of_float(call);
   else if constexpr (std::is_same_v<S, double>)
     of_double(call);
-  else if (of_bfloat16)
-    of_bfloat16(call);
   else
-    throw py::value_error("this machine does not multiply bfloat16");
+    of_bfloat16(call);
 }
 
 template <class S>
@@ -232,7 +230,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("forward_float", &forward<float>);
   m.def("forward_double", &forward<double>);
-  m.def("multiplies_bfloat16", [] { return kernels().forward_bfloat16 != nullptr; });
+  m.def("multiplies_bfloat16", [] { return kernels().multiplies_bfloat16; });
   m.def("forward_bfloat16", &forward<bfloat16>);
   m.def("backward_float", &backward<float>);
   m.def("backward_double", &backward<double>);

@@ -105,11 +105,12 @@ struct Backward : Inputs<S> {
 // One instruction set's kernels. They trust their arguments: module.cpp checks them.
 struct Kernels {
   const char* name;
+  bool multiplies_bfloat16;  // itself; else numbers are widened on the fly
   void (*forward_float)(const Forward<float>&);
   void (*forward_double)(const Forward<double>&);
   void (*backward_float)(const Backward<float>&);
   void (*backward_double)(const Backward<double>&);
-  void (*forward_bfloat16)(const Forward<bfloat16>&);  // null where the machine does not multiply bfloat16
+  void (*forward_bfloat16)(const Forward<bfloat16>&);
   void (*backward_bfloat16)(const Backward<bfloat16>&);
 };
 

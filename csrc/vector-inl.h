@@ -113,10 +113,19 @@ FASTRNN_INLINE Vec<S> load_groups_part(const S* from, int count) {
   return load_part(from, count);
 }
 
-// sum + left * right, of the first group at `left` or of vectors of groups.
+// The first group at `from`, in every lane.
 template <class S>
-FASTRNN_INLINE Vec<S> multiply_add(const S* left, Vec<S> right, Vec<S> sum) {
-  return sum + *left * right;
+FASTRNN_INLINE Vec<S> broadcast_group(const S* from) {
+  return broadcast(*from);
+}
+
+// How many multiplications a vector of groups takes, and what is multiplied in each.
+template <class S>
+constexpr int kPasses = 1;
+
+template <class S>
+FASTRNN_INLINE Vec<S> operand(Vec<S> groups, int) {
+  return groups;
 }
 
 template <class S>
@@ -124,76 +133,20 @@ FASTRNN_INLINE Vec<S> multiply_add(Vec<S> left, Vec<S> right, Vec<S> sum) {
   return sum + left * right;
 }
 
-#if defined(__AVX512BF16__)
-FASTRNN_INLINE Vec<float> widened(__m256i narrow) {
-  typedef uint16_t Halves __attribute__((vector_size(32)));
-  return bit_cast<Vec<float>>(__builtin_convertvector(bit_cast<Halves>(narrow), Bits<float>) << 16);
-}
-
-FASTRNN_INLINE Vec<float> load(const bfloat16* from) {
-  return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-FASTRNN_INLINE Vec<float> load_part(const bfloat16* from, int count) {
-  return widened(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), from));
-}
-
-FASTRNN_INLINE void store(bfloat16* to, Vec<float> v) {
-  const __m256i narrow = bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(v)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow);
-}
-
-FASTRNN_INLINE void store_part(bfloat16* to, Vec<float> v, int count) {
-  const __m256i narrow = bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(v)));
-  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), narrow);
-}
-
-template <>
-FASTRNN_INLINE Vec<bfloat16> load_groups_part(const bfloat16* from, int count) {
-  return bit_cast<Vec<float>>(_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << count) - 1), from));
-}
-
-template <>
-FASTRNN_INLINE Vec<bfloat16> multiply_add<bfloat16>(const bfloat16* left, Vec<float> right, Vec<float> sum) {
-  int pair;
-  __builtin_memcpy(&pair, left, sizeof(pair));
-  return bit_cast<Vec<float>>(
-      _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(_mm512_set1_epi32(pair)), bit_cast<__m512bh>(right)));
-}
-
-template <>
-FASTRNN_INLINE Vec<bfloat16> multiply_add<bfloat16>(Vec<float> left, Vec<float> right, Vec<float> sum) {
-  return bit_cast<Vec<float>>(
-      _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(left), bit_cast<__m512bh>(right)));
-}
-#endif
-
 FASTRNN_INLINE float widen(float value) { return value; }
 FASTRNN_INLINE double widen(double value) { return value; }
-FASTRNN_INLINE float widen(bfloat16 value) { return bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
 
 // Number `index` of each group, widened.
 template <class S>
-FASTRNN_INLINE Vec<S> of_group(const S* from, int64_t index) {
-  if constexpr (kGroup<S> == 1) {
-    return load(from);
-  } else {
-    const auto bits = bit_cast<Bits<float>>(load_groups(from));
-    return bit_cast<Vec<S>>(index ? bits & static_cast<int32_t>(0xffff0000) : bits << 16);
-  }
+FASTRNN_INLINE Vec<S> of_group(const S* from, int64_t) {
+  return load(from);
 }
 
 // kLanes groups of which each holds a number of `first` and, where a group holds two, the one of `second`, which may be
 // null for zeros; only the first `count` lanes are read.
 template <class S>
-FASTRNN_INLINE Vec<S> interleave(const S* first, const S* second, int count) {
-  if constexpr (kGroup<S> == 1) {
-    return load_part(first, count);
-  } else {
-    const auto low = bit_cast<Bits<float>>(load_part(first, count));
-    const auto high = second ? bit_cast<Bits<float>>(load_part(second, count)) : Bits<float>{};
-    return bit_cast<Vec<S>>(((low >> 16) & 0xffff) | high);
-  }
+FASTRNN_INLINE Vec<S> interleave(const S* first, const S*, int count) {
+  return load_part(first, count);
 }
 
 // Halves are added until one lane is left.

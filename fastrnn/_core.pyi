@@ -27,7 +27,7 @@ def supported_isas() -> list[str]:
     """Names of the compiled instruction sets that this machine runs, the best first."""
 
 def multiplies_bfloat16() -> bool:
-    """Whether the instruction set in use has kernels of bfloat16."""
+    """Whether the instruction set in use multiplies bfloat16 itself, or numbers are widened on the fly."""
 
 def forward_float(
     layer: Layer,

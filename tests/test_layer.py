@@ -75,6 +75,24 @@ def test_the_cell_state_of_a_narrow_dtype_is_saved_in_float32(target, case: Case
     assert forward(target, make(case).map(target.move)).saved.cells.dtype == torch.float32
 
 
+@pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
+@pytest.mark.parametrize("hidden", [1, 16, 37])
+def test_bfloat16_is_rounded_as_torch_rounds_it(target, hidden: int):
+    """To the bit: relu(x + b) of every kind of number but the subnormal ones, which AVX512-BF16 takes for zeros."""
+    bits = torch.arange(0x80, 0x7F81, 7, dtype=torch.int16)  # from the smallest normal number to the first NaN
+    x = torch.cat([bits, torch.tensor([0x7F7F, 0x7F80, 0x7FC0], dtype=torch.int16)]).view(torch.bfloat16)
+    x = x.reshape(1, -1, 1)
+    weights = [x.new_ones(hidden, 1), x.new_zeros(hidden, hidden)]
+    weights += [x[0, : 50 * hidden : 50, 0].contiguous(), x.new_zeros(hidden)]
+    h0 = x.new_zeros(1, x.shape[1], hidden)
+    y = target.module.forward("RNN_RELU", x, None, h0, None, weights, save=False).y
+    right = (x.float() + weights[2].float()).bfloat16()
+    torch.testing.assert_close(y, right, rtol=0, atol=0, equal_nan=True)
+    assert not torch.equal(
+        y, (x.float() + weights[2].float()).view(torch.int32).bitwise_and(-65536).view(torch.float32).bfloat16()
+    )
+
+
 @few
 @pytest.mark.parametrize(
     "needs", [(True, True, False), (False, True, True), (True, False, True), (False, False, False)], ids=str
@@ -236,7 +254,7 @@ def test_every_instruction_set(target, isa: str):
     core = importlib.import_module("fastrnn._core")
     if isa not in core.supported_isas():
         pytest.skip(f"this CPU or this build has no {isa}")
-    names = "test_values or test_any_strides or test_what_is_not_finite or test_two_runs"
+    names = "test_values or test_any_strides or test_what_is_not_finite or test_two_runs or test_bfloat16_is_rounded"
     tests = f"cpp and (float32 or bfloat16) and ({names})"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
     done = subprocess.run(command, env=os.environ | {"FASTRNN_ISA": isa}, capture_output=True, text=True)

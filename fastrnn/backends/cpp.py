@@ -1,8 +1,9 @@
 """The C++ kernels, on a CPU.
 
 Thin: dense tensors and sizes go in, :mod:`fastrnn._core` checks them and runs.  float32 and float64 run as they are,
-and bfloat16 where the machine multiplies it: products of bfloat16, all else in float32.  Elsewhere bfloat16, and
-float16, run in float32 between a conversion of what comes and one of what goes.  Interface: :mod:`fastrnn.backends`.
+and bfloat16, too: products of bfloat16, which a machine that does not multiply it widens on the fly, all else in
+float32.  float16 runs in float32 between a conversion of what comes and one of what goes.  Interface:
+:mod:`fastrnn.backends`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ try:
 
     _KERNELS[torch.float32] = _core.forward_float, _core.backward_float
     _KERNELS[torch.float64] = _core.forward_double, _core.backward_double
-    if _core.multiplies_bfloat16():
-        _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
+    _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
 except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(error)
 

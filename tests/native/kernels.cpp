@@ -364,7 +364,7 @@ int main() {
       const std::string name = std::string((*k)->name) + ", mode " + std::to_string(int(c.mode)) + ", " + c.isolates;
       check_kernels<float>(**k, problem, name + ", float", worst[0]);
       check_kernels<double>(**k, problem, name + ", double", worst[1]);
-      if ((*k)->forward_bfloat16) check_kernels<bfloat16>(**k, problem, name + ", bfloat16", worst[2]);
+      check_kernels<bfloat16>(**k, problem, name + ", bfloat16", worst[2]);
     }
   }
   for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
