@@ -6,20 +6,20 @@
 // multiplied into the gradients of x and of the weights: stretch by stretch, so that long sums are blocked and keep
 // their digits. Every number has one thread that computes it, in an order that does not depend on how many there are.
 
-template <class S, class Cell>
+template <class S, class A, class Cell>
 struct BackwardScan {
   using W = Wide<S>;
-  static constexpr bool kNarrow = kGroup<S> > 1;
+  static constexpr bool kNarrow = kGroup<S> > 1, kRounds = sizeof(A) < sizeof(W);  // products; results
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int kSides = Cell::kSides;
   static constexpr int64_t kChunkRows = 512;
   static constexpr int64_t kBlockRows = 48;  // rows of a large product whose results wait in L1
 
-  const Backward<S>& args;
+  const Backward<S, A>& args;
   const Sizes& z;
-  const Parameters<const S>& weights;
-  const Parameters<S>& grads;
+  const Parameters<const S, const A>& weights;
+  const Parameters<A>& grads;
   Parameters<W> totals;  // what the gradients of the parameters are summed up in: themselves unless they are narrow
   const int64_t direction;
   const Steps steps;
@@ -31,9 +31,9 @@ struct BackwardScan {
   const Panels<S> inputs, outputs, units, shared_outputs, shared_units;
   const int64_t chunk, chunk_rows;
   const int64_t ld, ld_outputs, ld_rows;  // columns of the gate gradients, of P and of rows: whole groups
-  const S *h0, *gates, *hidden;
+  const A *h0, *gates, *hidden;
   const W *c0, *cells;
-  S* grad_x;
+  A* grad_x;
 
   S *w_ih, *w_hh, *w_hr;                   // packed: (G*H, I), (G*H, P), (P, H)
   S* grad_gates[2];                        // of a stretch and of the one behind it: (chunk_rows, kSides * H)
@@ -43,11 +43,11 @@ struct BackwardScan {
   S *gates_by_column, *outputs_by_column;  // transposed stretches
   S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
   W* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
-  const S** before;                                       // per thread: h before each row of a stretch
+  const A** before;                                       // per thread: h before each row of a stretch
   W* results;                                             // per thread
   int64_t results_size;
 
-  BackwardScan(const Backward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, S* x_out, Scratch& scratch)
+  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, A* x_out, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
         projected(weights.w_hr != nullptr), carried(z.steps > 1 || a.grad_h0), inputs(z.inputs), outputs(z.outputs),
@@ -71,7 +71,7 @@ struct BackwardScan {
     }
     unprojected = projected ? scratch.take<S>(chunk_rows * z.hidden) : nullptr;
     const auto wide = [&](auto* values, int64_t count) {
-      if constexpr (kNarrow)
+      if constexpr (kRounds)
         return values ? scratch.take<W>(count) : nullptr;
       else
         return values;
@@ -92,7 +92,7 @@ struct BackwardScan {
     by_token = wanted && args.tokens ? scratch.take<W>(z.inputs * depth) : nullptr;
     states_packed = wanted ? scratch.take<S>(outputs.size(chunk_rows)) : nullptr;
     unprojected_packed = wanted && projected ? scratch.take<S>(units.size(chunk_rows)) : nullptr;
-    before = scratch.take<const S*>(crew.threads * chunk_rows);
+    before = scratch.take<const A*>(crew.threads * chunk_rows);
     results_size = larger(z.batch, kBlockRows) * kPanel<S, kPlain>;
     results = scratch.take<W>(crew.threads * results_size);
   }
@@ -122,7 +122,7 @@ struct BackwardScan {
       transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, totals.w_ih + own.begin * z.inputs,
                 z.inputs);
     }
-    if constexpr (kNarrow) narrow(thread);
+    if constexpr (kRounds) narrow(thread);
   }
 
   // What was summed up wide, by this very thread.
@@ -164,8 +164,9 @@ struct BackwardScan {
       convert(carry + from, args.grad_cn + direction * z.batch * z.hidden + from, count);
     else if (Cell::kHasCarry)
       clear(carry + from, count);
-    if constexpr (kNarrow) {
+    if constexpr (kRounds)
       if (Cell::kHasCell) convert(const_cast<W*>(c0) + from, args.c0 + direction * z.batch * z.hidden + from, count);
+    if constexpr (kNarrow) {
       // What stands behind a row that is no whole number of groups.
       const Part of_chunk = share(chunk_rows);
       for (int i = 0; i < 2; ++i) {
@@ -227,7 +228,7 @@ struct BackwardScan {
         }
         if (projected) {
           if (args.activation != Activation::none) {
-            const S* h = hidden + (steps.offset(s) + r) * z.outputs + column;
+            const A* h = hidden + (steps.offset(s) + r) * z.outputs + column;
             grad *= activation_slope<W>(args.activation, load_part(h, lanes));
           }
           store_part(at_step(grad_outputs, s, ld_outputs) + r * ld_outputs + column, grad, lanes);
@@ -349,7 +350,7 @@ struct BackwardScan {
 
   // This thread's share of a stretch, laid out for the products over its rows.
   void pack_stretch(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
-    const S** source = before + thread * chunk_rows;
+    const A** source = before + thread * chunk_rows;
     for (int64_t i = s; i < end; ++i)
       for (int64_t r = 0; r < steps.rows(i); ++r)
         source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);

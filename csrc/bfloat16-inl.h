@@ -84,11 +84,19 @@ FASTRNN_INLINE Vec<bfloat16> of_group(const bfloat16* from, int64_t index) {
   return bit_cast<Vec<float>>(index ? bits & 0xffff0000 : bits << 16);
 }
 
+FASTRNN_INLINE Vec<bfloat16> joined(Vec<float> low, Vec<float> high) {
+  return bit_cast<Vec<float>>(bit_cast<Words>(low) >> 16 | bit_cast<Words>(high));
+}
+
 template <>
-FASTRNN_INLINE Vec<bfloat16> interleave(const bfloat16* first, const bfloat16* second, int count) {
-  const Words low = bit_cast<Words>(load_part(first, count));
-  const Words high = second ? bit_cast<Words>(load_part(second, count)) : Words{};
-  return bit_cast<Vec<float>>(low >> 16 | high);
+FASTRNN_INLINE Vec<bfloat16> interleave<bfloat16>(const bfloat16* first, const bfloat16* second, int count) {
+  return joined(load_part(first, count), second ? load_part(second, count) : Vec<float>{});
+}
+
+template <>
+FASTRNN_INLINE Vec<bfloat16> interleave<bfloat16>(const float* first, const float* second, int count) {
+  const Vec<float> high = second ? widened(narrowed(load_part(second, count))) : Vec<float>{};
+  return joined(widened(narrowed(load_part(first, count))), high);
 }
 
 template <>

@@ -5,9 +5,11 @@
 // the product of the inputs; then, step by step, the product of the state with the gates' math behind each panel while
 // its results are in L1. Threads meet once a step (twice with a projection) to exchange h.
 
-template <class S, class Cell>
+template <class S, class A, class Cell>
 struct ForwardScan {
   using W = Wide<S>;
+  // Whether hn holds h of the step before, whose rounding to S is for the products alone.
+  static constexpr bool kKeepsState = Cell::kReadsState && sizeof(A) > sizeof(S);
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int kBlocks = Cell::kVectors / G;  // blocks of L units in a panel
@@ -15,9 +17,9 @@ struct ForwardScan {
   static constexpr int64_t kResultsWidth = kPanel<S, kPlain>;
   static constexpr int64_t kChunkRows = 96;
 
-  const Forward<S>& args;
+  const Forward<S, A>& args;
   const Sizes& z;
-  const Parameters<const S>& weights;
+  const Parameters<const S, const A>& weights;
   const int64_t direction;
   const Steps steps;
   const Crew crew;
@@ -42,7 +44,7 @@ struct ForwardScan {
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
 
-  ForwardScan(const Forward<S>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
+  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
         projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)),
@@ -65,8 +67,8 @@ struct ForwardScan {
     results = scratch.take<W>(crew.threads * z.batch * kResultsWidth);
   }
 
-  W* wide_or_scratch(S* cn, Scratch& scratch) const {
-    if constexpr (kGroup<S> == 1)
+  W* wide_or_scratch(A* cn, Scratch& scratch) const {
+    if constexpr (sizeof(A) == sizeof(W))
       return cn;
     else
       return scratch.take<W>(z.batch * z.hidden);
@@ -115,8 +117,9 @@ struct ForwardScan {
       }
     }
     const Part rows = part(z.batch, thread, crew.threads);
-    const S* h0 = args.h0 + direction * z.batch * z.outputs;
+    const A* h0 = args.h0 + direction * z.batch * z.outputs;
     for (S* to : {state, next}) copy_rows(to, ld_outputs, h0, z.outputs, rows);
+    if (kKeepsState) copy_rows(args.hn + direction * z.batch * z.outputs, z.outputs, h0, z.outputs, rows);
     if (unprojected && ld_units != z.hidden)
       clear(unprojected + rows.begin * ld_units, (rows.end - rows.begin) * ld_units);
     if (Cell::kHasCell) {
@@ -126,11 +129,12 @@ struct ForwardScan {
     if (x != args.x) copy_rows(const_cast<S*>(x), ld_inputs, args.x, z.inputs, part(z.rows, thread, crew.threads));
   }
 
-  static void copy_rows(S* to, int64_t ld, const S* from, int64_t width, Part rows) {
-    if (ld == width) return copy(to + rows.begin * ld, from + rows.begin * ld, (rows.end - rows.begin) * ld);
+  template <class To, class From>
+  static void copy_rows(To* to, int64_t ld, const From* from, int64_t width, Part rows) {
+    if (ld == width) return convert(to + rows.begin * ld, from + rows.begin * ld, (rows.end - rows.begin) * ld);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
-      copy(to + r * ld, from + r * width, width);
-      to[r * ld + width] = S{};
+      convert(to + r * ld, from + r * width, width);
+      to[r * ld + width] = To{};
     }
   }
 
@@ -239,14 +243,17 @@ struct ForwardScan {
       a[gate] = load(from_input + gate * L);
       b[gate] = load(from_state + gate * L);
     }
-    if (Cell::kReadsState) h = load_part(before + r * ld_outputs + unit, lanes);
+    if (kKeepsState)
+      h = load_part(args.hn + (direction * z.batch + r) * z.outputs + unit, lanes);
+    else if (Cell::kReadsState)
+      h = load_part(before + r * ld_outputs + unit, lanes);
     if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
     h = Cell::forward(a, b, h, c, kept);
     const int64_t n = direction * z.rows + offset + r;
     if (Cell::kHasCell) {
       store_part(cell_state + r * z.hidden + unit, c, lanes);
       if (args.saved.cells) store_part(args.saved.cells + n * z.hidden + unit, c, lanes);
-      if (kGroup<S> > 1 && ending) store_part(args.cn + (direction * z.batch + r) * z.hidden + unit, c, lanes);
+      if (sizeof(A) < sizeof(W) && ending) store_part(args.cn + (direction * z.batch + r) * z.hidden + unit, c, lanes);
     }
     if (Cell::kSaved && args.saved.gates)
       for (int i = 0; i < Cell::kSaved; ++i)
@@ -266,7 +273,7 @@ struct ForwardScan {
     store_part(after + r * ld_outputs + column, h, lanes);
     store_part(args.y + ((offset + r) * z.directions + direction) * P + column, h, lanes);
     if (args.saved.hidden) store_part(args.saved.hidden + (direction * z.rows + offset + r) * P + column, h, lanes);
-    if (ending) store_part(args.hn + (direction * z.batch + r) * P + column, h, lanes);
+    if (ending || kKeepsState) store_part(args.hn + (direction * z.batch + r) * P + column, h, lanes);
   }
 
   void project(int64_t s, int64_t p, Part rows, S* after, W* mine) const {

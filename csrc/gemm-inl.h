@@ -176,11 +176,11 @@ void pack_rows(const Panels<S>& panels, Source source, int64_t depth, int64_t be
     const int64_t first = panels.begin(p), count = panels.end(p) - first, width = panels.width(p);
     S* to = packed + panels.offset(p, depth) + begin * width;
     for (int64_t k = begin; k < end; k += kGroup<S>, to += width * kGroup<S>) {
-      const S* from = source(k) + first;
-      const S* second = kGroup<S> > 1 && k + 1 < depth ? source(k + 1) + first : nullptr;
+      const auto* from = source(k) + first;
+      const auto* second = kGroup<S> > 1 && k + 1 < depth ? source(k + 1) + first : decltype(from){};
       for (int64_t i = 0; i < count; i += L) {
         const int lanes = static_cast<int>(smaller<int64_t>(L, count - i));
-        store_groups(to + i * kGroup<S>, interleave(from + i, second ? second + i : nullptr, lanes));
+        store_groups(to + i * kGroup<S>, interleave<S>(from + i, second ? second + i : nullptr, lanes));
       }
     }
   }
@@ -243,7 +243,7 @@ void transpose_numbers(const S* from, int64_t ld, int64_t rows, int64_t depth, S
         Vec<S> block[L];
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l)
-          block[l] = interleave(from + (i + 2 * l) * ld + k, from + (i + 2 * l + 1) * ld + k, L);
+          block[l] = interleave<S>(from + (i + 2 * l) * ld + k, from + (i + 2 * l + 1) * ld + k, L);
         transpose_block<Wide<S>>(block);
 #pragma GCC unroll 16
         for (int l = 0; l < L; ++l) store_groups(to + (k + l) * ld_to + i, block[l]);

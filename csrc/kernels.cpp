@@ -43,6 +43,8 @@ const Kernels& table() {
     kernels.multiplies_bfloat16 = true;
     kernels.forward_bfloat16 = forward<bfloat16>;
     kernels.backward_bfloat16 = backward<bfloat16>;
+    kernels.forward_mixed = forward<bfloat16>;
+    kernels.backward_mixed = backward<bfloat16>;
     return kernels;
   }();
 #else
@@ -52,6 +54,8 @@ const Kernels& table() {
                            forward<double>,
                            backward<float>,
                            backward<double>,
+                           forward<bfloat16>,
+                           backward<bfloat16>,
                            forward<bfloat16>,
                            backward<bfloat16>};
 #endif

@@ -18,9 +18,9 @@ void run_scans(Scan* first, Scan* second, Crew crew) {
       &team);
 }
 
-template <class S, class Cell>
-void forward_cell(const Forward<S>& args) {
-  using Scan = ForwardScan<S, Cell>;
+template <class Cell, class S, class A>
+void forward_cell(const Forward<S, A>& args) {
+  using Scan = ForwardScan<S, A, Cell>;
   Scratch scratch;
   Barrier barriers[2];
   const Crew crew = make_crew<S, Cell>(args, Scan::panel_count(args.sizes));
@@ -40,9 +40,9 @@ void add_to(S* to, const S* from, int64_t count) {
   }
 }
 
-template <class S, class Cell>
-void backward_cell(const Backward<S>& args) {
-  using Scan = BackwardScan<S, Cell>;
+template <class Cell, class S, class A>
+void backward_cell(const Backward<S, A>& args) {
+  using Scan = BackwardScan<S, A, Cell>;
   Scratch scratch;
   Barrier barriers[2];
   const Sizes& z = args.sizes;
@@ -51,28 +51,28 @@ void backward_cell(const Backward<S>& args) {
   Scan first(args, 0, offsets, crew, barriers[0], args.grad_x, scratch);
   if (z.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
   // The second direction's share of the gradient of x is added when both are done.
-  S* share = args.grad_x ? scratch.take<S>(z.rows * z.inputs) : nullptr;
+  A* share = args.grad_x ? scratch.take<A>(z.rows * z.inputs) : nullptr;
   Scan second(args, 1, offsets, crew, barriers[1], share, scratch);
   run_scans(&first, &second, crew);
   if (share) add_to(args.grad_x, share, z.rows * z.inputs);
 }
 
-template <class S>
-void forward(const Forward<S>& args) {
+template <class S, class A>
+void forward(const Forward<S, A>& args) {
   switch (args.mode) {
-    case Mode::rnn_tanh: return forward_cell<S, Rnn<Wide<S>, false>>(args);
-    case Mode::rnn_relu: return forward_cell<S, Rnn<Wide<S>, true>>(args);
-    case Mode::gru: return forward_cell<S, Gru<Wide<S>>>(args);
-    case Mode::lstm: return forward_cell<S, Lstm<Wide<S>>>(args);
+    case Mode::rnn_tanh: return forward_cell<Rnn<Wide<S>, false>>(args);
+    case Mode::rnn_relu: return forward_cell<Rnn<Wide<S>, true>>(args);
+    case Mode::gru: return forward_cell<Gru<Wide<S>>>(args);
+    case Mode::lstm: return forward_cell<Lstm<Wide<S>>>(args);
   }
 }
 
-template <class S>
-void backward(const Backward<S>& args) {
+template <class S, class A>
+void backward(const Backward<S, A>& args) {
   switch (args.mode) {
-    case Mode::rnn_tanh: return backward_cell<S, Rnn<Wide<S>, false>>(args);
-    case Mode::rnn_relu: return backward_cell<S, Rnn<Wide<S>, true>>(args);
-    case Mode::gru: return backward_cell<S, Gru<Wide<S>>>(args);
-    case Mode::lstm: return backward_cell<S, Lstm<Wide<S>>>(args);
+    case Mode::rnn_tanh: return backward_cell<Rnn<Wide<S>, false>>(args);
+    case Mode::rnn_relu: return backward_cell<Rnn<Wide<S>, true>>(args);
+    case Mode::gru: return backward_cell<Gru<Wide<S>>>(args);
+    case Mode::lstm: return backward_cell<Lstm<Wide<S>>>(args);
   }
 }

@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
-#include <type_traits>
 
 #include "scan.h"
 
@@ -40,9 +39,9 @@ uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t it
 }
 
 // (mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
-template <class S>
+template <class S, class A>
 struct Reader {
-  Inputs<S> in{};
+  Inputs<S, A> in{};
   int64_t gates = 0, saved = 0;
   bool has_cell = false;
 
@@ -87,21 +86,23 @@ struct Reader {
     if (sum != z.rows) throw py::value_error("batch_sizes: expected to add up to the rows of the input");
   }
 
-  S* tensor(py::handle t, const char* name, __int128 count, bool optional = false) const {
-    return reinterpret_cast<S*>(address(t, name, count, sizeof(S), optional));
+  template <class N>
+  N* tensor(py::handle t, const char* name, __int128 count, bool optional = false) const {
+    return reinterpret_cast<N*>(address(t, name, count, sizeof(N), optional));
   }
   Wide<S>* wide_per_direction(py::handle t, const char* name, int64_t rows, int64_t width,
                               bool optional = false) const {
     const __int128 count = static_cast<__int128>(in.sizes.directions) * rows * width;
     return reinterpret_cast<Wide<S>*>(address(t, name, count, sizeof(Wide<S>), optional));
   }
-  S* per_direction(py::handle t, const char* name, int64_t rows, int64_t width, bool optional = false) const {
-    return tensor(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
+  A* per_direction(py::handle t, const char* name, int64_t rows, int64_t width, bool optional = false) const {
+    return tensor<A>(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
   }
 
   // torch's flat list: w_ih, w_hh, b_ih and b_hh if there are biases, w_hr if there is a projection, per direction; the
   // sixth, if there is one, is the bias of the projection.
-  void parameters(const py::sequence& list, const char* name, Parameters<S>* to) const {
+  template <class Weight, class Bias>
+  void parameters(const py::sequence& list, const char* name, Parameters<Weight, Bias>* to) const {
     const Sizes& z = in.sizes;
     const size_t each = list.size() / z.directions;
     if (each * z.directions != list.size() || each < 2 || each > 6)
@@ -114,14 +115,14 @@ struct Reader {
     for (int d = 0; d < z.directions; ++d) {
       const size_t at = d * each;
       to[d] = {};
-      to[d].w_ih = tensor(list[at], name, rows * z.inputs);
-      to[d].w_hh = tensor(list[at + 1], name, rows * z.outputs);
+      to[d].w_ih = tensor<Weight>(list[at], name, rows * z.inputs);
+      to[d].w_hh = tensor<Weight>(list[at + 1], name, rows * z.outputs);
       if (each >= 4) {
-        to[d].b_ih = tensor(list[at + 2], name, rows);
-        to[d].b_hh = tensor(list[at + 3], name, rows);
+        to[d].b_ih = tensor<Bias>(list[at + 2], name, rows);
+        to[d].b_hh = tensor<Bias>(list[at + 3], name, rows);
       }
-      if (projected) to[d].w_hr = tensor(list[at + (each == 3 ? 2 : 4)], name, __int128{z.outputs} * z.hidden);
-      if (each == 6) to[d].b_hr = tensor(list[at + 5], name, z.outputs);
+      if (projected) to[d].w_hr = tensor<Weight>(list[at + (each == 3 ? 2 : 4)], name, __int128{z.outputs} * z.hidden);
+      if (each == 6) to[d].b_hr = tensor<Bias>(list[at + 5], name, z.outputs);
     }
   }
 
@@ -142,36 +143,35 @@ struct Reader {
     if (tokens)
       read_tokens(x);
     else
-      in.x = tensor(x, "x", static_cast<__int128>(z.rows) * z.inputs);
+      in.x = tensor<S>(x, "x", static_cast<__int128>(z.rows) * z.inputs);
     in.h0 = per_direction(h0, "h0", z.batch, z.outputs);
     if (has_cell) in.c0 = per_direction(c0, "c0", z.batch, z.hidden);
-    Parameters<S> own[2];
+    Parameters<S, A> own[2];
     parameters(weights, "weights", own);
     for (int d = 0; d < z.directions; ++d)
       in.weights[d] = {own[d].w_ih, own[d].w_hh, own[d].b_ih, own[d].b_hh, own[d].w_hr, own[d].b_hr};
   }
 };
 
-// The one of the kernels that is for S.
-template <class S, class Float, class Double, class Narrow, class Call>
-void run(Float of_float, Double of_double, Narrow of_bfloat16, const Call& call) {
-  if constexpr (std::is_same_v<S, float>)
-    of_float(call);
-  else if constexpr (std::is_same_v<S, double>)
-    of_double(call);
-  else
-    of_bfloat16(call);
-}
+// The one of the kernels that is for these arrays.
+void run(const Kernels& all, const Forward<float>& call) { all.forward_float(call); }
+void run(const Kernels& all, const Forward<double>& call) { all.forward_double(call); }
+void run(const Kernels& all, const Forward<bfloat16>& call) { all.forward_bfloat16(call); }
+void run(const Kernels& all, const Forward<bfloat16, float>& call) { all.forward_mixed(call); }
+void run(const Kernels& all, const Backward<float>& call) { all.backward_float(call); }
+void run(const Kernels& all, const Backward<double>& call) { all.backward_double(call); }
+void run(const Kernels& all, const Backward<bfloat16>& call) { all.backward_bfloat16(call); }
+void run(const Kernels& all, const Backward<bfloat16, float>& call) { all.backward_mixed(call); }
 
-template <class S>
+template <class S, class A = S>
 void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
              const py::sequence& weights, py::handle y, py::handle hn, py::handle cn, py::handle gates,
              py::handle cells, py::handle hidden) {
-  Reader<S> read(layer);
+  Reader<S, A> read(layer);
   read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;
-  Forward<S> call{};
-  static_cast<Inputs<S>&>(call) = read.in;
+  Forward<S, A> call{};
+  static_cast<Inputs<S, A>&>(call) = read.in;
   call.y = read.per_direction(y, "y", z.rows, z.outputs);
   call.hn = read.per_direction(hn, "hn", z.batch, z.outputs);
   if (read.has_cell) call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
@@ -180,19 +180,19 @@ void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, p
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs, true);
   const Kernels& all = kernels();
   py::gil_scoped_release release;
-  run<S>(all.forward_float, all.forward_double, all.forward_bfloat16, call);
+  run(all, call);
 }
 
-template <class S>
+template <class S, class A = S>
 void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
               const py::sequence& weights, py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y,
               py::handle grad_hn, py::handle grad_cn, py::handle grad_cells, py::handle grad_x, py::handle grad_h0,
               py::handle grad_c0, py::handle grad_weights) {
-  Reader<S> read(layer);
+  Reader<S, A> read(layer);
   read.inputs(x, tokens, h0, c0, weights);
   const Sizes& z = read.in.sizes;
-  Backward<S> call{};
-  static_cast<Inputs<S>&>(call) = read.in;
+  Backward<S, A> call{};
+  static_cast<Inputs<S, A>&>(call) = read.in;
   if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden);
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs);
   call.grad_y = read.per_direction(grad_y, "grad_y", z.rows, z.outputs, true);
@@ -204,7 +204,7 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
     call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden, true);
   }
   if (tokens && !grad_x.is_none()) throw py::value_error("grad_x: there is none of tokens");
-  call.grad_x = read.tensor(grad_x, "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
+  call.grad_x = read.template tensor<A>(grad_x, "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
   call.grad_h0 = read.per_direction(grad_h0, "grad_h0", z.batch, z.outputs, true);
   if (!grad_weights.is_none()) {
     const auto list = py::cast<py::sequence>(grad_weights);
@@ -213,7 +213,7 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
   }
   const Kernels& all = kernels();
   py::gil_scoped_release release;
-  run<S>(all.backward_float, all.backward_double, all.backward_bfloat16, call);
+  run(all, call);
 }
 
 }  // namespace
@@ -235,4 +235,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("backward_float", &backward<float>);
   m.def("backward_double", &backward<double>);
   m.def("backward_bfloat16", &backward<bfloat16>);
+  m.def("forward_mixed", &forward<bfloat16, float>);
+  m.def("backward_mixed", &backward<bfloat16, float>);
 }

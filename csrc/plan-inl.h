@@ -52,8 +52,8 @@ constexpr double kCallWork = 1e6, kStepWork = 3e4;
 // Recurrent weights that each thread's L2 cache can hold for itself.
 constexpr double kSharedBytes = 768 * 1024;
 
-template <class S, class Cell>
-Crew make_crew(const Inputs<S>& args, int64_t panels) {
+template <class S, class Cell, class A>
+Crew make_crew(const Inputs<S, A>& args, int64_t panels) {
   const Sizes& z = args.sizes;
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
   const double inputs = double(Cell::kGates) * z.hidden * z.inputs;

@@ -50,17 +50,18 @@ struct Sizes {
 
 // One direction's parameters, in torch's layout. Biases are both there or both null; w_hr null without projection,
 // which the LSTM can have, and the RNN, whose fed-back output then makes it a Jordan network.
-template <class S>
+template <class S, class A = S>
 struct Parameters {
   S* w_ih;  // (G*H, I)
   S* w_hh;  // (G*H, P)
-  S* b_ih;  // (G*H)
-  S* b_hh;  // (G*H)
+  A* b_ih;  // (G*H)
+  A* b_hh;  // (G*H)
   S* w_hr;  // (P, H)
-  S* b_hr;  // (P), or null
+  A* b_hr;  // (P), or null
 };
 
-template <class S>
+// Here and below S is what is multiplied and A all else: the same, or float around products of bfloat16.
+template <class S, class A = S>
 struct Inputs {
   Mode mode;
   Activation activation;  // of the projection, if there is one
@@ -68,9 +69,9 @@ struct Inputs {
   int threads;
   const S* x;             // (N, I), rows in order of their step; or null, with
   const int64_t* tokens;  // (N), 0 <= token < I: rows of x that are 1 in this column and 0 elsewhere
-  const S* h0;            // (D, B, P)
-  const S* c0;            // (D, B, H), LSTM only
-  Parameters<const S> weights[2];
+  const A* h0;            // (D, B, P)
+  const A* c0;            // (D, B, H), LSTM only
+  Parameters<const S, const A> weights[2];
 };
 
 // What backward reads: null members of `Forward` are not saved.
@@ -81,25 +82,25 @@ struct Saved {
   S* hidden;       // (D, N, P)
 };
 
-template <class S>
-struct Forward : Inputs<S> {
-  S* y;   // (N, D*P)
-  S* hn;  // (D, B, P)
-  S* cn;  // (D, B, H), LSTM only
-  Saved<S> saved;
+template <class S, class A = S>
+struct Forward : Inputs<S, A> {
+  A* y;   // (N, D*P)
+  A* hn;  // (D, B, P)
+  A* cn;  // (D, B, H), LSTM only
+  Saved<A> saved;
 };
 
-template <class S>
-struct Backward : Inputs<S> {
-  Saved<const S> saved;
-  const S* grad_y;                // (N, D*P), null for zeros
-  const S* grad_hn;               // (D, B, P), null for zeros
-  const S* grad_cn;               // (D, B, H), null for zeros
+template <class S, class A = S>
+struct Backward : Inputs<S, A> {
+  Saved<const A> saved;
+  const A* grad_y;                // (N, D*P), null for zeros
+  const A* grad_hn;               // (D, B, P), null for zeros
+  const A* grad_cn;               // (D, B, H), null for zeros
   const Wide<S>* grad_cells;      // (D, N, H), of the LSTM's saved.cells, null for zeros
-  S* grad_x;                      // (N, I), null where not wanted and with tokens
-  S* grad_h0;                     // (D, B, P), null where not wanted
-  S* grad_c0;                     // (D, B, H), LSTM only, null where not wanted
-  Parameters<S> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted
+  A* grad_x;                      // (N, I), null where not wanted and with tokens
+  A* grad_h0;                     // (D, B, P), null where not wanted
+  A* grad_c0;                     // (D, B, H), LSTM only, null where not wanted
+  Parameters<A> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted
 };
 
 // One instruction set's kernels. They trust their arguments: module.cpp checks them.
@@ -112,6 +113,8 @@ struct Kernels {
   void (*backward_double)(const Backward<double>&);
   void (*forward_bfloat16)(const Forward<bfloat16>&);
   void (*backward_bfloat16)(const Backward<bfloat16>&);
+  void (*forward_mixed)(const Forward<bfloat16, float>&);
+  void (*backward_mixed)(const Backward<bfloat16, float>&);
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

@@ -144,8 +144,8 @@ FASTRNN_INLINE Vec<S> of_group(const S* from, int64_t) {
 
 // kLanes groups of which each holds a number of `first` and, where a group holds two, the one of `second`, which may be
 // null for zeros; only the first `count` lanes are read.
-template <class S>
-FASTRNN_INLINE Vec<S> interleave(const S* first, const S*, int count) {
+template <class S, class A>
+FASTRNN_INLINE Vec<S> interleave(const A* first, const A*, int count) {
   return load_part(first, count);
 }
 

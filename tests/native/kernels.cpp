@@ -235,45 +235,50 @@ void check(bool passed, const std::string& what) {
 void run_forward(const Kernels& k, const Forward<float>& args) { k.forward_float(args); }
 void run_forward(const Kernels& k, const Forward<double>& args) { k.forward_double(args); }
 void run_forward(const Kernels& k, const Forward<bfloat16>& args) { k.forward_bfloat16(args); }
+void run_forward(const Kernels& k, const Forward<bfloat16, float>& args) { k.forward_mixed(args); }
 void run_backward(const Kernels& k, const Backward<float>& args) { k.backward_float(args); }
 void run_backward(const Kernels& k, const Backward<double>& args) { k.backward_double(args); }
 void run_backward(const Kernels& k, const Backward<bfloat16>& args) { k.backward_bfloat16(args); }
+void run_backward(const Kernels& k, const Backward<bfloat16, float>& args) { k.backward_mixed(args); }
 
 // Values by name, in the order of Problem::expected; and whether nothing but the outputs was written.
-template <class S>
+template <class S, class A = S>
 std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bool save, bool& tidy) {
   using W = fastrnn::Wide<S>;
   std::vector<Values> sources;
   std::vector<std::unique_ptr<Block>> inputs, outputs;
-  const auto input = [&](const Values& values) {
-    auto block = std::make_unique<Guarded<S>>(values);
-    const S* place = block->or_null();
+  const auto array = [&](auto kind, const Values& values) {
+    using N = decltype(kind);
+    auto block = std::make_unique<Guarded<N>>(values);
+    const N* place = block->or_null();
     sources.push_back(block->values());
     inputs.push_back(std::move(block));
     return place;
   };
+  const auto operand = [&](const Values& values) { return array(S{}, values); };
+  const auto input = [&](const Values& values) { return array(A{}, values); };
   const auto place = [&](auto fill, std::size_t count) {
     auto block = std::make_unique<Guarded<decltype(fill)>>(count);
     auto* const data = block->or_null();
     outputs.push_back(std::move(block));
     return data;
   };
-  const auto output = [&](std::size_t count) { return place(S{}, count); };
+  const auto output = [&](std::size_t count) { return place(A{}, count); };
   const auto result = [&](std::size_t index) { return outputs[index]->values(); };
 
   const fastrnn::Sizes& z = p.sizes;
   const int64_t D = z.directions, N = z.rows, H = z.hidden, P = z.outputs;
   const int64_t saved = p.c.mode == Mode::lstm || p.c.mode == Mode::gru ? 4 : 0;
-  fastrnn::Inputs<S> in{p.c.mode, p.c.activation, z, threads, nullptr, nullptr, input(p.h0), input(p.c0), {}};
+  fastrnn::Inputs<S, A> in{p.c.mode, p.c.activation, z, threads, nullptr, nullptr, input(p.h0), input(p.c0), {}};
   if (p.c.tokens)
     in.tokens = p.tokens.data();
   else
-    in.x = input(p.x);
+    in.x = operand(p.x);
   for (int64_t d = 0; d < D; ++d)
-    in.weights[d] = {input(p.weights[d][0]), input(p.weights[d][1]), input(p.weights[d][2]),
-                     input(p.weights[d][3]), input(p.weights[d][4]), input(p.weights[d][5])};
+    in.weights[d] = {operand(p.weights[d][0]), operand(p.weights[d][1]), input(p.weights[d][2]),
+                     input(p.weights[d][3]),   operand(p.weights[d][4]), input(p.weights[d][5])};
 
-  Forward<S> forward{in, output(N * D * P), output(D * z.batch * P), output(p.lstm ? D * z.batch * H : 0), {}};
+  Forward<S, A> forward{in, output(N * D * P), output(D * z.batch * P), output(p.lstm ? D * z.batch * H : 0), {}};
   forward.saved.hidden = output(save ? D * N * P : 0);
   forward.saved.cells = place(W{}, save && (p.lstm || p.c.projection) ? D * N * H : 0);
   forward.saved.gates = output(save ? D * N * saved * H : 0);
@@ -281,8 +286,8 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   std::vector<Named> results{{"y", result(0)}, {"hn", result(1)}, {"cn", result(2)}};
   if (save) {
     results.push_back({"hidden", result(3)}), results.push_back({"cells", result(4)});
-    const fastrnn::Saved<const S> kept{forward.saved.gates, forward.saved.cells, forward.saved.hidden};
-    Backward<S> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), {}, {}, {}, {}, {}};
+    const fastrnn::Saved<const A> kept{forward.saved.gates, forward.saved.cells, forward.saved.hidden};
+    Backward<S, A> backward{in, kept, input(p.grad_y), input(p.grad_hn), input(p.grad_cn), {}, {}, {}, {}, {}};
     Guarded<W> grad_cells(p.grad_cells);
     backward.grad_cells = grad_cells.or_null();
     const auto gradient = [&](const Values& of, bool wanted = true) { return output(wanted ? of.size() : 0); };
@@ -290,7 +295,7 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
     backward.grad_h0 = gradient(p.h0);
     backward.grad_c0 = gradient(p.c0);
     for (int d = 0; d < 2; ++d) {
-      S* pointers[6];
+      A* pointers[6];
       for (int i = 0; i < 6; ++i) pointers[i] = gradient(p.weights[d][i], p.c.gradients_of_weights);
       backward.grad_weights[d] = {pointers[0], pointers[1], pointers[2], pointers[3], pointers[4], pointers[5]};
     }
@@ -318,11 +323,11 @@ double distance(const Values& got, const Values& want, double budget) {
   return largest / (budget * scale);
 }
 
-template <class S>
+template <class S, class A = S>
 void check_kernels(const Kernels& kernels, const Problem& p, const std::string& name, double& worst) {
   const double budget = p.budget(kEpsilon<S>);
   bool tidy = true;
-  const std::vector<Named> results = run<S>(kernels, p, 1, true, tidy);
+  const std::vector<Named> results = run<S, A>(kernels, p, 1, true, tidy);
   for (std::size_t i = 0; i < results.size(); ++i) {
     const double off = distance(results[i].values, p.expected[i].values, budget);
     worst = std::max(worst, off);
@@ -332,9 +337,9 @@ void check_kernels(const Kernels& kernels, const Problem& p, const std::string& 
     return std::equal(others.begin(), others.end(), results.begin(),
                       [](const Named& a, const Named& b) { return a.values == b.values; });
   };
-  check(same(run<S>(kernels, p, 1, false, tidy)), name + ": saving for backward changes the results");
+  check(same(run<S, A>(kernels, p, 1, false, tidy)), name + ": saving for backward changes the results");
   for (const int threads : {2, 3, 4})
-    check(same(run<S>(kernels, p, threads, true, tidy)),
+    check(same(run<S, A>(kernels, p, threads, true, tidy)),
           name + ": " + std::to_string(threads) + " threads change the results");
   check(tidy, name + ": something beside the outputs was written");
 }
@@ -357,7 +362,7 @@ void check_distance() {
 int main() {
   check_distance();
   std::string names;
-  double worst[3] = {0, 0, 0};
+  double worst[4] = {};
   for (const Case& c : kCases) {
     const Problem problem(c);
     for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) {
@@ -365,11 +370,14 @@ int main() {
       check_kernels<float>(**k, problem, name + ", float", worst[0]);
       check_kernels<double>(**k, problem, name + ", double", worst[1]);
       check_kernels<bfloat16>(**k, problem, name + ", bfloat16", worst[2]);
+      check_kernels<bfloat16, float>(**k, problem, name + ", bfloat16 in float", worst[3]);
     }
   }
   for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) names += std::string(" ") + (*k)->name;
-  std::printf("instruction sets:%s; largest error %.2f (float), %.2f (double) and %.2f (bfloat16) of its budget\n",
-              names.c_str(), worst[0], worst[1], worst[2]);
+  std::printf(
+      "instruction sets:%s; largest error %.2f (float), %.2f (double), %.2f (bfloat16) and %.2f "
+      "(bfloat16 in float) of its budget\n",
+      names.c_str(), worst[0], worst[1], worst[2], worst[3]);
   std::printf("%d passed, %d failed\n", checks - failures, failures);
   return failures != 0;
 }
