@@ -46,6 +46,7 @@ def forward_float(
 
 forward_double = forward_float
 forward_bfloat16 = forward_float  # ``cells`` and ``grad_cells`` hold float32
+forward_mixed = forward_float  # x and the matrices of weights hold bfloat16
 
 def backward_float(
     layer: Layer,
@@ -69,3 +70,4 @@ def backward_float(
 
 backward_double = backward_float
 backward_bfloat16 = backward_float
+backward_mixed = backward_float

@@ -98,7 +98,8 @@ def run(
             rows = x.shape[1]
         else:  # a compiler knows shapes, not the values of batch_sizes
             rows = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.shape[0]
-        h0, c0 = first_states(mode, x, rows, weights[0].dtype, sizes)
+        autocast = torch._C._is_any_autocast_enabled() and not tokens
+        h0, c0 = first_states(mode, x, rows, x.dtype if autocast else weights[0].dtype, sizes)
     else:
         h0, c0 = hx if mode == "LSTM" else (hx, None)
         if single:

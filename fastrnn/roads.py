@@ -69,7 +69,16 @@ def plan(
             negative = negative or tensor.is_neg()
     if torch._C._is_any_autocast_enabled() and (dtype := autocast_dtype(x)):
         if any(tensor.is_floating_point() and tensor.dtype is not dtype for tensor in tensors):
-            return _torch_or_error("autocast is on, and torch.nn casts no tensor here")
+            if not _casts_products(mode, tensors, dtype):
+                return _torch_or_error("autocast is on, and torch.nn casts no tensor here")
+            if problem := misfit(mode, *_widened(x, batch_sizes, h0, c0, weights), sizes):
+                return problem
+            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+                return functools.partial(
+                    _with_products_cast, functools.partial(ops.layer, "cpp_bfloat16", cells, not negative)
+                )
+            run = load("cpp_bfloat16").forward
+            return functools.partial(_with_products_cast, functools.partial(_without_grad, run, cells))
         with torch._C._DisableAutocast():
             road = plan(mode, x, batch_sizes, h0, c0, weights, sizes, cells)
         return functools.partial(_without_autocast, road) if callable(road) else road
@@ -103,6 +112,37 @@ def casts(mode: str, x: Tensor, packed: bool, sizes: Sizes) -> torch.dtype | Non
         return dtype
     served = mode == "LSTM" and not packed and sizes.outputs == sizes.hidden and x.dtype in (torch.float32, dtype)
     return dtype if served and _ONEDNN and dtype is torch.bfloat16 else None
+
+
+def _casts_products(mode: str, tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether torch.nn's functions cast each product of such a layer by itself, and kernels do so in their place."""
+    if dtype is not torch.bfloat16 or mode not in ("LSTM", "GRU") or requested() not in (None, "cpp"):
+        return False
+    served = torch.float32, torch.bfloat16, torch.float16, torch.int64
+    if any(tensor.dtype not in served or not tensor.is_cpu for tensor in tensors):
+        return False
+    return load("cpp").unavailable() is None and watching_road.get() is None and not transformed()
+
+
+def _widened(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, list[Tensor]]:
+    rows = x if x.dtype is torch.int64 else x.float()
+    return rows, batch_sizes, h0.float(), None if c0 is None else c0.float(), [weight.float() for weight in weights]
+
+
+def _with_products_cast(
+    road: Road, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
+    weights: Sequence[Tensor],
+) -> Sequence[Tensor]:  # fmt: skip
+    """A road of float32 with products of bfloat16; results of the dtypes that torch.nn's have, where a product is
+    bfloat16 and so is a projected h, while the state that is carried on pointwise keeps the wider of both."""
+    carried = torch.promote_types((h0 if c0 is None else c0).dtype, torch.bfloat16)
+    projected = c0 is not None and h0.shape[-1] != c0.shape[-1]
+    with torch._C._DisableAutocast():
+        y, hn, cn, cells = road(mode, *_widened(x, batch_sizes, h0, c0, weights))
+        dtype = torch.bfloat16 if projected else carried
+        return y.to(dtype), hn.to(dtype), cn.to(carried), cells
 
 
 def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Any]:

@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,8 +85,14 @@ class BackendError(RuntimeError):
 
 
 @functools.cache
-def load(name: str) -> ModuleType:
-    """The module of a backend; it may be imported where the backend is not live."""
+def load(name: str) -> Any:
+    """The module of a backend; it may be imported where the backend is not live.
+
+    ``"cpp_bfloat16"``, which nobody can ask for by name, has forward and backward alone: of float32 tensors, whose
+    products are of bfloat16 operands, as torch's autocast casts them.
+    """
+    if name == "cpp_bfloat16":
+        return load("cpp").products_of_bfloat16
     if name not in NAMES:
         raise BackendError(f"unknown fastrnn backend {name!r}: expected one of {', '.join(NAMES)}")
     return importlib.import_module(f"fastrnn.backends.{name}")

@@ -8,7 +8,9 @@ float32.  float16 runs in float32 between a conversion of what comes and one of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,12 +21,14 @@ from fastrnn.cells import CELLS, OUTPUTS
 
 _missing = ""
 _KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}
+_MIXED: tuple[Callable, Callable] | None = None  # float32 but for what is multiplied, which is bfloat16
 try:
     from fastrnn import _core
 
     _KERNELS[torch.float32] = _core.forward_float, _core.backward_float
     _KERNELS[torch.float64] = _core.forward_double, _core.backward_double
     _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
+    _MIXED = _core.forward_mixed, _core.backward_mixed
 except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(error)
 
@@ -80,9 +84,10 @@ def forward(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     save: bool,
+    narrow: bool = False,
 ) -> Forward:
-    """See :mod:`fastrnn.backends`."""
-    kernels, dtype = _KERNELS.get(h0.dtype), h0.dtype
+    """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
+    kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
         y, hn, cn, saved = forward(mode, *wide, save)
@@ -101,16 +106,25 @@ def forward(
         kept = len(cell.saved)
         gates = empty((directions, rows, kept * hidden_size)) if kept else None
         if cell.has_cell_state or cell.output:
-            narrow = dtype is torch.bfloat16
-            cells = empty((directions, rows, hidden_size), dtype=torch.float32 if narrow else dtype)
+            wide = torch.float32 if dtype is torch.bfloat16 else dtype
+            cells = empty((directions, rows, hidden_size), dtype=wide)
         hidden = empty((directions, rows, outputs))
     if batch:
-        own = [w.contiguous() for w in weights]
+        own = [_operand(w, narrow) for w in weights]
         cell_state = None if c0 is None else c0.contiguous()
-        kernels[0](layer, x.contiguous(), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden)
+        kernels[0](
+            layer, _operand(x, narrow), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden
+        )
     if hidden is None:
         return Forward(y, hn, cn, None)
     return Forward(y, hn, cn, Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden))))
+
+
+def _operand(tensor: Tensor, narrow: bool) -> Tensor:
+    """x, a matrix of weights or a bias as the kernels read it: where products are ``narrow``, all but tokens and biases
+    in bfloat16."""
+    narrow = narrow and tensor.dim() > 1 and tensor.is_floating_point()
+    return (tensor.to(torch.bfloat16) if narrow else tensor).contiguous()
 
 
 def _wide(tensor: Any) -> Any:
@@ -133,9 +147,10 @@ def backward(
     need_x: bool,
     need_state: bool,
     need_weights: bool,
+    narrow: bool = False,
 ) -> Backward:
-    """See :mod:`fastrnn.backends`."""
-    kernels, dtype = _KERNELS.get(h0.dtype), h0.dtype
+    """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
+    kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
         kept = Saved(_wide(saved.gates), saved.cells, _wide(saved.hidden))
@@ -156,9 +171,15 @@ def backward(
     def dense(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.contiguous()
 
-    own = [w.contiguous() for w in weights]
+    own = [_operand(w, narrow) for w in weights]
     kernels[1](
-        layer, dense(x), x.dtype is torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y), dense(grad_hn),
-        dense(grad_cn), dense(grad_cells), grad_x, grad_h0, grad_c0, grads,
+        layer, _operand(x, narrow), x.dtype is torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y),
+        dense(grad_hn), dense(grad_cn), dense(grad_cells), grad_x, grad_h0, grad_c0, grads,
     )  # fmt: skip
     return Backward(grad_x, grad_h0, grad_c0, grads)
+
+
+# What `fastrnn.backends.load` knows as "cpp_bfloat16".
+products_of_bfloat16 = SimpleNamespace(
+    forward=functools.partial(forward, narrow=True), backward=functools.partial(backward, narrow=True)
+)
