@@ -91,6 +91,8 @@ def plan(
     name = choose(x.device, h0.dtype, mode, x.dtype is torch.int64)
     if name is None:
         return None
+    if name == "cpp" and h0.dtype is torch.float32 and load(name).multiplies_narrow(x, weights):
+        name = "cpp_bfloat16"
     if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return functools.partial(ops.layer, name, cells, not negative)
     return functools.partial(_without_grad, load(name).forward, cells)

@@ -65,6 +65,7 @@ CAST_BY_PRODUCTS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CAST_BY_PRODUCTS, ids=str)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 def test_where_torch_casts_each_product_so_do_kernels(case, dtype: torch.dtype):
     """Results have torch.nn's dtypes; they and the gradients are, on average, off by no more than torch.nn's."""
     name, options, steps, packed = case
@@ -91,7 +92,8 @@ def test_where_torch_casts_each_product_so_do_kernels(case, dtype: torch.dtype):
         noise = (other.double() - right).abs().max().item()
         band = torch.finfo(torch.bfloat16).eps * right.abs().max().item()
         assert (own.double() - right).abs().max().item() <= 2 * (noise + band)
-        shares.append((own.double() - right).norm() / (other.double() - right).norm())
+        if noise:  # a single step from zeros has no gradient of weight_hh
+            shares.append(((own.double() - right).norm() / (other.double() - right).norm()).item())
     # One result alone may be off by more than torch.nn's, by luck of its roundings.
     assert sum(shares) / len(shares) <= 1
 

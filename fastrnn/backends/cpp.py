@@ -21,6 +21,8 @@ from fastrnn.cells import CELLS, OUTPUTS
 
 _missing = ""
 _KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}
+_NATIVE = False  # whether the machine multiplies bfloat16 itself
+_precision: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
 _MIXED: tuple[Callable, Callable] | None = None  # float32 but for what is multiplied, which is bfloat16
 try:
     from fastrnn import _core
@@ -29,6 +31,7 @@ try:
     _KERNELS[torch.float64] = _core.forward_double, _core.backward_double
     _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
     _MIXED = _core.forward_mixed, _core.backward_mixed
+    _NATIVE = _core.multiplies_bfloat16()
 except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(error)
 
@@ -56,6 +59,21 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return f"it serves float32, float64, bfloat16 and float16, not {dtype}"
     return None
+
+
+def multiplies_narrow(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether float32 operands of products are rounded to bfloat16: the user lets torch do so, and it pays.
+
+    It pays where the machine multiplies bfloat16 and rows are so many that weights are packed.  torch is asked at every
+    call: its setting for RNNs of oneDNN, by default that of products, which is "bf16" by
+    ``torch.set_float32_matmul_precision("medium")``, too.  Early torch has that one alone.
+    """
+    if not _NATIVE or 16 * x.numel() < x.shape[-1] * (weights[0].shape[1] + weights[1].shape[1]):
+        return False
+    if _precision is None:
+        return torch.get_float32_matmul_precision() == "medium"
+    of_rnn = _precision("mkldnn", "rnn")
+    return (_precision("mkldnn", "matmul") if of_rnn == "none" else of_rnn) == "bf16"
 
 
 def isa() -> str:
