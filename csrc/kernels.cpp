@@ -2,6 +2,7 @@
 // in here may be an inline function with external linkage outside the namespace (the standard library's templates,
 // say): the linker would keep one copy for all, perhaps one that this machine cannot run.
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #if defined(__AVX512F__)
 #include <immintrin.h>

@@ -63,7 +63,7 @@ FASTRNN_INLINE void store(S* to, Vec<S> v) {
 
 template <class S>
 FASTRNN_INLINE Vec<S> broadcast(S value) {
-  return Vec<S>{} + value;
+  return value - Vec<S>{};  // no instruction: adding a zero would change that of minus zero
 }
 
 // The first `count` lanes, 1 <= count <= kLanes; the others load as zero and are not stored.
