@@ -7,6 +7,9 @@
 
 template <class S, class A, class Cell>
 struct ForwardScan {
+  // The standard library's would be a function shared by all instruction sets.
+  static void* operator new(size_t, void* place) { return place; }
+
   using W = Wide<S>;
   // Whether hn holds h of the step before, whose rounding to S is for the products alone.
   static constexpr bool kKeepsState = Cell::kReadsState && sizeof(A) > sizeof(S);
@@ -27,6 +30,9 @@ struct ForwardScan {
   const bool projected;
   // Whether weights are packed, or read as they lie because so few rows would not repay it.
   const bool packed, packed_inputs;
+  // In a wavefront: the steps that the layer below has done, and those that this one has.
+  const int64_t* const below;
+  int64_t* const done;
   const int64_t panels;
   const Panels<S> outputs;  // of the projection
   const int64_t chunk;      // steps whose inputs are multiplied at once
@@ -41,21 +47,31 @@ struct ForwardScan {
   S* unprojected;                  // (B, H), with a projection
   W* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
   W* results;                      // per thread, (B, kResultsWidth)
+  Mark* marks;                     // of the packed weights that are kept: panels of w_ih, of w_hh, then of w_hr
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
 
-  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
+  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch,
+              const int64_t* steps_below = nullptr, int64_t* steps_done = nullptr)
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(4, (z.inputs + z.outputs) / 16)),
-        packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)),
-        outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
-        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), ld_inputs(grouped<S>(z.inputs)),
-        ld_outputs(grouped<S>(z.outputs)), ld_units(grouped<S>(z.hidden)), x(args.x) {
+        projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(kKeptRows, (z.inputs + z.outputs) / 16)),
+        packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), below(steps_below), done(steps_done),
+        panels(panel_count(z)), outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
+        chunk(chunk_of(z, steps_done != nullptr)), ld_inputs(grouped<S>(z.inputs)), ld_outputs(grouped<S>(z.outputs)),
+        ld_units(grouped<S>(z.hidden)), x(args.x) {
     if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
-    w_ih = packed_inputs ? scratch.take<S>(panels * kWidth * ld_inputs) : nullptr;
-    w_hh = packed ? scratch.take<S>(panels * kWidth * ld_outputs) : nullptr;
-    w_hr = projected ? scratch.take<S>(outputs.size(z.hidden)) : nullptr;
+    const int64_t size_ih = packed_inputs ? panels * kWidth * ld_inputs : 0;
+    const int64_t size_hh = packed ? panels * kWidth * ld_outputs : 0;
+    const int64_t size_hr = projected ? outputs.size(z.hidden) : 0;
+    Room room{packed ? args.kept[d] : nullptr, scratch};
+    room.open(Room::bytes_of<S>(size_ih) + Room::bytes_of<S>(size_hh) + Room::bytes_of<S>(size_hr),
+              2 * panels + outputs.count,
+              {int64_t(args.mode), int64_t(sizeof(S)), z.inputs, z.hidden, z.outputs, size_ih, outputs.count, kWidth});
+    w_ih = size_ih ? room.take<S>(size_ih) : nullptr;
+    w_hh = size_hh ? room.take<S>(size_hh) : nullptr;
+    w_hr = size_hr ? room.take<S>(size_hr) : nullptr;
+    marks = room.marks;
     init_ih = scratch.take<W>(panels * kWidth);
     init_hh = scratch.take<W>(panels * kWidth);
     init_hr = projected ? scratch.take<W>(outputs.begin(outputs.count)) : nullptr;
@@ -65,6 +81,12 @@ struct ForwardScan {
     unprojected = projected ? scratch.take<S>(z.batch * ld_units) : nullptr;
     products = scratch.take<W>(panels * kWidth * chunk * z.batch);
     results = scratch.take<W>(crew.threads * z.batch * kResultsWidth);
+  }
+
+  // In a wavefront short enough for the layer above to begin soon.
+  static int64_t chunk_of(const Sizes& z, bool wave) {
+    const int64_t rows = wave ? smaller(kChunkRows, larger<int64_t>(12, z.rows / 8)) : kChunkRows;
+    return smaller(z.steps, larger<int64_t>(1, rows / z.batch));
   }
 
   W* wide_or_scratch(A* cn, Scratch& scratch) const {
@@ -83,7 +105,11 @@ struct ForwardScan {
     prepare(thread);
     barrier.wait(crew.threads);
     for (int64_t s = 0; s < z.steps; ++s) {
-      if (s % chunk == 0) multiply_inputs(s, smaller(s + chunk, z.steps), own_panels, own_rows);
+      if (s % chunk == 0) {
+        const int64_t end = smaller(s + chunk, z.steps);
+        if (below) wait_until(below, end);
+        multiply_inputs(s, end, own_panels, own_rows);
+      }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
       for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
       if (!crew.by_rows) barrier.wait(crew.threads);
@@ -91,6 +117,7 @@ struct ForwardScan {
         for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, mine);
         if (!crew.by_rows) barrier.wait(crew.threads);
       }
+      if (done) __atomic_store_n(done, s + 1, __ATOMIC_RELEASE);
       S* swap = before;
       before = after;
       after = swap;
@@ -101,17 +128,21 @@ struct ForwardScan {
   void prepare(int thread) const {
     const Part own = part(panels, thread, crew.threads);
     for (int64_t p = own.begin; p < own.end; ++p) {
-      if (packed_inputs) pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * ld_inputs);
-      if (packed) pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * ld_outputs);
+      if (packed_inputs) pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * ld_inputs, p);
+      if (packed) pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * ld_outputs, panels + p);
       pack_bias(p);
     }
     if (projected) {
       const Part own_outputs = part(outputs.count, thread, crew.threads);
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) {
         const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
-        S* to = w_hr + outputs.offset(p, z.hidden);
-        if (count < width) clear(to, width * ld_units);
-        transpose(weights.w_hr + first * z.hidden, z.hidden, count, z.hidden, to, width);
+        const S* from = weights.w_hr + first * z.hidden;
+        const auto sum = [&](Mark& mark) { mark.add(from, count * z.hidden * sizeof(S)); };
+        if (changed(2 * panels + p, sum)) {
+          S* to = w_hr + outputs.offset(p, z.hidden);
+          if (count < width) clear(to, width * ld_units);
+          transpose(from, z.hidden, count, z.hidden, to, width);
+        }
         clear(init_hr + first, width);
         if (weights.b_hr) convert(init_hr + first, weights.b_hr + first, count);
       }
@@ -138,8 +169,26 @@ struct ForwardScan {
     }
   }
 
+  // Whether the weights of which `sum` tells are others than those packed under this mark.
+  template <class Sum>
+  bool changed(int64_t mark, const Sum& sum) const {
+    if (!marks) return true;
+    Mark now{};
+    now.known = true;
+    sum(now);
+    if (now == marks[mark]) return false;
+    marks[mark] = now;
+    return true;
+  }
+
   // The gates of L units side by side, block after block, for each k.
-  void pack_panel(int64_t p, const S* w, int64_t depth, S* to) const {
+  void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t mark) const {
+    const int64_t first = p * kBlocks * L, count = smaller<int64_t>(kBlocks * L, z.hidden - first);
+    const auto sum = [&](Mark& now) {
+      for (int gate = 0; gate < G; ++gate)
+        now.add(w + (gate * z.hidden + first) * depth, count * depth * static_cast<int64_t>(sizeof(S)));
+    };
+    if (!changed(mark, sum)) return;
     if ((p + 1) * kBlocks * L > z.hidden) clear(to, grouped<S>(depth) * kWidth);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;

@@ -1,6 +1,7 @@
 // All kernels, compiled once per instruction set: FASTRNN_NAMESPACE names it, the compiler's flags choose it. Nothing
 // in here may be an inline function with external linkage outside the namespace (the standard library's templates,
 // say): the linker would keep one copy for all, perhaps one that this machine cannot run.
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -30,6 +31,7 @@ namespace FASTRNN_NAMESPACE {
 #include "math-inl.h"
 #include "gemm-inl.h"
 #include "cells-inl.h"
+#include "kept-inl.h"
 #include "plan-inl.h"
 #include "forward-inl.h"
 #include "backward-inl.h"
@@ -46,6 +48,7 @@ const Kernels& table() {
     kernels.backward_bfloat16 = backward<bfloat16>;
     kernels.forward_mixed = forward<bfloat16>;
     kernels.backward_mixed = backward<bfloat16>;
+    kernels.stack_bfloat16 = stack<bfloat16>;
     return kernels;
   }();
 #else
@@ -58,7 +61,10 @@ const Kernels& table() {
                            forward<bfloat16>,
                            backward<bfloat16>,
                            forward<bfloat16>,
-                           backward<bfloat16>};
+                           backward<bfloat16>,
+                           stack<float>,
+                           stack<double>,
+                           stack<bfloat16>};
 #endif
   return all;
 }

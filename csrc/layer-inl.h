@@ -31,6 +31,59 @@ void forward_cell(const Forward<S, A>& args) {
   run_scans(&first, &second, crew);
 }
 
+// Multiply-adds of one step below which a wavefront over layers beats sharing the units of each.
+constexpr double kWaveWork = 1e6;
+
+// How many of the layers, from the first, to run in a wavefront: each thread takes a layer of its own, and follows the
+// one below by a few steps.
+template <class Cell, class S, class A>
+int wave_height(const Forward<S, A>* layers, int count) {
+  const Sizes& z = layers->sizes;
+  if (count < 2 || z.directions > 1) return 1;
+  const int threads = team_size(layers->threads);
+  const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
+  const Crew alone = make_crew<S, Cell>(*layers, ForwardScan<S, A, Cell>::panel_count(z));
+  if (step * z.steps * count < kCallWork || step >= kWaveWork || alone.by_rows || z.steps < 4) return 1;
+  if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
+  return smaller(threads, count);
+}
+
+template <class Cell, class S, class A>
+void forward_wave(const Forward<S, A>* layers, int height) {
+  using Scan = ForwardScan<S, A, Cell>;
+  struct Wave {
+    Scan* scans;
+    struct alignas(64) Done {
+      int64_t steps;
+    }* done;
+  } wave;
+  Scratch scratch;
+  Barrier none;
+  wave.scans = reinterpret_cast<Scan*>(scratch.take<char>(height * sizeof(Scan)));
+  wave.done = scratch.take<typename Wave::Done>(height);
+  const int64_t* offsets = make_offsets(layers->sizes, scratch);
+  for (int i = 0; i < height; ++i) {
+    wave.done[i].steps = 0;
+    new (wave.scans + i) Scan(layers[i], 0, offsets, Crew{1, false, false}, none, scratch,
+                              i ? &wave.done[i - 1].steps : nullptr, &wave.done[i].steps);
+  }
+  run_team(height, [](void* context, int thread) { static_cast<Wave*>(context)->scans[thread].run(0); }, &wave);
+}
+
+template <class Cell, class S, class A>
+void stack_cells(const Forward<S, A>* layers, int count) {
+  for (int height = 1; count; layers += height, count -= height) {
+    if constexpr (std::is_same_v<S, A>) {
+      height = wave_height<Cell>(layers, count);
+      if (height > 1) {
+        forward_wave<Cell>(layers, height);
+        continue;
+      }
+    }
+    forward_cell<Cell>(*layers);
+  }
+}
+
 template <class S>
 void add_to(S* to, const S* from, int64_t count) {
   constexpr int L = kLanes<S>;
@@ -58,13 +111,18 @@ void backward_cell(const Backward<S, A>& args) {
 }
 
 template <class S, class A>
-void forward(const Forward<S, A>& args) {
-  switch (args.mode) {
-    case Mode::rnn_tanh: return forward_cell<Rnn<Wide<S>, false>>(args);
-    case Mode::rnn_relu: return forward_cell<Rnn<Wide<S>, true>>(args);
-    case Mode::gru: return forward_cell<Gru<Wide<S>>>(args);
-    case Mode::lstm: return forward_cell<Lstm<Wide<S>>>(args);
+void stack(const Forward<S, A>* layers, int count) {
+  switch (layers->mode) {
+    case Mode::rnn_tanh: return stack_cells<Rnn<Wide<S>, false>>(layers, count);
+    case Mode::rnn_relu: return stack_cells<Rnn<Wide<S>, true>>(layers, count);
+    case Mode::gru: return stack_cells<Gru<Wide<S>>>(layers, count);
+    case Mode::lstm: return stack_cells<Lstm<Wide<S>>>(layers, count);
   }
+}
+
+template <class S, class A>
+void forward(const Forward<S, A>& args) {
+  stack(&args, 1);
 }
 
 template <class S, class A>

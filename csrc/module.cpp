@@ -2,41 +2,16 @@
 // every torch), checks each against the sizes of the layer, releases the GIL.
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 
+#include "kept.h"
+#include "quick.h"
 #include "scan.h"
-
-namespace py = pybind11;
+#include "tensors.h"
 
 namespace fastrnn {
 namespace {
-
-// Address of a dense CPU tensor of exactly `count` elements of `item` bytes. None stands for null where `optional`.
-uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false) {
-  if (tensor.is_none()) {
-    if (optional) return 0;
-    throw py::value_error(std::string(name) + ": expected a tensor, got None");
-  }
-  static PyObject* const is_cpu = PyUnicode_InternFromString("is_cpu");
-  static PyObject* const nbytes = PyUnicode_InternFromString("nbytes");
-  static PyObject* const is_contiguous = PyUnicode_InternFromString("is_contiguous");
-  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
-  const auto get = [&](PyObject* attribute) {
-    return py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), attribute));
-  };
-  const auto call = [&](PyObject* method) {
-    return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), method));
-  };
-  const py::object on_cpu = get(is_cpu), size = get(nbytes), dense = call(is_contiguous), place = call(data_ptr);
-  if (!on_cpu || !size || !dense || !place) throw py::error_already_set();
-  if (on_cpu.ptr() != Py_True || dense.ptr() != Py_True)
-    throw py::value_error(std::string(name) + ": expected a contiguous tensor on the CPU");
-  const __int128 wanted = count * static_cast<__int128>(item);
-  if (wanted != static_cast<__int128>(PyLong_AsLongLong(size.ptr())))
-    throw py::value_error(std::string(name) + ": expected " + std::to_string(static_cast<int64_t>(wanted)) +
-                          " bytes, got " + py::cast<std::string>(py::str(size)));
-  return PyLong_AsUnsignedLongLong(place.ptr());
-}
 
 // (mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
 template <class S, class A>
@@ -178,6 +153,10 @@ void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, p
   if (read.saves_cells()) call.saved.cells = read.wide_per_direction(cells, "cells", z.rows, z.hidden, true);
   if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden, true);
   call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs, true);
+  std::optional<KeptFor> kept[2];
+  if (hidden.is_none() && z.rows >= kKeptRows)
+    for (int d = 0; d < z.directions; ++d)
+      call.kept[d] = kept[d].emplace(weights[d * weights.size() / z.directions + 1]).get();
   const Kernels& all = kernels();
   py::gil_scoped_release release;
   run(all, call);
@@ -222,6 +201,8 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
 PYBIND11_MODULE(_core, m) {
   using namespace fastrnn;
   m.doc() = "Fused kernels of fastrnn for the CPU; called through fastrnn.backends.cpp.";
+  add_quick(m);
+  m.def("kept_count", &kept_count);
   m.def("isa", [] { return kernels().name; });
   m.def("supported_isas", [] {
     py::list names;

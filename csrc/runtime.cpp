@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <vector>
@@ -17,7 +18,12 @@ void note_fork() { forked.store(true); }
 
 const int fork_handler = pthread_atfork(nullptr, nullptr, note_fork);
 
-inline void relax() {
+// One turn of waiting for another thread, which runs on a core of its own unless that has lasted long.
+inline void pause_or_yield(int spins) {
+  if (spins >= 4000) {
+    sched_yield();
+    return;
+  }
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -48,12 +54,26 @@ void Barrier::wait(int threads) {
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < 4000)
-      relax();
-    else
-      sched_yield();
-  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) pause_or_yield(spins);
+}
+
+void wait_until(const int64_t* done, int64_t wanted) {
+  for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < wanted; ++spins) pause_or_yield(spins);
+}
+
+Kept::~Kept() { std::free(block_); }
+
+char* Kept::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
+  bytes = (bytes + kAlign - 1) / kAlign * kAlign;
+  *fresh = bytes != size_ || !std::equal(layout, layout + kLayout, layout_);
+  if (!*fresh) return block_;
+  std::free(block_);
+  size_ = 0;
+  block_ = static_cast<char*>(std::aligned_alloc(kAlign, bytes));
+  if (!block_) throw std::bad_alloc();
+  size_ = bytes;
+  std::copy(layout, layout + kLayout, layout_);
+  return block_;
 }
 
 int team_size(int wanted) {

@@ -43,4 +43,31 @@ class Scratch {
   void* take_bytes(size_t bytes);
 };
 
+// Waits until another thread has counted `done` up to `wanted`, spinning at first.
+void wait_until(const int64_t* done, int64_t wanted);
+
+// Memory that outlives a call; whoever holds it claims it for one call at a time.
+class Kept {
+ public:
+  static constexpr int kLayout = 8;
+
+  Kept() = default;
+  ~Kept();
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+
+  bool claim() { return !claimed_.exchange(true, std::memory_order_acquire); }
+  void release() { claimed_.store(false, std::memory_order_release); }
+
+  // Memory of `bytes`, aligned to a cache line. What it held is still there if the last call opened it for the same
+  // layout; else it is `fresh`.
+  char* open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh);
+
+ private:
+  std::atomic<bool> claimed_{false};
+  char* block_ = nullptr;
+  size_t size_ = 0;
+  int64_t layout_[kLayout] = {};
+};
+
 }  // namespace fastrnn

@@ -60,6 +60,11 @@ struct Parameters {
   A* b_hr;  // (P), or null
 };
 
+class Kept;
+
+// Rows of all steps below which weights are never packed, so that there is nothing to keep.
+constexpr int64_t kKeptRows = 4;
+
 // Here and below S is what is multiplied and A all else: the same, or float around products of bfloat16.
 template <class S, class A = S>
 struct Inputs {
@@ -72,6 +77,7 @@ struct Inputs {
   const A* h0;            // (D, B, P)
   const A* c0;            // (D, B, H), LSTM only
   Parameters<const S, const A> weights[2];
+  Kept* kept[2];  // where a direction's packed weights stay for the next call, claimed by the caller; or null
 };
 
 // What backward reads: null members of `Forward` are not saved.
@@ -115,6 +121,10 @@ struct Kernels {
   void (*backward_bfloat16)(const Backward<bfloat16>&);
   void (*forward_mixed)(const Forward<bfloat16, float>&);
   void (*backward_mixed)(const Backward<bfloat16, float>&);
+  // Layers one upon the other: the x of each but the first is the y of the one before.
+  void (*stack_float)(const Forward<float>* layers, int count);
+  void (*stack_double)(const Forward<double>* layers, int count);
+  void (*stack_bfloat16)(const Forward<bfloat16>* layers, int count);
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

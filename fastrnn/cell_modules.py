@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastrnn.backends.cpp import quick
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import watched
 from fastrnn.modules import hand_over, is_state, leaf
@@ -17,6 +18,8 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     """The forward of a cell module, ours or that of ``base``, its class in torch.nn."""
+    if not torch.compiler.is_compiling() and (result := quick(module.__dict__, input, hx, mode)) is not None:
+        return result
     if watched() or not isinstance(input, Tensor) or input.is_nested:
         return leaf(module, input, hx) if isinstance(input, fx.Proxy) else base.forward(module, input, hx)
     rank = input.dim()

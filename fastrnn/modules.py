@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
+from fastrnn.backends.cpp import quick
 from fastrnn.backends.triton_roads import cudnn_wins
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import watched
@@ -158,6 +159,9 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 and not self.return_cell_states
                 and not self.recompute
             ):
+                # a compiler sees no more of this than that it does not hold
+                if not torch.compiler.is_compiling() and (result := quick(self.__dict__, input, hx)) is not None:
+                    return result
                 return run(self, base, input, hx)
             return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastrnn import ops
-from fastrnn.backends import BackendError, choose, load, reference, requested
+from fastrnn.backends import BackendError, choose, cpp, load, reference, requested
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, misfit
 from fastrnn.dynamo import transformed
@@ -96,6 +96,21 @@ def plan(
     if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return functools.partial(ops.layer, name, cells, not negative)
     return functools.partial(_without_grad, load(name).forward, cells)
+
+
+def _undisturbed() -> bool:
+    """Whether a layer on a CPU would run on the C++ kernels and nobody watches."""
+    return requested() in (None, "cpp") and watching_road.get() is None and not transformed()
+
+
+# What has to hold before the C++ core may take a module's call as it comes, without `plan`.
+cpp.prepare_quick(
+    (torch.is_grad_enabled, False),
+    (torch._C._get_tracing_state, None),
+    (torch._C._len_torch_dispatch_stack, 0),
+    (torch._C._is_any_autocast_enabled, False),
+    (_undisturbed, True),
+)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

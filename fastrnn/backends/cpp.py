@@ -47,6 +47,22 @@ MODES = tuple(CELLS)
 TOKENS = True
 
 
+def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = None) -> Any:
+    """The forward of a module in one call of :mod:`fastrnn._core`, where nothing about it is out of the ordinary; else
+    None, and all is left to Python.  See ``_core.quick``, which stands here where there is a core."""
+    return None
+
+
+def prepare_quick(*guards: tuple[Callable[[], Any], Any]) -> None:
+    """Lets :func:`quick` serve calls at which each of these functions returns this very object."""
+    if not _missing:
+        _core.prepare_quick(torch.nn.Parameter, torch.empty_like, torch.get_num_threads, list(guards))
+
+
+if not _missing:
+    quick = _core.quick  # noqa: F811
+
+
 def unavailable() -> str | None:
     if not _missing:
         return None
