@@ -100,6 +100,36 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
   }
 }
 
+// One round of transposing kLanes vectors: lanes whose index has bit `kBit` change places between two of them.
+template <class S, int kBit, int... lane>
+FASTRNN_INLINE void swap_lanes(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, lane...>) {
+  constexpr int L = kLanes<S>;
+  const Vec<S> low = __builtin_shufflevector(a, b, (lane & kBit ? L + lane - kBit : lane)...);
+  b = __builtin_shufflevector(a, b, (lane & kBit ? L + lane : lane + kBit)...);
+  a = low;
+}
+
+// The sums of the lanes of `count` vectors, one in each of the first `count` lanes. Whatever the count, neighbours are
+// added first, then pairs, then fours: a sum does not depend on what is summed beside it.
+template <class S, int count, int kBit = 1>
+FASTRNN_INLINE Vec<S> sums_of_lanes(Vec<S>* v) {
+  if constexpr (kBit < count) {
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i += 2 * kBit) {
+      swap_lanes<S, kBit>(v[i], v[i + kBit], std::make_integer_sequence<int, kLanes<S>>());
+      v[i] += v[i + kBit];
+    }
+    return sums_of_lanes<S, count, kBit * 2>(v);
+  } else if constexpr (kBit < kLanes<S>) {
+    Vec<S> other = v[0];
+    swap_lanes<S, kBit>(v[0], other, std::make_integer_sequence<int, kLanes<S>>());
+    v[0] += other;
+    return sums_of_lanes<S, count, kBit * 2>(v);
+  } else {
+    return v[0];
+  }
+}
+
 // The same product with weights as they are, (.., depth) row by row, for so few rows of A that packing would not pay:
 // c[r * ld_c + i] = a[r] . weights[i] + init[i] for R rows of A and C rows of weights, along the lanes.
 template <class S, int R, int C>
@@ -128,10 +158,16 @@ __attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t de
   int64_t k = 0;
   for (; k + L <= depth; k += L) add(k, L);
   if (k < depth) add(k, static_cast<int>(depth - k));
+  constexpr int kTogether = C < kLanes<S> ? C : kLanes<S>;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int i = 0; i < C; ++i) c[r * ld_c + i] = sum_lanes<Wide<S>>(sum[r][i]) + init[i];
+    for (int i = 0; i < C; i += kTogether) {
+      Vec<S> start{};
+      __builtin_memcpy(&start, init + i, kTogether * sizeof(Wide<S>));
+      const Vec<S> sums = sums_of_lanes<Wide<S>, kTogether>(sum[r] + i) + start;
+      __builtin_memcpy(c + r * ld_c + i, &sums, kTogether * sizeof(Wide<S>));
+    }
 }
 
 // `count` rows of weights, for any number of rows of A.
@@ -200,15 +236,6 @@ void pack_rows(const Panels<S>& panels, Source source, int64_t depth, int64_t be
       }
     }
   }
-}
-
-// One round of transposing kLanes vectors: lanes whose index has bit `kBit` change places between two of them.
-template <class S, int kBit, int... lane>
-FASTRNN_INLINE void swap_lanes(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, lane...>) {
-  constexpr int L = kLanes<S>;
-  const Vec<S> low = __builtin_shufflevector(a, b, (lane & kBit ? L + lane - kBit : lane)...);
-  b = __builtin_shufflevector(a, b, (lane & kBit ? L + lane : lane + kBit)...);
-  a = low;
 }
 
 template <class S, int kBit = 1>

@@ -14,7 +14,7 @@ namespace {
 // What Python gave to prepare_quick: kept for good.
 struct Torch {
   PyObject *tensor = nullptr, *parameter = nullptr, *empty_like = nullptr, *threads = nullptr;
-  std::vector<std::pair<PyObject*, PyObject*>> guards;  // a function and what it has to return
+  std::vector<std::pair<PyObject*, PyObject*>> guards;  // a function, and a tuple of what it may return
 };
 Torch torch;
 
@@ -74,7 +74,9 @@ bool undisturbed() {
     PyObject* const answer = PyObject_CallNoArgs(ask);
     if (!answer) throw py::error_already_set();
     Py_DECREF(answer);  // the wanted ones are never freed
-    if (answer != wanted) return false;
+    bool found = false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(wanted); ++i) found |= PyTuple_GET_ITEM(wanted, i) == answer;
+    if (!found) return false;
   }
   return true;
 }
@@ -347,7 +349,8 @@ void add_quick(py::module_& module) {
     torch.empty_like = empty_like.release().ptr();
     torch.threads = threads.release().ptr();
     for (const py::handle pair : guards) {
-      py::object ask = pair.attr("__getitem__")(0), wanted = pair.attr("__getitem__")(1);
+      const auto [ask_one, answers] = pair.cast<std::pair<py::object, py::tuple>>();
+      py::object ask = ask_one, wanted = answers;
       torch.guards.emplace_back(ask.release().ptr(), wanted.release().ptr());
     }
     torch.tensor = reinterpret_cast<PyObject*>(reader.type);

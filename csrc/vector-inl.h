@@ -66,6 +66,17 @@ FASTRNN_INLINE Vec<S> broadcast(S value) {
   return value - Vec<S>{};  // no instruction: adding a zero would change that of minus zero
 }
 
+#if defined(__AVX2__)
+// A mask of the first `count` lanes.
+template <class S>
+FASTRNN_INLINE __m256i lanes_below(int count) {
+  if constexpr (sizeof(S) == 4)
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  else
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+#endif
+
 // The first `count` lanes, 1 <= count <= kLanes; the others load as zero and are not stored.
 template <class S>
 FASTRNN_INLINE Vec<S> load_part(const S* from, int count) {
@@ -75,6 +86,11 @@ FASTRNN_INLINE Vec<S> load_part(const S* from, int count) {
     return bit_cast<Vec<S>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
   else
     return bit_cast<Vec<S>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4)
+    return bit_cast<Vec<S>>(_mm256_maskload_ps(from, lanes_below<S>(count)));
+  else
+    return bit_cast<Vec<S>>(_mm256_maskload_pd(from, lanes_below<S>(count)));
 #else
   Vec<S> v{};
   for (int i = 0; i < count; ++i) v[i] = from[i];
@@ -90,6 +106,11 @@ FASTRNN_INLINE void store_part(S* to, Vec<S> v, int count) {
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), bit_cast<__m512>(v));
   else
     _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), bit_cast<__m512d>(v));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4)
+    _mm256_maskstore_ps(to, lanes_below<S>(count), bit_cast<__m256>(v));
+  else
+    _mm256_maskstore_pd(to, lanes_below<S>(count), bit_cast<__m256d>(v));
 #else
   for (int i = 0; i < count; ++i) to[i] = v[i];
 #endif
@@ -147,21 +168,6 @@ FASTRNN_INLINE Vec<S> of_group(const S* from, int64_t) {
 template <class S, class A>
 FASTRNN_INLINE Vec<S> interleave(const A* first, const A*, int count) {
   return load_part(first, count);
-}
-
-// Halves are added until one lane is left.
-template <class S, int kCount = kLanes<S>, class V>
-FASTRNN_INLINE S sum_lanes(V v) {
-  if constexpr (kCount == 2) {
-    return v[0] + v[1];
-  } else {
-    typedef S Half __attribute__((vector_size(kCount / 2 * sizeof(S))));
-    struct Halves {
-      Half low, high;
-    };
-    const Halves halves = bit_cast<Halves>(v);
-    return sum_lanes<S, kCount / 2>(halves.low + halves.high);
-  }
 }
 
 template <class T>

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,6 +20,16 @@ def constant(function: Function) -> Function:
     """`torch.compiler.assume_constant_result`: a graph holds the result that the function has while it is made."""
     vars(function)["_dynamo_marked_constant"] = True
     return function
+
+
+# Functions in C, and their answers while nobody looks on (`watched`) and nothing is `transformed`; of torch.compile only
+# Python can ask.
+UNDISTURBED = (
+    (torch._C._get_tracing_state, None),
+    (torch._C._len_torch_dispatch_stack, 0),
+    (peek_interpreter_stack, None),
+    (functools.partial(vars(forward_ad).__getitem__, "_current_level"), -1),
+)
 
 
 def watched() -> bool:

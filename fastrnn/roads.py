@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastrnn import ops
-from fastrnn.backends import BackendError, choose, cpp, load, reference, requested
+from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, misfit
-from fastrnn.dynamo import transformed
+from fastrnn.dynamo import UNDISTURBED, transformed
 
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
 # cell states of all steps (D, N, H), which are of use only where they were asked for
@@ -98,18 +98,14 @@ def plan(
     return functools.partial(_without_grad, load(name).forward, cells)
 
 
-def _undisturbed() -> bool:
-    """Whether a layer on a CPU would run on the C++ kernels and nobody watches."""
-    return requested() in (None, "cpp") and watching_road.get() is None and not transformed()
-
-
-# What has to hold before the C++ core may take a module's call as it comes, without `plan`.
+# What has to be the answer before the C++ core may take a module's call as it comes, without `plan`.  Functions in C: a
+# few in Python would take as long as a small step does.
 cpp.prepare_quick(
-    (torch.is_grad_enabled, False),
-    (torch._C._get_tracing_state, None),
-    (torch._C._len_torch_dispatch_stack, 0),
-    (torch._C._is_any_autocast_enabled, False),
-    (_undisturbed, True),
+    (torch.is_grad_enabled, (False,)),
+    *((ask, (calm,)) for ask, calm in UNDISTURBED),
+    (torch._C._is_any_autocast_enabled, (False,)),
+    (watching_road.get, (None,)),
+    (asked, (None, "cpp")),
 )
 
 

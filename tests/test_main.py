@@ -42,6 +42,9 @@ def test_it_says_what_to_do_where_numba_stands_in_for_the_core(monkeypatch):
     assert "in place of the missing C++ core" in text and "install a compiler" in text.splitlines()[-1]
 
 
-def test_a_backend_asked_for_in_vain_is_reported(monkeypatch):
-    monkeypatch.setattr(backends, "_environment", "fortran")
-    assert "cpu float32 runs on: nothing: unknown fastrnn backend 'fortran'" in main.report()
+def test_a_backend_asked_for_in_vain_is_reported():
+    token = backends._asked.set("fortran")
+    try:
+        assert "cpu float32 runs on: nothing: unknown fastrnn backend 'fortran'" in main.report()
+    finally:
+        backends._asked.reset(token)

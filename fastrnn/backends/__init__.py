@@ -27,6 +27,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -76,8 +77,10 @@ class Backward(NamedTuple):
     weights: list[Tensor] | None
 
 
-_asked: ContextVar[str | None] = ContextVar("fastrnn_backend", default=None)
-_environment = os.environ.get("FASTRNN_BACKEND") or None  # read once: a look-up costs a microsecond a call
+# Read once: a look-up costs a microsecond a call.
+_asked: ContextVar[str | None] = ContextVar(
+    "fastrnn_backend", default=sys.intern(os.environ.get("FASTRNN_BACKEND", "")) or None
+)
 
 
 class BackendError(RuntimeError):
@@ -111,16 +114,19 @@ def use_backend(name: str) -> Iterator[None]:
     the same for a whole process; the context wins over it.
     """
     _require_live(name)
-    token = _asked.set(name)
+    token = _asked.set(sys.intern(name))
     try:
         yield
     finally:
         _asked.reset(token)
 
 
+asked = _asked.get  # the same as `requested` for who counts calls of Python functions
+
+
 def requested() -> str | None:
     """The backend asked for by name, by :func:`use_backend` or else by the environment; None for automatic choice."""
-    return _asked.get() or _environment
+    return _asked.get()
 
 
 def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM", tokens: bool = False) -> str | None:

@@ -53,8 +53,8 @@ def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = No
     return None
 
 
-def prepare_quick(*guards: tuple[Callable[[], Any], Any]) -> None:
-    """Lets :func:`quick` serve calls at which each of these functions returns this very object."""
+def prepare_quick(*guards: tuple[Callable[[], Any], tuple[Any, ...]]) -> None:
+    """Lets :func:`quick` serve calls at which each of these functions returns one of these very objects."""
     if not _missing:
         _core.prepare_quick(torch.nn.Parameter, torch.empty_like, torch.get_num_threads, list(guards))
 
