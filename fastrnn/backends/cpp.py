@@ -60,7 +60,7 @@ def prepare_quick(*guards: tuple[Callable[[], Any], tuple[Any, ...]]) -> None:
 
 
 if not _missing:
-    quick = _core.quick  # noqa: F811
+    quick = _core.quick
 
 
 def unavailable() -> str | None:
