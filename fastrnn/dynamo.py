@@ -22,8 +22,8 @@ def constant(function: Function) -> Function:
     return function
 
 
-# Functions in C, and their answers while nobody looks on (`watched`) and nothing is `transformed`; only of torch.compile
-# Python has to ask.
+# Functions in C, and their answers while nobody looks on (`watched`) and nothing is `transformed`; of torch.compile
+# Python alone can ask.
 UNDISTURBED = (
     (torch._C._get_tracing_state, None),
     (torch._C._len_torch_dispatch_stack, 0),
