@@ -10,7 +10,8 @@ Raises:
     ValueError: an argument does not have the size that ``layer`` asks for; the message names it and both sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +26,22 @@ def isa() -> str:
 
 def supported_isas() -> list[str]:
     """Names of the compiled instruction sets that this machine runs, the best first."""
+
+def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str = ...) -> Any:
+    """The forward of a layer module, or with ``mode``, a key of ``CELLS``, of a cell module, of these attributes.
+
+    It serves plain dense tensors, all steps with the same rows and time first, without gradients, while the guards of
+    ``prepare_quick`` answer as they should.  All else, errors included, it answers with None.
+    """
+
+def prepare_quick(
+    parameter: type, empty_like: Callable, threads: Callable, guards: list[tuple[Callable[[], Any], tuple[Any, ...]]]
+) -> None:
+    """Gives ``quick`` what it needs of torch; before, and where torch's tensors have no exchange API of DLPack, it
+    answers every call with None.  Each guard is a function and the objects one of which it has to return."""
+
+def kept_count() -> int:
+    """How many parameters packed weights are kept for: those of which a longer call without gradients was made."""
 
 def multiplies_bfloat16() -> bool:
     """Whether the instruction set in use multiplies bfloat16 itself, or numbers are widened on the fly."""
