@@ -201,11 +201,17 @@ struct ForwardScan {
   }
 
   void pack_bias(int64_t p) const {
-    for (int64_t i = 0; i < kWidth; ++i) {
-      const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
-      const bool there = weights.b_ih && unit < z.hidden;
-      init_ih[p * kWidth + i] = there ? widen(weights.b_ih[gate * z.hidden + unit]) : W(0);
-      init_hh[p * kWidth + i] = there ? widen(weights.b_hh[gate * z.hidden + unit]) : W(0);
+    clear(init_ih + p * kWidth, kWidth);
+    clear(init_hh + p * kWidth, kWidth);
+    for (int block = 0; weights.b_ih && block < kBlocks; ++block) {
+      const int64_t unit = (p * kBlocks + block) * L;
+      if (unit >= z.hidden) break;
+      const int64_t count = smaller<int64_t>(L, z.hidden - unit);
+      for (int gate = 0; gate < G; ++gate) {
+        const int64_t to = p * kWidth + (block * G + gate) * L, from = gate * z.hidden + unit;
+        convert(init_ih + to, weights.b_ih + from, count);
+        convert(init_hh + to, weights.b_hh + from, count);
+      }
     }
   }
 
