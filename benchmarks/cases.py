@@ -77,7 +77,7 @@ class Case:
         shape = self.shape
         outputs = shape.proj_size or shape.hidden
         width = outputs + (self.inputs if shape.steps == 1 else 0)
-        size = 8 if shape.dtype == "float64" else 4
+        size = {"float64": 8, "float32": 4}.get(shape.dtype, 2)
         return size * shape.hidden * (GATES[self.mode] * width + shape.proj_size)
 
     @property
@@ -97,7 +97,7 @@ class Case:
 
 
 _LSTM, _GRU, _RNN = ("LSTM",), ("GRU",), ("RNN_TANH",)
-_INFER = ("infer",)
+_INFER, _TRAIN = ("infer",), ("train",)
 
 GROUPS: dict[str, tuple[Shape, ...]] = {
     "measured": (
@@ -141,18 +141,18 @@ GROUPS: dict[str, tuple[Shape, ...]] = {
     # step costs the same wherever it stands and the full lengths take minutes on two cores.
     "long": (
         *(
-            Shape("DeepBench LSTM", 25, rows, hidden, cells=_LSTM, works=("train",))
+            Shape("DeepBench LSTM", 25, rows, hidden, cells=_LSTM, works=_TRAIN)
             for hidden in (512, 1024, 2048)
             for rows in (16, 32, 64, 128)
         ),
-        *(Shape("DeepBench LSTM", 150, rows, 256, cells=_LSTM, works=("train",)) for rows in (16, 32, 64)),
-        *(Shape("DeepBench LSTM", 50, rows, 1536, cells=_LSTM, works=("train",)) for rows in (8, 16, 32)),
+        *(Shape("DeepBench LSTM", 150, rows, 256, cells=_LSTM, works=_TRAIN) for rows in (16, 32, 64)),
+        *(Shape("DeepBench LSTM", 50, rows, 1536, cells=_LSTM, works=_TRAIN) for rows in (8, 16, 32)),
         *(
-            Shape("DeepBench GRU, 187 steps shortened to 20", 20, 32, hidden, cells=_GRU, works=("train",))
+            Shape("DeepBench GRU, 187 steps shortened to 20", 20, 32, hidden, cells=_GRU, works=_TRAIN)
             for hidden in (512, 1024, 1536, 2048, 2560, 2816)
         ),
         *(
-            Shape("DeepBench vanilla cell, 50 steps shortened to 20", 20, rows, hidden, cells=_RNN, works=("train",))
+            Shape("DeepBench vanilla cell, 50 steps shortened to 20", 20, rows, hidden, cells=_RNN, works=_TRAIN)
             for hidden in (1760, 2048, 2560)
             for rows in (16, 32, 64, 128)
         ),
@@ -167,6 +167,28 @@ GROUPS: dict[str, tuple[Shape, ...]] = {
             for hidden in sizes
             for rows in (1, 2, 4)
         ),
+    ),
+    # Narrow products: torch.nn's bfloat16 is what they are compared with, float32 of the same shapes stands above.
+    "bfloat16": (
+        Shape("one step of one stream, bytes halved", 1, 1, 512, dtype="bfloat16", works=_INFER),
+        Shape("one row", 100, 1, 512, dtype="bfloat16"),
+        Shape("small matrix products", 100, 32, 128, dtype="bfloat16"),
+        Shape("the language model's size", 100, 32, 256, dtype="bfloat16"),
+        Shape("the same, more rows", 50, 64, 256, dtype="bfloat16"),
+        Shape("products that dominate the gates, fewer rows", 50, 32, 512, dtype="bfloat16"),
+        Shape("products that dominate the gates", 50, 64, 512, dtype="bfloat16"),
+        Shape("lengths falling to a quarter", 100, 32, 256, dtype="bfloat16", packed=True),
+    ),
+    "memory": (
+        Shape("the language model's size", 100, 32, 256, works=_TRAIN),
+        Shape("many rows", 50, 64, 512, works=_TRAIN),
+        Shape("a long sequence", 1000, 8, 128, works=_TRAIN),
+        Shape("narrow input", 100, 32, 256, inputs=16, works=_TRAIN),
+        Shape("both directions", 100, 32, 256, bidirectional=True, works=_TRAIN),
+        Shape("two layers", 100, 32, 256, layers=2, works=_TRAIN),
+        Shape("lengths falling to a quarter", 100, 32, 256, packed=True, works=_TRAIN),
+        Shape("packed, both directions", 100, 32, 256, packed=True, bidirectional=True, works=_TRAIN),
+        Shape("projected output", 100, 32, 256, proj_size=64, cells=_LSTM, works=_TRAIN),
     ),
     "tiny": (
         Shape("runs in a moment: the suite as a test of itself", 7, 5, 33, inputs=20),

@@ -1,5 +1,6 @@
-"""Other libraries on the same parameters: ONNX Runtime and OpenVINO (inference, one ONNX graph for both) and JAX
-(inference and training: one jitted ``lax.scan``).  Each is imported only when asked for, and is a peer where installed.
+"""Other libraries on the same parameters: ONNX Runtime and OpenVINO (inference, one ONNX graph for both), JAX
+(inference and training: one jitted ``lax.scan``), and oneDNN's own LSTM through torch.  Each is imported only when
+asked for, and is a peer where installed.
 
 They run one layer of whole rows in float32; :func:`_plain` refuses the rest.
 """
@@ -124,6 +125,36 @@ def _openvino(problem: Problem, threads: int) -> Built:
     return Side(request.infer), results
 
 
+def _onednn_refusal(case: Case, threads: int) -> str | None:
+    if case.mode != "LSTM" or case.shape.bidirectional:
+        return "torch exposes oneDNN's LSTM only, one direction a call"
+    return _inference(case, threads)
+
+
+def _onednn(problem: Problem, threads: int) -> Built:
+    """oneDNN's LSTM primitive as torch exposes it, ``aten::mkldnn_rnn_layer``: what nn.LSTM calls, but with weights
+    packed once, ahead, as inductor does for a frozen model.  nn.LSTM packs them at each call."""
+    module, (x, hx, _) = problem.module, problem.data
+    hidden, size = module.hidden_size, list(x.shape)
+    parameters = [parameter.detach() for parameter in module.parameters()]
+    w_ih, w_hh, b_ih, b_hh = parameters
+    h0, c0 = (state[0] for state in hx)
+    # weights, hidden_size, reverse, has_biases, batch_first, input_size
+    packed = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(w_ih, w_hh, hidden, False, True, False, size)
+    # reverse, batch_sizes, mode, hidden_size, num_layers, has_biases, bidirectional, batch_first, train
+    options = (False, [], 2, hidden, 1, True, False, False, False)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return torch.ops.aten.mkldnn_rnn_layer(x, *packed, b_ih, b_hh, h0, c0, *options)
+
+    def results() -> Results:
+        y, h, c, _ = call()
+        return problem.name([y, h[None], c[None]])
+
+    return Side(call), results
+
+
 _jax_threads: list[int] = []
 
 
@@ -136,11 +167,12 @@ def _jax_refusal(case: Case, threads: int) -> str | None:
 def _jax(problem: Problem, threads: int) -> Built:
     if not _jax_threads:
         _jax_threads.append(threads)
-        if threads == 1:
-            own = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}"
+        # What XLA sizes its pool by. The usual XLA_FLAGS for one thread do nothing in JAX 0.10: 1.9 cores were busy.
+        os.environ["NPROC"] = str(threads)
     import jax
     import jax.numpy as jnp
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # else a second thread hands work over
 
     mode = problem.case.mode
 
@@ -197,6 +229,8 @@ def installed() -> list[tuple[str, Callable[[Case, int], str | None], Callable[[
         ("OpenVINO", ("onnx", "openvino"), _inference, _openvino),
         ("JAX", ("jax",), _jax_refusal, _jax),
     ]
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight"):
+        table.append(("oneDNN", (), _onednn_refusal, _onednn))
     return [
         (name, refusal, build)
         for name, modules, refusal, build in table

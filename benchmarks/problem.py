@@ -57,6 +57,27 @@ def error(found: Tensor, exact: Tensor) -> float:
     return (found.double() - exact).abs().max().item()
 
 
+def draw(case: Case) -> tuple[nn.RNNBase, Data]:
+    """The torch.nn module of a case and its tensors, from a fixed seed."""
+    shape, dtype = case.shape, getattr(torch, case.shape.dtype)
+    torch.manual_seed(0)
+    options: dict[str, object] = {"nonlinearity": "relu"} if case.mode == "RNN_RELU" else {}
+    if shape.proj_size:
+        options["proj_size"] = shape.proj_size
+    module = MODULES[case.mode](
+        case.inputs, shape.hidden, shape.layers, bidirectional=shape.bidirectional, dtype=dtype, **options
+    )
+    chains, outputs = shape.layers * case.directions, shape.proj_size or shape.hidden
+    x: Tensor | PackedSequence = torch.randn(shape.steps, shape.rows, case.inputs, dtype=dtype)
+    if shape.packed:
+        x = pack_padded_sequence(x, torch.tensor(case.lengths))
+    h0 = torch.randn(chains, shape.rows, outputs, dtype=dtype) / 2
+    c0 = torch.randn(chains, shape.rows, shape.hidden, dtype=dtype) / 2
+    grad_y = torch.randn(*rows(x).shape[:-1], outputs * case.directions, dtype=dtype)
+    rows(x).requires_grad_(case.work == "train")
+    return module, Data(x, (h0, c0) if case.mode == "LSTM" else h0, grad_y)
+
+
 class Problem:
     """One case as tensors, from a fixed seed.
 
@@ -71,24 +92,7 @@ class Problem:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        shape, dtype = case.shape, getattr(torch, case.shape.dtype)
-        torch.manual_seed(0)
-        options: dict[str, object] = {"nonlinearity": "relu"} if case.mode == "RNN_RELU" else {}
-        if shape.proj_size:
-            options["proj_size"] = shape.proj_size
-        self.module: nn.RNNBase = MODULES[case.mode](
-            case.inputs, shape.hidden, shape.layers, bidirectional=shape.bidirectional, dtype=dtype, **options
-        )
-        chains, outputs = shape.layers * case.directions, shape.proj_size or shape.hidden
-        x: Tensor | PackedSequence = torch.randn(shape.steps, shape.rows, case.inputs, dtype=dtype)
-        if shape.packed:
-            x = pack_padded_sequence(x, torch.tensor(case.lengths))
-        h0 = torch.randn(chains, shape.rows, outputs, dtype=dtype) / 2
-        c0 = torch.randn(chains, shape.rows, shape.hidden, dtype=dtype) / 2
-        grad_y = torch.randn(*rows(x).shape[:-1], outputs * case.directions, dtype=dtype)
-        rows(x).requires_grad_(case.work == "train")
-        self.data = Data(x, (h0, c0) if case.mode == "LSTM" else h0, grad_y)
-
+        self.module, self.data = draw(case)
         self.names = ["y", "h", "c"] if case.mode == "LSTM" else ["y", "h"]
         if case.work == "train":
             self.names += ["d_x", *(f"d_{name}" for name, _ in self.module.named_parameters())]

@@ -13,8 +13,6 @@ the largest error as a share of what the gate allows.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -26,6 +24,7 @@ import torch
 from cases import CELLS, GROUPS, STANDARD, WORKS, Case, cases
 from peers import Peer, peers
 from problem import Problem
+from sections import machine
 from timing import product_rate, race, stream_rate
 
 from fastrnn.backends import BackendError
@@ -155,16 +154,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def machine() -> str:
-    """The processor, its cores, and the libraries: what a table means nothing without."""
-    model, info = platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = (named or [model])[0]
-    instructions, cores = torch.backends.cpu.get_cpu_capability(), len(os.sched_getaffinity(0))
-    return f"{model}, {cores} cores, {instructions}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def markdown(rows: Sequence[Row], where: str, limits: Sequence[str], image: str) -> str:
