@@ -98,14 +98,15 @@ def plan(
     return functools.partial(_without_grad, load(name).forward, cells)
 
 
-# What has to be the answer before the C++ core may take a module's call as it comes, without `plan`.  Functions in C: a
-# few in Python would take as long as a small step does.
+# What has to be the answer before the C++ core may take a module's call as it comes, without `plan`.  Most are
+# functions in C: many in Python would take as long as a small step does.
 cpp.prepare_quick(
     (torch.is_grad_enabled, (False,)),
     *((ask, (calm,)) for ask, calm in UNDISTURBED),
     (torch._C._is_any_autocast_enabled, (False,)),
     (watching_road.get, (None,)),
     (asked, (None, "cpp")),
+    (cpp.exact_products, (True,)),
 )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import llvmlite.binding as llvm
 import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
@@ -22,6 +23,9 @@ from numba.extending import overload, register_jitable
 # 'contract' lets a product and a sum become one FMA.  No other liberty: NaN and infinity must come through.
 # The numpy error model drops the test for a zero divisor, whose branch would keep LLVM from vectorising.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
+# A loop over 8 units is too short for LLVM to vectorise behind a test that its arrays lie apart, unless told otherwise:
+# AVX2 would run it number by number.  It is told for the whole process, the only way there is.
+llvm.set_option("fastrnn", "-vectorizer-min-trip-count=4")
 device = register_jitable(**OPTIONS)
 INLINED = {**OPTIONS, "forceinline": True}  # a call left standing in a loop keeps LLVM from vectorising it
 inlined = register_jitable(**INLINED)

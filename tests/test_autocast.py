@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import needs_torch_under_autocast
 from torch import Tensor, nn
 
 import fastrnn
@@ -43,6 +44,7 @@ def results(module: Any, x: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
 @names
 def test_dtypes_and_errors_are_torchs(name: str):
     """Ours are within twice torch.nn's own distance from the exact values, a rounding to bfloat16 granted to both."""
+    needs_torch_under_autocast(name)
     x, (theirs, ours) = inputs(name), pair(name)
     exact = results(copy.deepcopy(theirs).double(), x.double(), None)
     for own, other, right in zip(*(results(m, x, torch.bfloat16) for m in (ours, theirs)), exact, strict=True):

@@ -24,11 +24,16 @@ def run(*command: str) -> str:
 
 
 def agree(printed: str) -> None:
-    """The two sides' losses lie as near as rounding allows: each step may add one of the loss, 8 eps of float32."""
-    gaps = re.findall(r"is ([\d.e+-]+), at step \d+ of (\d+), loss ([\d.]+)\.", printed)
+    """The two sides' losses lie as near as rounding allows: each step may add one of the loss, 8 eps of float32.
+
+    Not so with relu: a sum near its kink takes either slope by a rounding, and from then on the two train on gradients
+    that differ by a unit's share.  There the losses agree to two digits; that each gradient is right, other tests show.
+    """
+    gaps = re.findall(r"is ([\d.e+-]+), at step \d+ of (\d+), loss ([\d.]+)\.\n *(\w*)", printed)
     assert gaps, printed
-    for gap, steps, loss in gaps:
-        assert float(gap) <= int(steps) * 8 * 2**-23 * float(loss), printed
+    for gap, steps, loss, network in gaps:
+        share = 0.01 if network == "relu" else int(steps) * 8 * 2**-23
+        assert float(gap) <= share * float(loss), printed
 
 
 def conclusions(out: Path) -> dict[str, dict]:

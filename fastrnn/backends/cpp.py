@@ -86,10 +86,17 @@ def multiplies_narrow(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """
     if not _NATIVE or 16 * x.numel() < x.shape[-1] * (weights[0].shape[1] + weights[1].shape[1]):
         return False
+    return not exact_products()
+
+
+def exact_products() -> bool:
+    """Whether float32 is multiplied as such: the machine does not multiply bfloat16, or torch's user has not let it."""
+    if not _NATIVE:
+        return True
     if _precision is None:
-        return torch.get_float32_matmul_precision() == "medium"
+        return torch.get_float32_matmul_precision() != "medium"
     of_rnn = _precision("mkldnn", "rnn")
-    return (_precision("mkldnn", "matmul") if of_rnn == "none" else of_rnn) == "bf16"
+    return (_precision("mkldnn", "matmul") if of_rnn == "none" else of_rnn) != "bf16"
 
 
 def isa() -> str:
