@@ -100,11 +100,11 @@ def test_import_loads_neither_numba_nor_triton():
 
 
 def test_import_takes_less_than_50_ms_beyond_torch():
-    """Of the processor's time, and the least of a few tries: a busy machine can only add to it."""
+    """Of the processor's time, from compiled files, and the least of a few tries: a busy machine can only add to it."""
     code = "import torch, time; start = time.process_time(); import fastrnn; print(time.process_time() - start)"
     best = float("inf")
     for _ in range(5):
-        best = min(best, float(python(code)))
+        best = min(best, float(python(code, PYTHONDONTWRITEBYTECODE="")))
         if best < 0.05:
             return
     raise AssertionError(f"import fastrnn took {best * 1e3:.0f} ms")
