@@ -11,6 +11,9 @@ namespace fastrnn {
 namespace avx512_bf16 {
 const Kernels& table();
 }
+namespace avx512_vnni {
+const Kernels& table();
+}
 namespace avx512 {
 const Kernels& table();
 }
@@ -24,13 +27,16 @@ const Kernels& table();
 
 const Kernels* const* supported_kernels() {
   static const Kernels* const* found = [] {
-    static const Kernels* all[5] = {};
+    static const Kernels* all[6] = {};
     int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl")) {
-      if (__builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();
+      if (__builtin_cpu_supports("avx512vnni")) {
+        if (__builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();
+        all[count++] = &avx512_vnni::table();
+      }
       all[count++] = &avx512::table();
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all[count++] = &avx2::table();

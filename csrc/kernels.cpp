@@ -17,7 +17,7 @@
 #define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
 
 namespace fastrnn {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512VNNI__)
 namespace avx512 {
 const Kernels& table();
 }
@@ -36,19 +36,23 @@ namespace FASTRNN_NAMESPACE {
 #include "forward-inl.h"
 #include "backward-inl.h"
 #include "layer-inl.h"
+#include "int8-inl.h"
 // clang-format on
 
 const Kernels& table() {
-#if defined(__AVX512BF16__)
-  static const Kernels all = [] {  // what AVX-512 has, and products of bfloat16
+#if defined(__AVX512VNNI__)
+  static const Kernels all = [] {  // what AVX-512 has, with products of int8 and, perhaps, of bfloat16
     Kernels kernels = avx512::table();
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+    kernels.forward_int8 = forward_int8;
+#if defined(__AVX512BF16__)
     kernels.multiplies_bfloat16 = true;
     kernels.forward_bfloat16 = forward<bfloat16>;
     kernels.backward_bfloat16 = backward<bfloat16>;
     kernels.forward_mixed = forward<bfloat16>;
     kernels.backward_mixed = backward<bfloat16>;
     kernels.stack_bfloat16 = stack<bfloat16>;
+#endif
     return kernels;
   }();
 #else
@@ -58,6 +62,7 @@ const Kernels& table() {
                            forward<double>,
                            backward<float>,
                            backward<double>,
+                           forward_int8,
                            forward<bfloat16>,
                            backward<bfloat16>,
                            forward<bfloat16>,

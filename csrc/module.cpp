@@ -195,6 +195,47 @@ void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, 
   run(all, call);
 }
 
+// Weights of 8 bits: a list of scale_ih, weight_ih, scale_hh, weight_hh, then bias_ih and bias_hh if there are biases,
+// then scale_hr and weight_hr if there is a projection, for each direction.
+void forward_int8(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
+                  py::handle y, py::handle hn, py::handle cn) {
+  const Reader<float, float> read(layer);
+  const Sizes& z = read.in.sizes;
+  Int8Forward call{};
+  call.mode = read.in.mode, call.sizes = z, call.threads = read.in.threads;
+  call.x = read.tensor<float>(x, "x", static_cast<__int128>(z.rows) * z.inputs);
+  call.h0 = read.per_direction(h0, "h0", z.batch, z.outputs);
+  call.y = read.per_direction(y, "y", z.rows, z.outputs);
+  call.hn = read.per_direction(hn, "hn", z.batch, z.outputs);
+  if (read.has_cell) {
+    call.c0 = read.per_direction(c0, "c0", z.batch, z.hidden);
+    call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
+  }
+  const bool projected = z.outputs != z.hidden;
+  const size_t each = weights.size() / z.directions, plain = each - 2 * projected;
+  if (each * z.directions != weights.size() || (plain != 4 && plain != 6))
+    throw py::value_error("weights: expected 4 or 6 tensors a direction, and 2 more with a projection");
+  if (projected && !read.has_cell) throw py::value_error("the LSTM alone has a projection");
+  if (z.inputs > kInt8Depth || z.hidden > kInt8Depth)
+    throw py::value_error("layer: int8 products are of at most " + std::to_string(kInt8Depth) + " terms");
+  const __int128 rows = read.gates * z.hidden;
+  for (int d = 0; d < z.directions; ++d) {
+    size_t at = d * each;
+    const auto narrow = [&](__int128 count) {
+      return reinterpret_cast<const int8_t*>(address(weights[at++], "weights", count, 1));
+    };
+    const auto wide = [&](__int128 count) { return read.tensor<float>(weights[at++], "scales and biases", count); };
+    Int8Parameters& w = call.weights[d];
+    w.s_ih = wide(rows), w.w_ih = narrow(rows * z.inputs);
+    w.s_hh = wide(rows), w.w_hh = narrow(rows * z.outputs);
+    if (plain == 6) w.b_ih = wide(rows), w.b_hh = wide(rows);
+    if (projected) w.s_hr = wide(z.outputs), w.w_hr = narrow(__int128{z.outputs} * z.hidden);
+  }
+  const Kernels& all = kernels();
+  py::gil_scoped_release release;
+  all.forward_int8(call);
+}
+
 }  // namespace
 }  // namespace fastrnn
 
@@ -211,6 +252,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("forward_float", &forward<float>);
   m.def("forward_double", &forward<double>);
+  m.def("forward_int8", &forward_int8);
   m.def("multiplies_bfloat16", [] { return kernels().multiplies_bfloat16; });
   m.def("forward_bfloat16", &forward<bfloat16>);
   m.def("backward_float", &backward<float>);

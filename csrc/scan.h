@@ -109,6 +109,33 @@ struct Backward : Inputs<S, A> {
   Parameters<A> grad_weights[2];  // null w_ih: the gradients of the parameters are not wanted
 };
 
+// One direction's parameters with weights of 8 bits: weight[r][k] = w[r * depth + k] * s[r], w from -127 to 127. Depths
+// are at most kInt8Depth, so that no sum of products leaves int32.
+struct Int8Parameters {
+  const int8_t* w_ih;  // (G*H, I)
+  const float* s_ih;   // (G*H)
+  const int8_t* w_hh;  // (G*H, P)
+  const float* s_hh;   // (G*H)
+  const float* b_ih;   // (G*H), or null with b_hh
+  const float* b_hh;   // (G*H)
+  const int8_t* w_hr;  // (P, H), LSTM only, or null
+  const float* s_hr;   // (P)
+};
+constexpr int64_t kInt8Depth = 0x7fffffff / (127 * 127);
+
+struct Int8Forward {
+  Mode mode;
+  Sizes sizes;
+  int threads;
+  const float* x;   // (N, I)
+  const float* h0;  // (D, B, P)
+  const float* c0;  // (D, B, H), LSTM only
+  Int8Parameters weights[2];
+  float* y;   // (N, D*P)
+  float* hn;  // (D, B, P)
+  float* cn;  // (D, B, H), LSTM only
+};
+
 // One instruction set's kernels. They trust their arguments: module.cpp checks them.
 struct Kernels {
   const char* name;
@@ -117,6 +144,7 @@ struct Kernels {
   void (*forward_double)(const Forward<double>&);
   void (*backward_float)(const Backward<float>&);
   void (*backward_double)(const Backward<double>&);
+  void (*forward_int8)(const Int8Forward&);
   void (*forward_bfloat16)(const Forward<bfloat16>&);
   void (*backward_bfloat16)(const Backward<bfloat16>&);
   void (*forward_mixed)(const Forward<bfloat16, float>&);

@@ -7,6 +7,7 @@ from fastrnn.convert import convert, revert
 from fastrnn.functional import gru, jordan_rnn, lstm, rnn
 from fastrnn.jordan import JordanRNN
 from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, quantize_dynamic
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,9 @@ __all__ = [
     "GRUCell",
     "JordanRNN",
     "LSTMCell",
+    "QuantizedGRU",
+    "QuantizedLSTM",
+    "QuantizedRNN",
     "RNNCell",
     "backends",
     "convert",
@@ -27,6 +31,7 @@ __all__ = [
     "interop",
     "jordan_rnn",
     "lstm",
+    "quantize_dynamic",
     "revert",
     "rnn",
     "use_backend",

@@ -27,7 +27,7 @@ def isa() -> str:
 def supported_isas() -> list[str]:
     """Names of the compiled instruction sets that this machine runs, the best first."""
 
-def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str = ...) -> Any:
+def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
     """The forward of a layer module, or with ``mode``, a key of ``CELLS``, of a cell module, of these attributes.
 
     It serves plain dense tensors, all steps with the same rows and time first, without gradients, while the guards of
@@ -60,6 +60,18 @@ def forward_float(
     cells: Tensor | None,
     hidden: Tensor | None,
 ) -> None: ...
+def forward_int8(
+    layer: Layer,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    y: Tensor,
+    hn: Tensor,
+    cn: Tensor | None,
+) -> None:
+    """``weights`` holds of each direction scale_ih, weight_ih (int8), scale_hh, weight_hh, then, where they are,
+    bias_ih and bias_hh, scale_hr and weight_hr; all else is float32."""
 
 forward_double = forward_float
 forward_bfloat16 = forward_float  # ``cells`` and ``grad_cells`` hold float32

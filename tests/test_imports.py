@@ -24,7 +24,7 @@ FLOORS = [
     {"embedding", "functional", "recompute"},
     {"options"},
     {"modules"},
-    {"cell_modules", "compilable", "jordan"},
+    {"cell_modules", "compilable", "jordan", "quantized"},
     {"convert", "init", "interop"},
     {"diagnostics"},
     {"__init__"},

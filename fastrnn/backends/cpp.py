@@ -61,6 +61,7 @@ def prepare_quick(*guards: tuple[Callable[[], Any], tuple[Any, ...]]) -> None:
 
 if not _missing:
     quick = _core.quick
+    forward_int8 = _core.forward_int8
 
 
 def unavailable() -> str | None:
@@ -100,14 +101,14 @@ def exact_products() -> bool:
 
 
 def isa() -> str:
-    """Name of the instruction set in use: avx512_bf16, avx512, avx2 or generic."""
+    """Name of the instruction set in use: avx512_bf16, avx512_vnni, avx512, avx2 or generic."""
     return _core.isa()
 
 
-def _layer(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, weights: Sequence[Tensor]):
+def layer_sizes(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_ih: Tensor):
     """The sizes of a layer, as :mod:`fastrnn._core` takes them."""
     directions, batch, outputs = h0.shape
-    gate_rows, inputs = weights[0].shape
+    gate_rows, inputs = w_ih.shape
     hidden = gate_rows // len(CELLS[mode].gates)
     if batch_sizes is None:
         steps, rows = x.shape[0], x.shape[0] * batch
@@ -135,7 +136,7 @@ def forward(
         if saved is not None:
             saved = Saved(saved.gates.to(dtype), saved.cells, saved.hidden.to(dtype))
         return Forward(y.to(dtype), hn.to(dtype), cn.to(dtype), saved)
-    layer = _layer(mode, x, batch_sizes, h0, weights)
+    layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     _, _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
     empty, tokens = h0.new_empty, x.dtype is torch.int64
     y = empty((*(x.shape if tokens else x.shape[:-1]), directions * outputs))
@@ -199,7 +200,7 @@ def backward(
         found = backward(mode, *wide, kept, *seeds, need_x, need_state, need_weights)
         grad_x, grad_h0, grad_c0 = (None if grad is None else grad.to(dtype) for grad in found[:3])
         return Backward(grad_x, grad_h0, grad_c0, found.weights and [g.to(dtype) for g in found.weights])
-    layer = _layer(mode, x, batch_sizes, h0, weights)
+    layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     grad_h0 = grad_c0 = None
     if need_state:

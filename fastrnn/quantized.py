@@ -1,0 +1,225 @@
+"""Weights of 8 bits for inference on a CPU: `quantize_dynamic`, and the modules that it puts in.
+
+A weight is ``q * s``: ``q`` an integer from -127 to 127 and ``s`` a float32 scale for each row of a matrix (each unit
+of a gate), the largest of the row over 127.  Just before a product the row of x or h is rounded to such integers by a
+scale of its own, so that the sums of products are exact integers; biases, gates, h and c are float32::
+
+    W v ~ s_row * s_v * (q_row . q_v)      s_v = max |v| / 127      q_v = round(v / s_v)
+
+A step then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.cells`.  A NaN or an infinity
+in x or h makes all gates of that row and step NaN.  Source: Jacob et al., "Quantization and training of neural networks
+for efficient integer-arithmetic-only inference" (2018); what is dynamic is the scale of the activations, as in
+``torch.ao.quantization.quantize_dynamic``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn.backends import BackendError, cpp, requested
+from fastrnn.checks import Sizes, shapes_misfit
+from fastrnn.dynamo import left_to_python
+from fastrnn.modules import run
+from fastrnn.options import NAMES
+from fastrnn.roads import Road
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The scales (R,) float32 and the integers (R, C) int8 of a matrix (R, C): ``weight ~ integers * scales[:, None]``.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
+    weight = weight.detach()
+    if not bool(weight.isfinite().all()):
+        raise ValueError("weights to be quantized must be finite, got NaN or infinity")
+    scales = weight.abs().amax(1) / 127
+    divisors = torch.where(scales > 0, scales, 1)  # of a row of zeros
+    return scales, (weight / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)
+
+
+class _Errors:
+    """What :func:`fastrnn.modules.run` calls where an argument has not the form of one, in torch.nn's words."""
+
+    @staticmethod
+    def forward(module: Any, input: Any, hx: Any) -> Any:
+        kind = module.mode.split("_")[0]
+        if not isinstance(input, (Tensor, nn.utils.rnn.PackedSequence)):
+            raise TypeError(f"{kind}: Expected input to be a Tensor or a PackedSequence, got {type(input).__name__}")
+        if isinstance(input, Tensor) and input.dim() not in (2, 3):
+            raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        wanted = "a pair of tensors" if kind == "LSTM" else "a tensor"
+        shapes = [tuple(h.shape) for h in hx if isinstance(h, Tensor)] if isinstance(hx, (tuple, list)) else hx.shape
+        raise RuntimeError(f"{kind}: Expected hx to be {wanted}, 2-D for one sequence, else 3-D, got {shapes}")
+
+
+class _Quantized(nn.Module):
+    """RNN, LSTM or GRU with weights of 8 bits: forward only, float32, on a CPU; see :mod:`fastrnn.quantized`.
+
+    Built by :meth:`from_float` and :func:`quantize_dynamic`.  Arguments and results of a call are those of the module
+    that it was made from; results have no gradient.  Its buffers, which make its ``state_dict``, are for each layer and
+    direction ``weight_ih``, ``weight_hh`` and, with a projection, ``weight_hr``, int8, their rows' ``scale_ih``,
+    ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.
+    """
+
+    _float: type[nn.RNNBase]
+
+    def __init__(self, float_module: nn.RNNBase) -> None:
+        super().__init__()
+        own = float_module
+        self.mode, self.input_size, self.hidden_size = own.mode, own.input_size, own.hidden_size
+        self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
+        self.proj_size, self.bias, self.dropout = own.proj_size, own.bias, 0.0
+        self.sizes = Sizes(
+            own.input_size, own.hidden_size, own.proj_size or own.hidden_size, own.num_layers, 1 + own.bidirectional
+        )
+        self._order: list[str] = []
+        self._flat_weights_names: list[str] = []  # of parameters, which there are none of
+        for layer in range(own.num_layers):
+            for end in ("", "_reverse")[: self.sizes.directions]:
+                self._take(own, f"_l{layer}{end}")
+        self.eval()
+
+    def _take(self, own: nn.Module, end: str) -> None:
+        def add(name: str, value: Tensor) -> None:
+            self.register_buffer(name, value)
+            self._order.append(name)
+
+        for kind in ("ih", "hh", "hr")[: 2 + (self.proj_size > 0)]:
+            if kind == "hr" and self.bias:
+                add(f"bias_ih{end}", getattr(own, f"bias_ih{end}").detach().clone())
+                add(f"bias_hh{end}", getattr(own, f"bias_hh{end}").detach().clone())
+            scales, integers = quantize(getattr(own, f"weight_{kind}{end}"))
+            add(f"scale_{kind}{end}", scales)
+            add(f"weight_{kind}{end}", integers)
+        if self.bias and not self.proj_size:
+            add(f"bias_ih{end}", getattr(own, f"bias_ih{end}").detach().clone())
+            add(f"bias_hh{end}", getattr(own, f"bias_hh{end}").detach().clone())
+
+    @classmethod
+    def from_float(cls, module: nn.RNNBase) -> Any:
+        """The same network with weights of 8 bits, of a module of torch.nn's or fastrnn's class; weights are copied.
+
+        Raises:
+            TypeError: it is not of that class.
+            ValueError: its weights are not float32 on a CPU or not finite, or it has an option of
+                :mod:`fastrnn.options`.
+            BackendError: the compiled core is missing.
+        """
+        if not isinstance(module, cls._float):
+            raise TypeError(f"expected a module of {cls._float.__name__}, got {type(module).__name__}")
+        if used := [option for option in NAMES if getattr(module, option, False)]:
+            raise ValueError(f"{' and '.join(used)} is on, which {cls.__name__} does not have")
+        weights: Any = module._flat_weights
+        for name, weight in zip(module._flat_weights_names, weights, strict=True):
+            if weight.dtype is not torch.float32 or not weight.is_cpu:
+                raise ValueError(f"{name}: expected float32 on the CPU, got {weight.dtype} on {weight.device}")
+        if reason := cpp.unavailable():
+            raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
+        return cls(module).train(module.training)
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._order]
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """The output and the last states, as of the module in float32.
+
+        Raises:
+            ValueError, RuntimeError: as torch.nn's, where shapes do not fit; the input is not float32 on the CPU.
+        """
+        if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
+            raise RuntimeError(f"{type(self).__name__} has no operator that a trace could hold: trace the float module")
+        if (name := requested()) not in (None, "cpp"):
+            raise BackendError(f"fastrnn backend {name!r} was asked for by name but has no weights of 8 bits")
+        with torch.no_grad(), torch._C._DisableAutocast():
+            return run(self, _Errors, input, hx, planned=_plan)
+
+    def extra_repr(self) -> str:
+        options = ("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False), ("proj_size", 0)
+        changed = [f"{name}={getattr(self, name)}" for name, default in options if getattr(self, name) != default]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
+
+
+left_to_python(_Quantized.forward)
+
+
+def _plan(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Any, sizes: Sizes
+) -> Road:
+    if x.dtype is not torch.float32 or not x.is_cpu:
+        raise ValueError(f"expected an input of float32 on the CPU, got {x.dtype} on {x.device}")
+    rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    if problem := shapes_misfit(mode, x, rows, h0, c0, (), sizes, ()):
+        raise problem
+    return _layer
+
+
+def _layer(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y = h0.new_empty((*x.shape[:-1], h0.shape[0] * h0.shape[2]))
+    hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    if h0.shape[1]:
+        layer = cpp.layer_sizes(mode, x, batch_sizes, h0, weights[1])
+        state = None if c0 is None else c0.contiguous()
+        own = [weight.contiguous() for weight in weights]
+        cpp.forward_int8(layer, x.contiguous(), h0.contiguous(), state, own, y, hn, cn)
+    return y, hn, cn, cn
+
+
+class QuantizedRNN(_Quantized):
+    __doc__ = _Quantized.__doc__
+    _float = nn.RNN
+
+
+class QuantizedLSTM(_Quantized):
+    __doc__ = _Quantized.__doc__
+    _float = nn.LSTM
+
+
+class QuantizedGRU(_Quantized):
+    __doc__ = _Quantized.__doc__
+    _float = nn.GRU
+
+
+_CLASSES = (QuantizedRNN, QuantizedLSTM, QuantizedGRU)
+
+
+def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
+    """``model`` with every RNN, LSTM and GRU, of torch.nn, fastrnn or derived from them, itself included, replaced by
+    one with weights of 8 bits; all else stays.  For inference on a CPU.
+
+    Args:
+        model: it is copied, unless ``inplace``.
+        inplace: whether to change the model itself.
+
+    Returns:
+        The model, or the module put in its place where it is itself an RNN, LSTM or GRU.
+
+    Raises:
+        ValueError, BackendError: see ``QuantizedLSTM.from_float``; then a model that was not copied is unchanged.
+    """
+    found: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        for quantized in _CLASSES:
+            if isinstance(module, quantized._float):
+                found[module] = quantized.from_float(module)
+    if model in found:
+        return found[model]
+    if not inplace:
+        memo = {id(module): quantized for module, quantized in found.items()}
+        return copy.deepcopy(model, memo)
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child in found:
+                setattr(module, name, found[child])
+    return model
