@@ -1,7 +1,7 @@
 """Time every peer on the chosen cases: a table, ratios over torch.nn, geometric means, and a plot.
 
     python benchmarks/report.py --group measured --cells LSTM GRU --threads 1 --mode train
-    python benchmarks/report.py --write          the standard groups, into benchmarks/RESULTS.md
+    python benchmarks/report.py --write standard           the standard groups, into benchmarks/results/standard.md
 
 Each peer first passes the correctness gate of its case; one that fails it ends the report, and no time is printed for
 it.  All peers of a case are then timed in turn in this process.  ``share`` is the time that the machine's own limit
@@ -13,18 +13,17 @@ the largest error as a share of what the gate allows.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import sections
 import torch
 from cases import CELLS, GROUPS, STANDARD, WORKS, Case, cases
 from peers import Peer, peers
 from problem import Problem
-from sections import machine
 from timing import product_rate, race, stream_rate
 
 from fastrnn.backends import BackendError
@@ -156,25 +155,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def markdown(rows: Sequence[Row], where: str, limits: Sequence[str], image: str) -> str:
-    lines = [
-        "# Benchmark results",
-        "",
-        "Machine: " + where + ".",
-        "",
-        *limits,
-        "",
-        f"Command: `python benchmarks/report.py {shlex.join(sys.argv[1:])}`.  The columns are explained in that file.",
-        "",
-        f"![ratios over torch.nn]({image})",
-        "",
-        *(f"- {line}" for line in means(rows)),
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(row.fields()) + " |" for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
+def record(name: str, rows: Sequence[Row], limits: Sequence[str], folder: Path) -> None:
+    plot(rows, folder / f"{name}.png")
+    head = [*limits, "The columns are explained in `report.py`.", f"![ratios over torch.nn]({name}.png)"]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row.fields()) + " |" for row in rows]
+    sections.write(name, f"Times: {name}", head, means(rows), "\n".join(lines) + "\n", folder)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -186,13 +172,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", help="names of the peers beside torch.nn; all that are live by default")
     parser.add_argument("--match", default="", help="only the cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each peer on each case")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/RESULTS.md and its plot")
+    parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md and its plot")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    where = machine()
+    where = sections.machine()
     sides = peers()
     if options.peers is not None:
         if unknown := set(options.peers) - {peer.name for peer in sides}:
@@ -213,11 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     rows.append(row)
                     print(*(f"{x:<{width}}" for x, width in zip(row.fields(), widths, strict=True)), flush=True)
     print(*means(rows), sep="\n")
-    plot(rows, FOLDER / "out" / "ratios.png")
-    (FOLDER / "out" / "table.md").write_text(markdown(rows, where, limits, "ratios.png"))
+    record("last", rows, limits, FOLDER / "out")
     if options.write:
-        plot(rows, FOLDER / "RESULTS.png")
-        (FOLDER / "RESULTS.md").write_text(markdown(rows, where, limits, "RESULTS.png"))
+        record(options.write, rows, limits, sections.RESULTS)
 
 
 if __name__ == "__main__":
