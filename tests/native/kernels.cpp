@@ -12,6 +12,7 @@
 
 #include "guarded.h"
 #include "oracle.h"
+#include "runtime.h"
 
 namespace {
 
@@ -269,7 +270,7 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   const fastrnn::Sizes& z = p.sizes;
   const int64_t D = z.directions, N = z.rows, H = z.hidden, P = z.outputs;
   const int64_t saved = p.c.mode == Mode::lstm || p.c.mode == Mode::gru ? 4 : 0;
-  fastrnn::Inputs<S, A> in{p.c.mode, p.c.activation, z, threads, nullptr, nullptr, input(p.h0), input(p.c0), {}};
+  fastrnn::Inputs<S, A> in{p.c.mode, p.c.activation, z, threads, nullptr, nullptr, input(p.h0), input(p.c0), {}, {}};
   if (p.c.tokens)
     in.tokens = p.tokens.data();
   else
@@ -282,7 +283,10 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   forward.saved.hidden = output(save ? D * N * P : 0);
   forward.saved.cells = place(W{}, save && (p.lstm || p.c.projection) ? D * N * H : 0);
   forward.saved.gates = output(save ? D * N * saved * H : 0);
+  fastrnn::Kept packed[2];
+  if (!save) forward.kept[0] = &packed[0], forward.kept[1] = &packed[1];
   run_forward(kernels, forward);
+  if (!save) run_forward(kernels, forward);  // out of the packed weights of the first
   std::vector<Named> results{{"y", result(0)}, {"hn", result(1)}, {"cn", result(2)}};
   if (save) {
     results.push_back({"hidden", result(3)}), results.push_back({"cells", result(4)});
