@@ -398,6 +398,6 @@ struct BackwardScan {
     int64_t i = 0;
     for (; i + L <= count; i += L) total += load(from + i);
     if (i < count) total += load_part(from + i, static_cast<int>(count - i));
-    return sums_of_lanes<W, 1>(&total)[0];
+    return sums_of_lanes<1>(&total)[0];
   }
 };

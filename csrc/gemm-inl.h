@@ -100,31 +100,37 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
   }
 }
 
-// One round of transposing kLanes vectors: lanes whose index has bit `kBit` change places between two of them.
-template <class S, int kBit, int... lane>
-FASTRNN_INLINE void swap_lanes(Vec<S>& a, Vec<S>& b, std::integer_sequence<int, lane...>) {
-  constexpr int L = kLanes<S>;
-  const Vec<S> low = __builtin_shufflevector(a, b, (lane & kBit ? L + lane - kBit : lane)...);
+template <class V>
+constexpr int kWidthOf = sizeof(V) / sizeof(V{}[0]);
+template <class V>
+using LanesOf = std::make_integer_sequence<int, kWidthOf<V>>;
+
+// One round of transposing as many vectors as they have lanes: lanes whose index has bit `kBit` change places between
+// two of them.
+template <int kBit, class V, int... lane>
+FASTRNN_INLINE void swap_lanes(V& a, V& b, std::integer_sequence<int, lane...>) {
+  constexpr int L = sizeof...(lane);
+  const V low = __builtin_shufflevector(a, b, (lane & kBit ? L + lane - kBit : lane)...);
   b = __builtin_shufflevector(a, b, (lane & kBit ? L + lane : lane + kBit)...);
   a = low;
 }
 
 // The sums of the lanes of `count` vectors, one in each of the first `count` lanes. Whatever the count, neighbours are
 // added first, then pairs, then fours: a sum does not depend on what is summed beside it.
-template <class S, int count, int kBit = 1>
-FASTRNN_INLINE Vec<S> sums_of_lanes(Vec<S>* v) {
+template <int count, int kBit = 1, class V>
+FASTRNN_INLINE V sums_of_lanes(V* v) {
   if constexpr (kBit < count) {
 #pragma GCC unroll 16
     for (int i = 0; i < count; i += 2 * kBit) {
-      swap_lanes<S, kBit>(v[i], v[i + kBit], std::make_integer_sequence<int, kLanes<S>>());
+      swap_lanes<kBit>(v[i], v[i + kBit], LanesOf<V>());
       v[i] += v[i + kBit];
     }
-    return sums_of_lanes<S, count, kBit * 2>(v);
-  } else if constexpr (kBit < kLanes<S>) {
-    Vec<S> other = v[0];
-    swap_lanes<S, kBit>(v[0], other, std::make_integer_sequence<int, kLanes<S>>());
+    return sums_of_lanes<count, kBit * 2>(v);
+  } else if constexpr (kBit < kWidthOf<V>) {
+    V other = v[0];
+    swap_lanes<kBit>(v[0], other, LanesOf<V>());
     v[0] += other;
-    return sums_of_lanes<S, count, kBit * 2>(v);
+    return sums_of_lanes<count, kBit * 2>(v);
   } else {
     return v[0];
   }
@@ -165,7 +171,7 @@ __attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t de
     for (int i = 0; i < C; i += kTogether) {
       Vec<S> start{};
       __builtin_memcpy(&start, init + i, kTogether * sizeof(Wide<S>));
-      const Vec<S> sums = sums_of_lanes<Wide<S>, kTogether>(sum[r] + i) + start;
+      const Vec<S> sums = sums_of_lanes<kTogether>(sum[r] + i) + start;
       __builtin_memcpy(c + r * ld_c + i, &sums, kTogether * sizeof(Wide<S>));
     }
 }
@@ -243,7 +249,7 @@ FASTRNN_INLINE void transpose_block(Vec<S>* rows) {
   constexpr int L = kLanes<S>;
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i)
-    if (!(i & kBit)) swap_lanes<S, kBit>(rows[i], rows[i | kBit], std::make_integer_sequence<int, L>());
+    if (!(i & kBit)) swap_lanes<kBit>(rows[i], rows[i | kBit], LanesOf<Vec<S>>());
   if constexpr (kBit * 2 < L) transpose_block<S, kBit * 2>(rows);
 }
 

@@ -60,26 +60,6 @@ struct Operand {
 };
 #endif
 
-// Of 2 * kStep vectors, the one at i and that at i + kStep become one: lanes whose number has the bit kStep hold sums
-// of the second. When kStep has gone down to 1, lane i is the sum of all lanes of vector i.
-template <int kStep, int... I>
-FASTRNN_INLINE Sums fold(Sums a, Sums b, std::integer_sequence<int, I...>) {
-  constexpr int L = kLanes<float>;
-  return __builtin_shufflevector(a, b, (I & kStep ? L + I : I)...) +
-         __builtin_shufflevector(a, b, ((I & kStep ? L + I : I) ^ kStep)...);
-}
-
-template <int kStep = kLanes<float> / 2>
-FASTRNN_INLINE Sums fold(Sums* sums) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kStep; ++i)
-    sums[i] = fold<kStep>(sums[i], sums[i + kStep], std::make_integer_sequence<int, kLanes<float>>());
-  if constexpr (kStep > 1)
-    return fold<kStep / 2>(sums);
-  else
-    return sums[0];
-}
-
 // Products of one row of activations with L rows of weights: a lane each. `a` has zeros up to a whole vector; what the
 // weights hold there is the row behind, and must be readable. A function of its own, as multiply_tile.
 inline __attribute__((noinline)) Sums multiply_int8(const int8_t* a, const int8_t* weights, int64_t depth) {
@@ -92,7 +72,7 @@ inline __attribute__((noinline)) Sums multiply_int8(const int8_t* a, const int8_
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) sums[i] = operand.add_products(sums[i], weights + i * depth + k);
   }
-  return fold(sums);
+  return sums_of_lanes<L>(sums);
 }
 
 FASTRNN_INLINE int64_t whole_vectors(int64_t bytes) { return ceil_div(bytes, kVectorBytes) * kVectorBytes; }

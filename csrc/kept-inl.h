@@ -7,7 +7,6 @@
 // Sums of 32-bit words modulo 2^32, in each lane a polynomial of an odd number: one changed word always shows, several
 // fail to with a chance of 2^-32 or less.
 struct Mark {
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
   static constexpr int kSums = 4;  // chains side by side, since one multiplication waits for the one before
   Words sums[kSums];
   bool known;  // whether there is a packed panel

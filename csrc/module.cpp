@@ -1,5 +1,4 @@
-// The Python face of the kernels: reads tensors through their own methods (no torch headers, so that one build serves
-// every torch), checks each against the sizes of the layer, releases the GIL.
+// The Python face of the kernels: checks each tensor against the sizes of the layer, releases the GIL.
 #include <pybind11/pybind11.h>
 
 #include <optional>

@@ -1,6 +1,7 @@
 #include "quick.h"
 
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -113,18 +114,6 @@ py::object empty(PyObject* like, Size... sizes) {
   return made;
 }
 
-// Memory of the calling thread for what lies between layers, and for a first state of zeros.
-char* between(size_t bytes) {
-  static thread_local std::vector<char> memory;
-  if (memory.size() < bytes) memory.resize(bytes);
-  return memory.data();
-}
-const char* zeros(size_t bytes) {
-  static thread_local std::vector<char> memory;
-  if (memory.size() < bytes) memory.resize(bytes);
-  return memory.data();
-}
-
 // Multiply-adds from which other Python threads may run meanwhile.
 constexpr double kLong = 1e6;
 
@@ -202,8 +191,10 @@ struct Call {
     const int64_t count = layers * directions;
     PyObject *h0 = nullptr, *c0 = nullptr;
     const S *h0_at, *c0_at = nullptr;
+    std::unique_ptr<S[]> zeros;
     if (hx == Py_None) {
-      h0_at = c0_at = reinterpret_cast<const S*>(zeros(count * batch * hidden * sizeof(S)));
+      zeros.reset(new S[count * batch * hidden]());
+      h0_at = c0_at = zeros.get();
     } else {
       h0 = hx;
       if (lstm) {
@@ -274,7 +265,7 @@ struct Call {
     S* const hn_at = writes(hn);
     S* const cn_at = lstm ? writes(cn) : nullptr;
     const int64_t layer_size = steps * batch * width;
-    S* const inner = reinterpret_cast<S*>(between((layers - !cell) * layer_size * sizeof(S)));
+    const std::unique_ptr<S[]> between(new S[(layers - !cell) * layer_size]);  // y of all layers that nobody sees
     const int threads = work < kLong ? 1 : thread_count();
     std::vector<std::unique_ptr<KeptFor>> kept;
     for (int i = 0; i < layers; ++i) {
@@ -287,7 +278,7 @@ struct Call {
       call.h0 = h0_at + before * outputs;
       call.hn = hn_at + before * outputs;
       if (lstm) call.c0 = c0_at + before * hidden, call.cn = cn_at + before * hidden;
-      call.y = i + 1 == layers && !cell ? writes(y) : inner + i * layer_size;
+      call.y = i + 1 == layers && !cell ? writes(y) : between.get() + i * layer_size;
       for (int d = 0; d < directions && steps * batch >= kKeptRows; ++d) {
         kept.push_back(std::make_unique<KeptFor>(weights[(i * directions + d) * each + 1]));
         call.kept[d] = kept.back()->get();

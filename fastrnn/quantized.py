@@ -56,7 +56,8 @@ class _Errors:
         if isinstance(input, Tensor) and input.dim() not in (2, 3):
             raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         wanted = "a pair of tensors" if kind == "LSTM" else "a tensor"
-        shapes = [tuple(h.shape) for h in hx if isinstance(h, Tensor)] if isinstance(hx, (tuple, list)) else hx.shape
+        given = hx if isinstance(hx, (tuple, list)) else [hx]
+        shapes = [tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__ for h in given]
         raise RuntimeError(f"{kind}: Expected hx to be {wanted}, 2-D for one sequence, else 3-D, got {shapes}")
 
 
@@ -77,31 +78,26 @@ class _Quantized(nn.Module):
         self.mode, self.input_size, self.hidden_size = own.mode, own.input_size, own.hidden_size
         self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
         self.proj_size, self.bias, self.dropout = own.proj_size, own.bias, 0.0
-        self.sizes = Sizes(
-            own.input_size, own.hidden_size, own.proj_size or own.hidden_size, own.num_layers, 1 + own.bidirectional
-        )
         self._order: list[str] = []
         self._flat_weights_names: list[str] = []  # of parameters, which there are none of
         for layer in range(own.num_layers):
-            for end in ("", "_reverse")[: self.sizes.directions]:
+            for end in ("", "_reverse")[: 1 + own.bidirectional]:
                 self._take(own, f"_l{layer}{end}")
-        self.eval()
 
     def _take(self, own: nn.Module, end: str) -> None:
-        def add(name: str, value: Tensor) -> None:
-            self.register_buffer(name, value)
-            self._order.append(name)
-
-        for kind in ("ih", "hh", "hr")[: 2 + (self.proj_size > 0)]:
-            if kind == "hr" and self.bias:
-                add(f"bias_ih{end}", getattr(own, f"bias_ih{end}").detach().clone())
-                add(f"bias_hh{end}", getattr(own, f"bias_hh{end}").detach().clone())
-            scales, integers = quantize(getattr(own, f"weight_{kind}{end}"))
-            add(f"scale_{kind}{end}", scales)
-            add(f"weight_{kind}{end}", integers)
-        if self.bias and not self.proj_size:
-            add(f"bias_ih{end}", getattr(own, f"bias_ih{end}").detach().clone())
-            add(f"bias_hh{end}", getattr(own, f"bias_hh{end}").detach().clone())
+        """One direction of one layer, in the order in which the core reads it."""
+        biases = ("bias_ih", "bias_hh") if self.bias else ()
+        projection = ("weight_hr",) if self.proj_size else ()
+        for kind in ("weight_ih", "weight_hh", *biases, *projection):
+            tensor = getattr(own, f"{kind}{end}")
+            if kind.startswith("bias"):
+                found = {kind: tensor.detach().clone()}
+            else:
+                scales, integers = quantize(tensor)
+                found = {kind.replace("weight", "scale"): scales, kind: integers}
+            for name, value in found.items():
+                self.register_buffer(f"{name}{end}", value)
+                self._order.append(f"{name}{end}")
 
     @classmethod
     def from_float(cls, module: nn.RNNBase) -> Any:

@@ -85,9 +85,9 @@ def multiplies_narrow(x: Tensor, weights: Sequence[Tensor]) -> bool:
     call: its setting for RNNs of oneDNN, by default that of products, which is "bf16" by
     ``torch.set_float32_matmul_precision("medium")``, too.  Early torch has that one alone.
     """
-    if not _NATIVE or 16 * x.numel() < x.shape[-1] * (weights[0].shape[1] + weights[1].shape[1]):
+    if exact_products():
         return False
-    return not exact_products()
+    return 16 * x.numel() >= x.shape[-1] * (weights[0].shape[1] + weights[1].shape[1])
 
 
 def exact_products() -> bool:
