@@ -18,7 +18,7 @@ struct ForwardScan {
   static constexpr int kBlocks = Cell::kVectors / G;  // blocks of L units in a panel
   static constexpr int64_t kWidth = kPanel<S, Cell::kVectors>;
   static constexpr int64_t kResultsWidth = kPanel<S, kPlain>;
-  static constexpr int64_t kChunkRows = 96;
+  static constexpr int64_t kChunkRows = 120;
 
   const Forward<S, A>& args;
   const Sizes& z;
@@ -46,7 +46,7 @@ struct ForwardScan {
   W* cell_state;                   // c, (B, H); in the place of cn unless that is narrow
   S* unprojected;                  // (B, H), with a projection
   W* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
-  W* results;                      // per thread, (B, kResultsWidth)
+  W* results;                      // per thread, results_size()
   Mark* marks;                     // of the packed weights that are kept: panels of w_ih, of w_hh, then of w_hr
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
@@ -80,13 +80,16 @@ struct ForwardScan {
     cell_state = Cell::kHasCell ? wide_or_scratch(args.cn + direction * z.batch * z.hidden, scratch) : nullptr;
     unprojected = projected ? scratch.take<S>(z.batch * ld_units) : nullptr;
     products = scratch.take<W>(panels * kWidth * chunk * z.batch);
-    results = scratch.take<W>(crew.threads * z.batch * kResultsWidth);
+    results = scratch.take<W>(crew.threads * results_size());
   }
+
+  // Of one thread: one panel of all rows, or all panels of one row.
+  int64_t results_size() const { return larger(z.batch, panels) * kResultsWidth; }
 
   // In a wavefront short enough for the layer above to begin soon.
   static int64_t chunk_of(const Sizes& z, bool wave) {
     const int64_t rows = wave ? smaller(kChunkRows, larger<int64_t>(12, z.rows / 8)) : kChunkRows;
-    return smaller(z.steps, larger<int64_t>(1, rows / z.batch));
+    return ceil_div(z.steps, ceil_div(z.steps, larger<int64_t>(1, rows / z.batch)));  // all about equally long
   }
 
   W* wide_or_scratch(A* cn, Scratch& scratch) const {
@@ -100,7 +103,7 @@ struct ForwardScan {
     const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
     const Part own_outputs = crew.by_rows ? Part{0, outputs.count} : part(outputs.count, thread, crew.threads);
     const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
-    W* mine = results + thread * z.batch * kResultsWidth;
+    W* mine = results + thread * results_size();
     S *before = state, *after = next;
     prepare(thread);
     barrier.wait(crew.threads);
@@ -111,7 +114,10 @@ struct ForwardScan {
         multiply_inputs(s, end, own_panels, own_rows);
       }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
-      for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
+      if (packed && rows.end - rows.begin == 1)
+        step_row(s, own_panels, rows, before, after, mine);
+      else
+        for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
       if (!crew.by_rows) barrier.wait(crew.threads);
       if (projected) {
         for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, mine);
@@ -274,18 +280,39 @@ struct ForwardScan {
   // One step of the units of panel p: gates, c and h of some rows.
   void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
-    const int64_t stretch = s / chunk * chunk, count = rows.end - rows.begin;
-    const int64_t first = steps.first_row(stretch, smaller(stretch + chunk, z.steps));
-    const W* inputs = product_at(p, steps.offset(s) + rows.begin - first);
-    product(before + rows.begin * ld_outputs, count, z.outputs, p, w_hh, weights.w_hh, init_hh, mine);
-    const int64_t ending = steps.rows(s + 1);
+    product(before + rows.begin * ld_outputs, rows.end - rows.begin, z.outputs, p, w_hh, weights.w_hh, init_hh, mine);
+    finish_panel(s, p, rows, inputs_of(s, p, rows.begin), mine, before, after);
+  }
+
+  // One step of one row: first all that streams weights, then the gates of all units, of which the processor then works
+  // on several at once.
+  void step_row(int64_t s, Part own, Part row, const S* before, S* after, W* mine) const {
+    for (int64_t p = own.begin; p < own.end; ++p) {
+      const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, row.begin));
+      for (int64_t byte = 0; byte < kWidth * int64_t(sizeof(W)); byte += 64) __builtin_prefetch(inputs + byte);
+    }
+    multiply_row<S, Cell::kVectors>(before + row.begin * ld_outputs, z.outputs, w_hh + own.begin * kWidth * ld_outputs,
+                                    own.end - own.begin, init_hh + own.begin * kWidth, mine);
+    for (int64_t p = own.begin; p < own.end; ++p, mine += kWidth)
+      finish_panel(s, p, row, inputs_of(s, p, row.begin), mine, before, after);
+  }
+
+  // The inputs' share of the gates at step s, for panel p, from row r on.
+  const W* inputs_of(int64_t s, int64_t p, int64_t r) const {
+    const int64_t stretch = s / chunk * chunk;
+    return product_at(p, steps.offset(s) + r - steps.first_row(stretch, smaller(stretch + chunk, z.steps)));
+  }
+
+  void finish_panel(int64_t s, int64_t p, Part rows, const W* inputs, const W* from_state, const S* before,
+                    S* after) const {
+    const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
       if (unit >= z.hidden) break;
       const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
       for (int64_t i = 0; i < count; ++i)
         finish(steps.offset(s), rows.begin + i, unit, lanes, inputs + i * kWidth + block * G * L,
-               mine + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
+               from_state + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
     }
   }
 

@@ -100,6 +100,59 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
   }
 }
 
+// One row and two panels at once, for depth groups of panels that are `apart` numbers apart; rows of init and c lie one
+// behind the other. The sums of one panel are too few to hide how long a multiply-add takes, and two streams come
+// faster out of far caches than one.
+template <class S, int NV>
+__attribute__((noinline)) void multiply_pair(const S* a, int64_t depth, const S* panel, int64_t apart,
+                                             const Wide<S>* init, Wide<S>* c) {
+  constexpr int L = kLanes<S>;
+  constexpr int64_t kAhead = 1024;  // bytes between what is multiplied and what is fetched
+  Vec<S> sum[2 * NV];
+#pragma GCC unroll 16
+  for (int v = 0; v < 2 * NV; ++v) sum[v] = Vec<S>{};
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec<S> left = broadcast_group(a + k * kGroup<S>);
+#pragma GCC unroll 2
+    for (int q = 0; q < 2; ++q) {
+      const S* row = panel + q * apart + k * NV * L * kGroup<S>;
+#pragma GCC unroll 8
+      for (int byte = 0; byte < NV * kVectorBytes; byte += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + kAhead + byte);
+#pragma GCC unroll 2
+      for (int pass = 0; pass < kPasses<S>; ++pass)
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) {
+          const Vec<S> right = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
+          sum[q * NV + v] = multiply_add<S>(operand<S>(left, pass), right, sum[q * NV + v]);
+        }
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < 2 * NV; ++v) store(c + v * L, init ? sum[v] + load(init + v * L) : sum[v]);
+}
+
+// One row and `count` panels that lie one behind the other, bit for bit as panel by panel.
+template <class S, int NV>
+FASTRNN_INLINE void multiply_row(const S* a, int64_t depth, const S* panels, int64_t count, const Wide<S>* init,
+                                 Wide<S>* c) {
+  constexpr int64_t width = kPanel<S, NV>;
+  const int64_t groups = ceil_div(depth, kGroup<S>), cuts = ceil_div(groups, kChain), size = groups * width * kGroup<S>;
+  int64_t p = 0;
+  for (; p + 2 <= count; p += 2)
+    for (int64_t cut = 0; cut < cuts; ++cut) {
+      const int64_t begin = groups * cut / cuts, end = groups * (cut + 1) / cuts;
+      multiply_pair<S, NV>(a + begin * kGroup<S>, end - begin, panels + p * size + begin * width * kGroup<S>, size,
+                           cut    ? c + p * width
+                           : init ? init + p * width
+                                  : nullptr,
+                           c + p * width);
+    }
+  if (p < count)
+    multiply<S, NV>(a, 0, 1, depth, panels + p * size, init ? init + p * width : nullptr, 0, c + p * width);
+}
+
 template <class V>
 constexpr int kWidthOf = sizeof(V) / sizeof(V{}[0]);
 template <class V>
@@ -194,25 +247,6 @@ FASTRNN_INLINE void multiply_raw(const S* a, int64_t lda, int64_t rows, int64_t 
   pass(multiply_dots<S, 1, 8>, multiply_dots<S, 1, 1>, 1, 8);
 }
 
-// How the columns of a plain matrix are cut into panels of at most kPlain vectors, about equally wide; into a multiple
-// of `shares` panels where there are columns enough, so that as many threads get the same.
-template <class S>
-struct Panels {
-  int64_t columns, count;
-
-  Panels(int64_t all_columns, int64_t shares = 1) : columns(all_columns), count(ceil_div(all_vectors(), kPlain)) {
-    const int64_t even = ceil_div(count, shares) * shares;
-    if (even <= all_vectors()) count = even;
-  }
-  int64_t all_vectors() const { return ceil_div(columns, kLanes<S>); }
-  int64_t begin(int64_t p) const { return all_vectors() * p / count * kLanes<S>; }
-  int64_t end(int64_t p) const { return smaller(begin(p + 1), columns); }
-  int64_t width(int64_t p) const { return begin(p + 1) - begin(p); }
-  // Numbers in all panels of a matrix, which stand one behind the other, and those before panel p.
-  int64_t size(int64_t depth) const { return begin(count) * grouped<S>(depth); }
-  int64_t offset(int64_t p, int64_t depth) const { return begin(p) * grouped<S>(depth); }
-};
-
 // `multiply` with a panel that is `width` wide.
 template <class S>
 FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel,
@@ -222,85 +256,5 @@ FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64
     case 2: return multiply<S, 2>(a, lda, rows, depth, panel, init, 0, c);
     case 3: return multiply<S, 3>(a, lda, rows, depth, panel, init, 0, c);
     default: return multiply<S, kPlain>(a, lda, rows, depth, panel, init, 0, c);
-  }
-}
-
-// Rows [begin, end), whole groups of them, of all panels of a matrix (depth, columns) whose row k stands at
-// `source(k)`; zero over its edge.
-template <class S, class Source>
-void pack_rows(const Panels<S>& panels, Source source, int64_t depth, int64_t begin, int64_t end, S* packed) {
-  constexpr int L = kLanes<S>;
-  for (int64_t p = 0; p < panels.count; ++p) {
-    const int64_t first = panels.begin(p), count = panels.end(p) - first, width = panels.width(p);
-    S* to = packed + panels.offset(p, depth) + begin * width;
-    for (int64_t k = begin; k < end; k += kGroup<S>, to += width * kGroup<S>) {
-      const auto* from = source(k) + first;
-      const auto* second = kGroup<S> > 1 && k + 1 < depth ? source(k + 1) + first : decltype(from){};
-      for (int64_t i = 0; i < count; i += L) {
-        const int lanes = static_cast<int>(smaller<int64_t>(L, count - i));
-        store_groups(to + i * kGroup<S>, interleave<S>(from + i, second ? second + i : nullptr, lanes));
-      }
-    }
-  }
-}
-
-template <class S, int kBit = 1>
-FASTRNN_INLINE void transpose_block(Vec<S>* rows) {
-  constexpr int L = kLanes<S>;
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i)
-    if (!(i & kBit)) swap_lanes<kBit>(rows[i], rows[i | kBit], LanesOf<Vec<S>>());
-  if constexpr (kBit * 2 < L) transpose_block<S, kBit * 2>(rows);
-}
-
-// Rows of `from`, ld apart, become the columns of `to`, ld_to apart, group by group: for k counting groups,
-// to[k * ld_to + i] = from[i * ld + k].
-template <class S>
-void transpose(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
-  constexpr int L = kLanes<S>, kSize = static_cast<int>(kGroup<S>);
-  const int64_t groups = depth / kSize;
-  for (int64_t i = 0; i < rows; i += L) {
-    const int64_t height = smaller<int64_t>(L, rows - i);
-    int64_t k = 0;
-    for (; height == L && k + L <= groups; k += L) {
-      Vec<S> block[L];
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) block[l] = load_groups(from + (i + l) * ld + k * kSize);
-      transpose_block<Wide<S>>(block);
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) store_groups(to + ((k + l) * ld_to + i) * kSize, block[l]);
-    }
-    for (k *= kSize; k < depth; ++k)
-      for (int64_t l = i; l < i + height; ++l) to[(k / kSize * ld_to + l) * kSize + k % kSize] = from[l * ld + k];
-    if (kSize > 1 && depth % kSize)
-      for (int64_t l = i; l < i + height; ++l) to[(depth / kSize * ld_to + l) * kSize + 1] = S{};
-  }
-}
-
-// The same number by number: to[k * ld_to + i] = from[i * ld + k], and where rows are no whole number of groups one
-// more column of zeros.
-template <class S>
-void transpose_numbers(const S* from, int64_t ld, int64_t rows, int64_t depth, S* to, int64_t ld_to) {
-  if constexpr (kGroup<S> == 1) {
-    transpose(from, ld, rows, depth, to, ld_to);
-  } else {
-    constexpr int L = kLanes<S>;
-    for (int64_t i = 0; i < rows; i += 2 * L) {
-      const int64_t height = smaller<int64_t>(2 * L, rows - i);
-      int64_t k = 0;
-      for (; height == 2 * L && k + L <= depth; k += L) {
-        Vec<S> block[L];
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l)
-          block[l] = interleave<S>(from + (i + 2 * l) * ld + k, from + (i + 2 * l + 1) * ld + k, L);
-        transpose_block<Wide<S>>(block);
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) store_groups(to + (k + l) * ld_to + i, block[l]);
-      }
-      for (; k < depth; ++k) {
-        for (int64_t l = i; l < i + height; ++l) to[k * ld_to + l] = from[l * ld + k];
-        if (height % 2) to[k * ld_to + i + height] = S{};
-      }
-    }
   }
 }

@@ -7,7 +7,7 @@
 // Sums of 32-bit words modulo 2^32, in each lane a polynomial of an odd number: one changed word always shows, several
 // fail to with a chance of 2^-32 or less.
 struct Mark {
-  static constexpr int kSums = 4;  // chains side by side, since one multiplication waits for the one before
+  static constexpr int kSums = 8;  // chains side by side, since one multiplication waits for the one before
   Words sums[kSums];
   bool known;  // whether there is a packed panel
 
@@ -22,7 +22,7 @@ struct Mark {
   }
 
   FASTRNN_INLINE void mix(const char* from) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kSums; ++i) {
       Words words;
       __builtin_memcpy(&words, from + i * kVectorBytes, sizeof(words));

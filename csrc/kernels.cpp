@@ -30,6 +30,7 @@ namespace FASTRNN_NAMESPACE {
 #include "bfloat16-inl.h"
 #include "math-inl.h"
 #include "gemm-inl.h"
+#include "pack-inl.h"
 #include "cells-inl.h"
 #include "kept-inl.h"
 #include "plan-inl.h"

@@ -3,6 +3,9 @@
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -33,7 +36,19 @@ inline void pause_or_yield(int spins) {
 
 // What is larger goes back to the system after each call.
 constexpr size_t kKeptBytes = size_t{64} << 20;
-constexpr size_t kAlign = 64;
+constexpr size_t kAlign = 64, kHugePage = size_t{2} << 20;
+
+// Memory of a multiple of kAlign. In huge pages where there are such and it fills one: prefetchers stop at the end of
+// a page, and weights larger than L2 stream half as fast again without a stop every 4 KiB.
+void* allocate(size_t bytes) {
+  const bool huge = bytes >= kHugePage;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, huge ? kHugePage : kAlign, bytes)) return nullptr;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // advice: a system without them says no
+#endif
+  return memory;
+}
 
 struct Pool {
   char* block = nullptr;
@@ -69,7 +84,7 @@ char* Kept::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
   if (!*fresh) return block_;
   std::free(block_);
   size_ = 0;
-  block_ = static_cast<char*>(std::aligned_alloc(kAlign, bytes));
+  block_ = static_cast<char*>(allocate(bytes));
   if (!block_) throw std::bad_alloc();
   size_ = bytes;
   std::copy(layout, layout + kLayout, layout_);
@@ -97,7 +112,7 @@ Scratch::~Scratch() {
   pool.overflow.clear();
   if (pool.wanted > pool.size && pool.wanted <= kKeptBytes) {
     std::free(pool.block);
-    pool.block = static_cast<char*>(std::aligned_alloc(kAlign, pool.wanted));
+    pool.block = static_cast<char*>(allocate(pool.wanted));
     pool.size = pool.block ? pool.wanted : 0;
   }
 }
@@ -110,7 +125,7 @@ void* Scratch::take_bytes(size_t bytes) {
     pool.used += bytes;
     return memory;
   }
-  void* memory = std::aligned_alloc(kAlign, bytes);
+  void* memory = allocate(bytes);
   if (!memory) throw std::bad_alloc();
   pool.overflow.push_back(memory);
   return memory;
