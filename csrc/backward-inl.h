@@ -207,7 +207,11 @@ struct BackwardScan {
     const int64_t depth = G * z.hidden;
     if (behind.begin < behind.end)
       multiply_plain<S>(width, at_step(grad_gates, s + 1, ld) + behind.begin * ld, ld, behind.end - behind.begin, depth,
-                        w_hh + shared_outputs.offset(p, depth), nullptr, mine);
+                        w_hh + shared_outputs.offset(p, depth), nullptr, mine,
+                        [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
+                          for (int64_t r = behind.begin + top; s >= 0 && r < behind.begin + bottom; ++r)
+                            expect(s, r, first, columns);
+                        });
     for (int64_t c = 0; c < columns; c += L) {
       const int lanes = static_cast<int>(smaller<int64_t>(L, columns - c));
       const int64_t column = first + c;
@@ -257,6 +261,19 @@ struct BackwardScan {
         const int64_t row = n - first_row(stretch_of(s));
         store_part(unprojected + row * z.hidden + unit, u, lanes);
       }
+  }
+
+  // Fetches what `finish` will meet.
+  FASTRNN_INLINE void expect(int64_t s, int64_t r, int64_t unit, int64_t count) const {
+    const int64_t n = steps.offset(s) + r;
+    if (args.grad_y) fetch(args.grad_y + (n * z.directions + direction) * z.outputs + unit, count);
+    if (projected) return;
+    for (int i = 0; i < Cell::kSaved; ++i) fetch(gates + (n * Cell::kSaved + i) * z.hidden + unit, count);
+    if (Cell::kHasCell) fetch(state_before(s, r, cells, c0, z.hidden) + unit, count);
+    if (Cell::kReadsState) fetch(state_before(s, r, hidden, h0, z.outputs) + unit, count);
+    if (!Cell::kSaved) fetch(hidden + n * z.outputs + unit, count);
+    S* to = at_step(grad_gates, s, ld) + r * ld + unit;
+    for (int i = 0; i < kSides; ++i) fetch(to + i * z.hidden, count);
   }
 
   // The pointwise half of a step: L units of row r.
@@ -375,12 +392,14 @@ struct BackwardScan {
   template <class Target>
   void product(const S* a, int64_t lda, Part own, int64_t depth, const S* packed, const Panels<S>& panels, bool add,
                Target target, W* mine) const {
-    for (int64_t p = 0; p < panels.count; ++p) {
-      const int64_t first = panels.begin(p), width = panels.width(p);
-      for (int64_t top = own.begin; top < own.end; top += kBlockRows) {
-        const int64_t bottom = smaller(top + kBlockRows, own.end);
+    // Block by block of rows: their targets lie on few pages, and the panels come in the order in which they lie.
+    for (int64_t top = own.begin; top < own.end; top += kBlockRows)
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t first = panels.begin(p), width = panels.width(p), bottom = smaller(top + kBlockRows, own.end);
         multiply_plain<S>(width, a + top * lda, lda, bottom - top, depth, packed + panels.offset(p, depth), nullptr,
-                          mine);
+                          mine, [&](int64_t from, int64_t to) __attribute__((always_inline)) {
+                            for (int64_t row = top + from; row < top + to; ++row) fetch(target(row) + first, width);
+                          });
         for (int64_t row = top; row < bottom; ++row)
           for (int64_t column = first; column < panels.end(p); column += L) {
             const int lanes = static_cast<int>(smaller<int64_t>(L, panels.columns - column));
@@ -390,7 +409,6 @@ struct BackwardScan {
             store_part(to, v, lanes);
           }
       }
-    }
   }
 
   static W sum(const S* from, int64_t count) {

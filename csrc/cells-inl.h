@@ -1,9 +1,11 @@
 // The cells, each as data and two pointwise functions over vectors. The equations stand in fastrnn/cells.py.
 //
-// forward: `a` is the input's share of the gates and `b` the state's, each with its bias.
-// backward: from the gradient of h and the gradient that flows along the time axis outside the product (`carry`: of c
-// for the LSTM, through z for the GRU), the gradients of the gates and the carry of the step before. kSides counts the
-// columns of gate gradients kept: those of `b` are the first kGates of them, those of `a` the last kGates.
+// forward: `a` is the input's share of the gates and `b` the state's, each with its bias. In two halves, since the
+// whole is a chain of some 200 cycles and a processor sees too few instructions ahead to work on the next vector
+// meanwhile: `open` puts the gates that are ready into `b`, `close` does the rest. backward: from the gradient of h and
+// the gradient that flows along the time axis outside the product (`carry`: of c for the LSTM, through z for the GRU),
+// the gradients of the gates and the carry of the step before. kSides counts the columns of gate gradients kept: those
+// of `b` are the first kGates of them, those of `a` the last kGates.
 
 template <class S>
 struct Lstm {
@@ -11,9 +13,13 @@ struct Lstm {
   static constexpr bool kHasCell = true, kReadsState = false, kHasCarry = true;
   using V = Vec<S>;
 
-  static FASTRNN_INLINE V forward(const V* a, const V* b, V, V& c, V* saved) {
-    const V i = sigmoid<S>(a[0] + b[0]), f = sigmoid<S>(a[1] + b[1]);
-    const V g = tanh<S>(a[2] + b[2]), o = sigmoid<S>(a[3] + b[3]);
+  static FASTRNN_INLINE void open(const V* a, V* b) {
+    for (int gate : {0, 1, 3}) b[gate] = sigmoid<S>(a[gate] + b[gate]);
+    b[2] = tanh<S>(a[2] + b[2]);
+  }
+
+  static FASTRNN_INLINE V close(const V*, const V* b, V, V& c, V* saved) {
+    const V i = b[0], f = b[1], g = b[2], o = b[3];
     c = f * c + i * g;
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
     return o * tanh<S>(c);
@@ -41,9 +47,12 @@ struct Gru {
   static constexpr bool kHasCell = false, kReadsState = true, kHasCarry = true;
   using V = Vec<S>;
 
-  static FASTRNN_INLINE V forward(const V* a, const V* b, V h, V&, V* saved) {
-    const V r = sigmoid<S>(a[0] + b[0]), z = sigmoid<S>(a[1] + b[1]);
-    const V n = tanh<S>(a[2] + r * b[2]);
+  static FASTRNN_INLINE void open(const V* a, V* b) {
+    for (int gate : {0, 1}) b[gate] = sigmoid<S>(a[gate] + b[gate]);
+  }
+
+  static FASTRNN_INLINE V close(const V* a, const V* b, V h, V&, V* saved) {
+    const V r = b[0], z = b[1], n = tanh<S>(a[2] + r * b[2]);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = b[2];
     return z * h + (n - z * n);
   }
@@ -68,7 +77,9 @@ struct Rnn {
   static constexpr bool kHasCell = false, kReadsState = false, kHasCarry = false;
   using V = Vec<S>;
 
-  static FASTRNN_INLINE V forward(const V* a, const V* b, V, V&, V*) {
+  static FASTRNN_INLINE void open(const V*, V*) {}
+
+  static FASTRNN_INLINE V close(const V* a, const V* b, V, V&, V*) {
     const V sum = a[0] + b[0];
     if constexpr (kRelu) return sum < S(0) ? V{} : sum;  // keeps a NaN
     return tanh<S>(sum);

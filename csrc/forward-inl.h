@@ -222,11 +222,12 @@ struct ForwardScan {
   }
 
   // Some rows of the input or of the state times the weights of panel p, with their bias, to c (rows, kWidth).
-  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const W* init,
-               W* c) const {
+  template <class Expect = Nothing>
+  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const W* init, W* c,
+               const Expect& expect = {}) const {
     const int64_t ld = grouped<S>(depth);
     init += p * kWidth;
-    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panels + p * kWidth * ld, init, 0, c);
+    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panels + p * kWidth * ld, init, 0, c, expect);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
       if (unit >= z.hidden) break;
@@ -280,12 +281,15 @@ struct ForwardScan {
   // One step of the units of panel p: gates, c and h of some rows.
   void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
-    product(before + rows.begin * ld_outputs, rows.end - rows.begin, z.outputs, p, w_hh, weights.w_hh, init_hh, mine);
-    finish_panel(s, p, rows, inputs_of(s, p, rows.begin), mine, before, after);
+    product(before + rows.begin * ld_outputs, rows.end - rows.begin, z.outputs, p, w_hh, weights.w_hh, init_hh, mine,
+            [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
+              for (int64_t r = rows.begin + top; r < rows.begin + bottom; ++r) expect(steps.offset(s) + r, p);
+            });
+    open(s, p, rows, mine);
+    close(s, p, rows, mine, before, after);
   }
 
-  // One step of one row: first all that streams weights, then the gates of all units, of which the processor then works
-  // on several at once.
+  // One step of one row: first all that streams weights, then the gates' math of all units.
   void step_row(int64_t s, Part own, Part row, const S* before, S* after, W* mine) const {
     for (int64_t p = own.begin; p < own.end; ++p) {
       const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, row.begin));
@@ -293,8 +297,8 @@ struct ForwardScan {
     }
     multiply_row<S, Cell::kVectors>(before + row.begin * ld_outputs, z.outputs, w_hh + own.begin * kWidth * ld_outputs,
                                     own.end - own.begin, init_hh + own.begin * kWidth, mine);
-    for (int64_t p = own.begin; p < own.end; ++p, mine += kWidth)
-      finish_panel(s, p, row, inputs_of(s, p, row.begin), mine, before, after);
+    for (int64_t p = own.begin; p < own.end; ++p) open(s, p, row, mine + (p - own.begin) * kWidth);
+    for (int64_t p = own.begin; p < own.end; ++p) close(s, p, row, mine + (p - own.begin) * kWidth, before, after);
   }
 
   // The inputs' share of the gates at step s, for panel p, from row r on.
@@ -303,20 +307,45 @@ struct ForwardScan {
     return product_at(p, steps.offset(s) + r - steps.first_row(stretch, smaller(stretch + chunk, z.steps)));
   }
 
-  void finish_panel(int64_t s, int64_t p, Part rows, const W* inputs, const W* from_state, const S* before,
-                    S* after) const {
-    const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
+  // Fetches what `finish` will meet for row n of x.
+  FASTRNN_INLINE void expect(int64_t n, int64_t p) const {
+    const int64_t unit = p * kBlocks * L, count = kBlocks * L, in_saved = direction * z.rows + n;
+    if (args.saved.cells) fetch(args.saved.cells + in_saved * z.hidden + unit, count);
+    for (int i = 0; Cell::kSaved && args.saved.gates && i < Cell::kSaved; ++i)
+      fetch(args.saved.gates + (in_saved * Cell::kSaved + i) * z.hidden + unit, count);
+    if (projected) return;
+    fetch(args.y + (n * z.directions + direction) * z.outputs + unit, count);
+    if (args.saved.hidden) fetch(args.saved.hidden + in_saved * z.outputs + unit, count);
+  }
+
+  // The pointwise half of a step, for panel p: what does not wait for other gates, in the place of the state's share.
+  void open(int64_t s, int64_t p, Part rows, W* from_state) const {
+    const W* from_input = inputs_of(s, p, rows.begin);
+    for (int64_t i = 0; i < rows.end - rows.begin; ++i)
+      for (int block = 0; block < kBlocks; ++block, from_input += G * L, from_state += G * L) {
+        Vec<S> a[G], b[G];
+        for (int gate = 0; gate < G; ++gate)
+          a[gate] = load(from_input + gate * L), b[gate] = load(from_state + gate * L);
+        Cell::open(a, b);
+        for (int gate = 0; gate < G; ++gate) store(from_state + gate * L, b[gate]);
+      }
+  }
+
+  // And the rest.
+  void close(int64_t s, int64_t p, Part rows, const W* from_state, const S* before, S* after) const {
+    const W* from_input = inputs_of(s, p, rows.begin);
+    const int64_t ending = steps.rows(s + 1);
     for (int block = 0; block < kBlocks; ++block) {
       const int64_t unit = (p * kBlocks + block) * L;
       if (unit >= z.hidden) break;
       const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
-      for (int64_t i = 0; i < count; ++i)
-        finish(steps.offset(s), rows.begin + i, unit, lanes, inputs + i * kWidth + block * G * L,
+      for (int64_t i = 0; i < rows.end - rows.begin; ++i)
+        finish(steps.offset(s), rows.begin + i, unit, lanes, from_input + i * kWidth + block * G * L,
                from_state + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
     }
   }
 
-  // The pointwise half of a step: L units of row r, whose place in x is offset + r.
+  // L units of row r, whose place in x is offset + r.
   FASTRNN_INLINE void finish(int64_t offset, int64_t r, int64_t unit, int lanes, const W* from_input,
                              const W* from_state, const S* before, S* after, bool ending) const {
     using V = Vec<S>;
@@ -330,7 +359,7 @@ struct ForwardScan {
     else if (Cell::kReadsState)
       h = load_part(before + r * ld_outputs + unit, lanes);
     if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
-    h = Cell::forward(a, b, h, c, kept);
+    h = Cell::close(a, b, h, c, kept);
     const int64_t n = direction * z.rows + offset + r;
     if (Cell::kHasCell) {
       store_part(cell_state + r * z.hidden + unit, c, lanes);

@@ -22,10 +22,12 @@ constexpr int kPanel = NV * kLanes<S>;
 constexpr int64_t kChain = 128;
 
 // c (R, NV vectors, dense) = a (R, depth groups; rows lda apart) * panel (depth, NV) + init (rows ld_init apart; null:
-// zero). A function of its own: with other code around it compilers spill the accumulators.
+// zero). Fetches `share` bytes a group from `ahead` on into L2. A function of its own: with other code around it
+// compilers spill the accumulators.
 template <class S, int NV, int R>
 __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t depth, const S* panel,
-                                             const Wide<S>* init, int64_t ld_init, Wide<S>* c) {
+                                             const Wide<S>* init, int64_t ld_init, Wide<S>* c, const char* ahead,
+                                             int64_t share) {
   constexpr int L = kLanes<S>;
   Vec<S> sum[R][NV];
 #pragma GCC unroll 8
@@ -38,6 +40,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
     // one more vector at hand is two sums in memory, and half the speed.
     const S* row = panel + k * NV * L * kGroup<S>;
     const S* column = a + k * kGroup<S>;
+    __builtin_prefetch(ahead + k * share, 0, 2);
 #pragma GCC unroll 2
     for (int pass = 0; pass < kPasses<S>; ++pass) {
       if constexpr (R < NV) {
@@ -72,7 +75,8 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
 
 template <class S, int NV>
 struct Tiles {
-  using Function = void (*)(const S*, int64_t, int64_t, const S*, const Wide<S>*, int64_t, Wide<S>*);
+  using Function = void (*)(const S*, int64_t, int64_t, const S*, const Wide<S>*, int64_t, Wide<S>*, const char*,
+                            int64_t);
   static constexpr int size = kTileRows<NV>;
   Function by_rows[size + 1];
   template <int... R>
@@ -81,21 +85,40 @@ struct Tiles {
   }
 };
 
+// Fetches the lines of `count` numbers that are soon needed. A lambda around it must be always_inline: GCC holds a
+// function that does nothing else to have no effect, and drops the call.
+template <class S>
+FASTRNN_INLINE void fetch(const S* from, int64_t count) {
+  const char* end = reinterpret_cast<const char*>(from + count);
+  for (const char* line = reinterpret_cast<const char*>(from); line < end; line += 64) __builtin_prefetch(line);
+}
+
+struct Nothing {
+  FASTRNN_INLINE void operator()(int64_t, int64_t) const {}
+};
+
 // Any number of rows, cut into tiles of about the same height, and any depth, cut into chains of about the same length.
-template <class S, int NV>
+// Calls `expect(top, bottom)` before each tile of the first chain, to fetch what its results will meet.
+//
+// Each tile fetches its share of the numbers that stand behind its part of the panel: those of the next chain, or of
+// the next panel, which so come out of far caches or memory while this part is multiplied.
+template <class S, int NV, class Expect = Nothing>
 FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const Wide<S>* init,
-                             int64_t ld_init, Wide<S>* c) {
+                             int64_t ld_init, Wide<S>* c, const Expect& expect = {}) {
   static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<NV>>());
-  constexpr int64_t width = kPanel<S, NV>;
-  const int64_t count = ceil_div(rows, kTileRows<NV>);
+  constexpr int64_t width = kPanel<S, NV>, bytes = width * kGroup<S> * static_cast<int64_t>(sizeof(S));
+  const int64_t count = ceil_div(rows, kTileRows<NV>), share = smaller<int64_t>(64, ceil_div(bytes, count));
   const int64_t groups = ceil_div(depth, kGroup<S>), cuts = ceil_div(groups, kChain);
   for (int64_t cut = 0; cut < cuts; ++cut) {
     const int64_t begin = groups * cut / cuts, end = groups * (cut + 1) / cuts;
-    for (int64_t i = 0; i < count; ++i) {
+    const S* part = panel + begin * width * kGroup<S>;
+    const char* ahead = reinterpret_cast<const char*>(part) + (end - begin) * bytes;
+    for (int64_t i = 0; i < count; ++i, ahead += (end - begin) * share) {
       const int64_t top = rows * i / count, bottom = rows * (i + 1) / count;
       const Wide<S>* start = cut ? c + top * width : init ? init + top * ld_init : nullptr;
-      tiles.by_rows[bottom - top](a + top * lda + begin * kGroup<S>, lda, end - begin,
-                                  panel + begin * width * kGroup<S>, start, cut ? width : ld_init, c + top * width);
+      if (!cut) expect(top, bottom);
+      tiles.by_rows[bottom - top](a + top * lda + begin * kGroup<S>, lda, end - begin, part, start,
+                                  cut ? width : ld_init, c + top * width, ahead, share);
     }
   }
 }
@@ -248,13 +271,13 @@ FASTRNN_INLINE void multiply_raw(const S* a, int64_t lda, int64_t rows, int64_t 
 }
 
 // `multiply` with a panel that is `width` wide.
-template <class S>
+template <class S, class Expect = Nothing>
 FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel,
-                                   const Wide<S>* init, Wide<S>* c) {
+                                   const Wide<S>* init, Wide<S>* c, const Expect& expect = {}) {
   switch (width / kLanes<S>) {
-    case 1: return multiply<S, 1>(a, lda, rows, depth, panel, init, 0, c);
-    case 2: return multiply<S, 2>(a, lda, rows, depth, panel, init, 0, c);
-    case 3: return multiply<S, 3>(a, lda, rows, depth, panel, init, 0, c);
-    default: return multiply<S, kPlain>(a, lda, rows, depth, panel, init, 0, c);
+    case 1: return multiply<S, 1>(a, lda, rows, depth, panel, init, 0, c, expect);
+    case 2: return multiply<S, 2>(a, lda, rows, depth, panel, init, 0, c, expect);
+    case 3: return multiply<S, 3>(a, lda, rows, depth, panel, init, 0, c, expect);
+    default: return multiply<S, kPlain>(a, lda, rows, depth, panel, init, 0, c, expect);
   }
 }

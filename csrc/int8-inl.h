@@ -250,7 +250,8 @@ struct Int8Scan {
       }
       if (Cell::kReadsState) h = load_part(before + r * z.outputs + unit, lanes);
       if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
-      h = Cell::forward(a, b, h, c, kept);
+      Cell::open(a, b);
+      h = Cell::close(a, b, h, c, kept);
       if (Cell::kHasCell) store_part(cell_state + r * z.hidden + unit, c, lanes);
       if (projected)
         store_part(unprojected + r * z.hidden + unit, h, lanes);
