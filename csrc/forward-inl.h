@@ -83,6 +83,10 @@ struct ForwardScan {
     results = scratch.take<W>(crew.threads * results_size());
   }
 
+  // The first block of L units of panel p, and the panel's columns: about as many in all, and zeros over the edge.
+  int64_t begin(int64_t p) const { return kBlocks == 1 ? p : ceil_div(z.hidden, L) * p / panels; }
+  int64_t width(int64_t p) const { return kBlocks == 1 ? kWidth : (begin(p + 1) - begin(p)) * G * L; }
+
   // Of one thread: one panel of all rows, or all panels of one row.
   int64_t results_size() const { return larger(z.batch, panels) * kResultsWidth; }
 
@@ -189,59 +193,49 @@ struct ForwardScan {
 
   // The gates of L units side by side, block after block, for each k.
   void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t mark) const {
-    const int64_t first = p * kBlocks * L, count = smaller<int64_t>(kBlocks * L, z.hidden - first);
+    const int64_t first = begin(p) * L, end = smaller(begin(p + 1) * L, z.hidden);
     const auto sum = [&](Mark& now) {
       for (int gate = 0; gate < G; ++gate)
-        now.add(w + (gate * z.hidden + first) * depth, count * depth * static_cast<int64_t>(sizeof(S)));
+        now.add(w + (gate * z.hidden + first) * depth, (end - first) * depth * static_cast<int64_t>(sizeof(S)));
     };
     if (!changed(mark, sum)) return;
-    if ((p + 1) * kBlocks * L > z.hidden) clear(to, grouped<S>(depth) * kWidth);
-    for (int block = 0; block < kBlocks; ++block) {
-      const int64_t unit = (p * kBlocks + block) * L;
-      if (unit >= z.hidden) break;
-      const int64_t count = smaller<int64_t>(L, z.hidden - unit);
+    if (end < begin(p + 1) * L) clear(to, grouped<S>(depth) * width(p));
+    for (int64_t unit = first; unit < end; unit += L, to += G * L * kGroup<S>)
       for (int gate = 0; gate < G; ++gate)
-        transpose(w + (gate * z.hidden + unit) * depth, depth, count, depth, to + (block * G + gate) * L * kGroup<S>,
-                  kWidth);
-    }
+        transpose(w + (gate * z.hidden + unit) * depth, depth, smaller<int64_t>(L, end - unit), depth,
+                  to + gate * L * kGroup<S>, width(p));
   }
 
   void pack_bias(int64_t p) const {
-    clear(init_ih + p * kWidth, kWidth);
-    clear(init_hh + p * kWidth, kWidth);
-    for (int block = 0; weights.b_ih && block < kBlocks; ++block) {
-      const int64_t unit = (p * kBlocks + block) * L;
-      if (unit >= z.hidden) break;
-      const int64_t count = smaller<int64_t>(L, z.hidden - unit);
-      for (int gate = 0; gate < G; ++gate) {
-        const int64_t to = p * kWidth + (block * G + gate) * L, from = gate * z.hidden + unit;
-        convert(init_ih + to, weights.b_ih + from, count);
-        convert(init_hh + to, weights.b_hh + from, count);
+    W *of_input = init_ih + p * kWidth, *of_state = init_hh + p * kWidth;
+    clear(of_input, kWidth);
+    clear(of_state, kWidth);
+    const int64_t end = smaller(begin(p + 1) * L, z.hidden);
+    for (int64_t unit = begin(p) * L; weights.b_ih && unit < end; unit += L)
+      for (int gate = 0; gate < G; ++gate, of_input += L, of_state += L) {
+        convert(of_input, weights.b_ih + gate * z.hidden + unit, smaller<int64_t>(L, end - unit));
+        convert(of_state, weights.b_hh + gate * z.hidden + unit, smaller<int64_t>(L, end - unit));
       }
-    }
   }
 
-  // Some rows of the input or of the state times the weights of panel p, with their bias, to c (rows, kWidth).
+  // Some rows of the input or of the state times the weights of panel p, with their bias, to c (rows, width(p)).
   template <class Expect = Nothing>
   void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const W* init, W* c,
                const Expect& expect = {}) const {
     const int64_t ld = grouped<S>(depth);
     init += p * kWidth;
-    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panels + p * kWidth * ld, init, 0, c, expect);
-    for (int block = 0; block < kBlocks; ++block) {
-      const int64_t unit = (p * kBlocks + block) * L;
-      if (unit >= z.hidden) break;
-      const int64_t count = smaller<int64_t>(L, z.hidden - unit);
-      for (int gate = 0; gate < G; ++gate) {
-        const int64_t column = (block * G + gate) * L;
-        multiply_raw(a, ld, rows, depth, raw + (gate * z.hidden + unit) * depth, count, init + column, c + column,
-                     kWidth);
-      }
-    }
+    const S* panel = panels + p * kWidth * ld;
+    if (packed && width(p) < kWidth) return multiply_plain<S>(width(p), a, ld, rows, depth, panel, init, c, expect);
+    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panel, init, 0, c, expect);
+    const int64_t end = smaller(begin(p + 1) * L, z.hidden);
+    for (int64_t unit = begin(p) * L; unit < end; unit += L)
+      for (int gate = 0; gate < G; ++gate, init += L, c += L)
+        multiply_raw(a, ld, rows, depth, raw + (gate * z.hidden + unit) * depth, smaller<int64_t>(L, end - unit), init,
+                     c, width(p));
   }
 
   W* product_at(int64_t p, int64_t row_in_chunk) const {
-    return products + (p * chunk * z.batch + row_in_chunk) * kWidth;
+    return products + p * chunk * z.batch * kWidth + row_in_chunk * width(p);
   }
 
   void multiply_inputs(int64_t s, int64_t end, Part own_panels, Part own_rows) const {
@@ -258,20 +252,21 @@ struct ForwardScan {
     }
   }
 
-  // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, kWidth): a column of w_ih
+  // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, width(p)): a column of w_ih
   // each.
   void gather(const int64_t* tokens, int64_t rows, int64_t p, W* c) const {
     const W* init = init_ih + p * kWidth;
-    for (int64_t row = 0; row < rows; ++row, c += kWidth) {
+    const int64_t count = width(p);
+    for (int64_t row = 0; row < rows; ++row, c += count) {
       if (packed_inputs) {
         const int64_t group = tokens[row] / kGroup<S> * kGroup<S>;
-        const S* from = w_ih + (p * ld_inputs + group) * kWidth;
-        for (int64_t i = 0; i < kWidth; i += L)
+        const S* from = w_ih + p * ld_inputs * kWidth + group * count;
+        for (int64_t i = 0; i < count; i += L)
           store(c + i, of_group(from + i * kGroup<S>, tokens[row] - group) + load(init + i));
         continue;
       }
-      for (int64_t i = 0; i < kWidth; ++i) {
-        const int64_t unit = (p * kBlocks + i / (G * L)) * L + i % L, gate = i / L % G;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t unit = (begin(p) + i / (G * L)) * L + i % L, gate = i / L % G;
         const bool there = unit < z.hidden;
         c[i] = there ? widen(weights.w_ih[(gate * z.hidden + unit) * z.inputs + tokens[row]]) + init[i] : W(0);
       }
@@ -281,9 +276,10 @@ struct ForwardScan {
   // One step of the units of panel p: gates, c and h of some rows.
   void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
+    const bool saves = args.saved.hidden != nullptr;
     product(before + rows.begin * ld_outputs, rows.end - rows.begin, z.outputs, p, w_hh, weights.w_hh, init_hh, mine,
             [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
-              for (int64_t r = rows.begin + top; r < rows.begin + bottom; ++r) expect(steps.offset(s) + r, p);
+              for (int64_t r = rows.begin + top; saves && r < rows.begin + bottom; ++r) expect(steps.offset(s) + r, p);
             });
     open(s, p, rows, mine);
     close(s, p, rows, mine, before, after);
@@ -295,10 +291,18 @@ struct ForwardScan {
       const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, row.begin));
       for (int64_t byte = 0; byte < kWidth * int64_t(sizeof(W)); byte += 64) __builtin_prefetch(inputs + byte);
     }
-    multiply_row<S, Cell::kVectors>(before + row.begin * ld_outputs, z.outputs, w_hh + own.begin * kWidth * ld_outputs,
-                                    own.end - own.begin, init_hh + own.begin * kWidth, mine);
-    for (int64_t p = own.begin; p < own.end; ++p) open(s, p, row, mine + (p - own.begin) * kWidth);
-    for (int64_t p = own.begin; p < own.end; ++p) close(s, p, row, mine + (p - own.begin) * kWidth, before, after);
+    const S* h = before + row.begin * ld_outputs;
+    const auto results = [&](int64_t p) { return mine + (p - own.begin) * kWidth; };
+    for (int64_t p = own.begin, next; p < own.end; p = next) {
+      for (next = p; next < own.end && width(next) == kWidth;) ++next;
+      const int64_t at = p * kWidth;
+      if (next > p)
+        multiply_row<S, Cell::kVectors>(h, z.outputs, w_hh + at * ld_outputs, next - p, init_hh + at, results(p));
+      else
+        product(h, 1, z.outputs, next++, w_hh, weights.w_hh, init_hh, results(p));
+    }
+    for (int64_t p = own.begin; p < own.end; ++p) open(s, p, row, results(p));
+    for (int64_t p = own.begin; p < own.end; ++p) close(s, p, row, results(p), before, after);
   }
 
   // The inputs' share of the gates at step s, for panel p, from row r on.
@@ -309,7 +313,7 @@ struct ForwardScan {
 
   // Fetches what `finish` will meet for row n of x.
   FASTRNN_INLINE void expect(int64_t n, int64_t p) const {
-    const int64_t unit = p * kBlocks * L, count = kBlocks * L, in_saved = direction * z.rows + n;
+    const int64_t unit = begin(p) * L, count = width(p) / G, in_saved = direction * z.rows + n;
     if (args.saved.cells) fetch(args.saved.cells + in_saved * z.hidden + unit, count);
     for (int i = 0; Cell::kSaved && args.saved.gates && i < Cell::kSaved; ++i)
       fetch(args.saved.gates + (in_saved * Cell::kSaved + i) * z.hidden + unit, count);
@@ -320,29 +324,25 @@ struct ForwardScan {
 
   // The pointwise half of a step, for panel p: what does not wait for other gates, in the place of the state's share.
   void open(int64_t s, int64_t p, Part rows, W* from_state) const {
+    if (G == 1) return;
+    static_assert(G == 1 || kBlocks == 1, "rows of a panel lie one behind the other");
     const W* from_input = inputs_of(s, p, rows.begin);
-    for (int64_t i = 0; i < rows.end - rows.begin; ++i)
-      for (int block = 0; block < kBlocks; ++block, from_input += G * L, from_state += G * L) {
-        Vec<S> a[G], b[G];
-        for (int gate = 0; gate < G; ++gate)
-          a[gate] = load(from_input + gate * L), b[gate] = load(from_state + gate * L);
-        Cell::open(a, b);
-        for (int gate = 0; gate < G; ++gate) store(from_state + gate * L, b[gate]);
-      }
+    for (int64_t i = rows.begin; i < rows.end; ++i, from_input += kWidth, from_state += kWidth) {
+      Vec<S> a[G], b[G];
+      for (int gate = 0; gate < G; ++gate) a[gate] = load(from_input + gate * L), b[gate] = load(from_state + gate * L);
+      Cell::open(a, b);
+      for (int gate = 0; gate < G; ++gate) store(from_state + gate * L, b[gate]);
+    }
   }
 
   // And the rest.
   void close(int64_t s, int64_t p, Part rows, const W* from_state, const S* before, S* after) const {
     const W* from_input = inputs_of(s, p, rows.begin);
-    const int64_t ending = steps.rows(s + 1);
-    for (int block = 0; block < kBlocks; ++block) {
-      const int64_t unit = (p * kBlocks + block) * L;
-      if (unit >= z.hidden) break;
-      const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
-      for (int64_t i = 0; i < rows.end - rows.begin; ++i)
-        finish(steps.offset(s), rows.begin + i, unit, lanes, from_input + i * kWidth + block * G * L,
-               from_state + i * kWidth + block * G * L, before, after, rows.begin + i >= ending);
-    }
+    const int64_t offset = steps.offset(s), ending = steps.rows(s + 1), end = begin(p + 1) * L;
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      for (int64_t unit = begin(p) * L; unit < end; unit += L, from_input += G * L, from_state += G * L)
+        finish(offset, r, unit, static_cast<int>(smaller<int64_t>(L, z.hidden - unit)), from_input, from_state, before,
+               after, r >= ending);
   }
 
   // L units of row r, whose place in x is offset + r.

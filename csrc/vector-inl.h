@@ -29,11 +29,13 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4)));
   typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8)));
   typedef int64_t bits __attribute__((vector_size(kVectorBytes)));
 };
 template <class S>
@@ -49,16 +51,15 @@ FASTRNN_INLINE To bit_cast(From from) {
   return to;
 }
 
+// Not by memcpy: what that writes may be anything, so that all sizes and pointers would be read again after each store.
 template <class S>
 FASTRNN_INLINE Vec<S> load(const S* from) {
-  Vec<S> v;
-  __builtin_memcpy(&v, from, sizeof(v));
-  return v;
+  return *reinterpret_cast<const typename VectorOf<S>::unaligned*>(from);
 }
 
 template <class S>
 FASTRNN_INLINE void store(S* to, Vec<S> v) {
-  __builtin_memcpy(to, &v, sizeof(v));
+  *reinterpret_cast<typename VectorOf<S>::unaligned*>(to) = v;
 }
 
 template <class S>
@@ -138,6 +139,29 @@ FASTRNN_INLINE Vec<S> load_groups_part(const S* from, int count) {
 template <class S>
 FASTRNN_INLINE Vec<S> broadcast_group(const S* from) {
   return broadcast(*from);
+}
+
+// The smaller of x and `limit`, or the larger; a NaN stays. (Compilers make two instructions of the comparison.)
+template <class S>
+FASTRNN_INLINE Vec<S> at_most(Vec<S> x, S limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    return bit_cast<Vec<S>>(_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(limit), bit_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) return bit_cast<Vec<S>>(_mm256_min_ps(_mm256_set1_ps(limit), bit_cast<__m256>(x)));
+#endif
+  return x > limit ? broadcast(limit) : x;
+}
+
+template <class S>
+FASTRNN_INLINE Vec<S> at_least(Vec<S> x, S limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 4)
+    return bit_cast<Vec<S>>(_mm512_maskz_max_ps(0xffff, _mm512_set1_ps(limit), bit_cast<__m512>(x)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(S) == 4) return bit_cast<Vec<S>>(_mm256_max_ps(_mm256_set1_ps(limit), bit_cast<__m256>(x)));
+#endif
+  return x < limit ? broadcast(limit) : x;
 }
 
 // How many multiplications a vector of groups takes, and what is multiplied in each.
