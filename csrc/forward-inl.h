@@ -208,13 +208,12 @@ struct ForwardScan {
 
   void pack_bias(int64_t p) const {
     W *of_input = init_ih + p * kWidth, *of_state = init_hh + p * kWidth;
-    clear(of_input, kWidth);
-    clear(of_state, kWidth);
-    const int64_t end = smaller(begin(p + 1) * L, z.hidden);
-    for (int64_t unit = begin(p) * L; weights.b_ih && unit < end; unit += L)
+    for (int64_t unit = begin(p) * L; unit < begin(p + 1) * L; unit += L)
       for (int gate = 0; gate < G; ++gate, of_input += L, of_state += L) {
-        convert(of_input, weights.b_ih + gate * z.hidden + unit, smaller<int64_t>(L, end - unit));
-        convert(of_state, weights.b_hh + gate * z.hidden + unit, smaller<int64_t>(L, end - unit));
+        const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
+        const auto bias = [&](const A* b) { return b ? load_part(b + gate * z.hidden + unit, lanes) : Vec<S>{}; };
+        store(of_input, bias(weights.b_ih));
+        store(of_state, bias(weights.b_hh));
       }
   }
 
