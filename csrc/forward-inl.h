@@ -15,66 +15,40 @@ struct ForwardScan {
   static constexpr bool kKeepsState = Cell::kReadsState && sizeof(A) > sizeof(S);
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
-  static constexpr int kBlocks = Cell::kVectors / G;  // blocks of L units in a panel
-  static constexpr int64_t kWidth = kPanel<S, Cell::kVectors>;
+  using Weights = ForwardWeights<S, A, Cell>;
+  static constexpr int64_t kWidth = Weights::kWidth;
   static constexpr int64_t kResultsWidth = kPanel<S, kPlain>;
   static constexpr int64_t kChunkRows = 120;
 
   const Forward<S, A>& args;
   const Sizes& z;
-  const Parameters<const S, const A>& weights;
   const int64_t direction;
   const Steps steps;
   const Crew crew;
   Barrier& barrier;
+  const Weights weights;
   const bool projected;
-  // Whether weights are packed, or read as they lie because so few rows would not repay it.
-  const bool packed, packed_inputs;
   // In a wavefront: the steps that the layer below has done, and those that this one has.
   const int64_t* const below;
   int64_t* const done;
-  const int64_t panels;
-  const Panels<S> outputs;  // of the projection
-  const int64_t chunk;      // steps whose inputs are multiplied at once
+  const int64_t panels, chunk;  // steps whose inputs are multiplied at once
   // Rows of x, h and the units, as rows of products: whole groups, with zeros behind.
   const int64_t ld_inputs, ld_outputs, ld_units;
   const S* x;
 
-  S *w_ih, *w_hh, *w_hr;           // packed weights
-  W *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
-  S *state, *next;                 // h before and after the step, (B, P)
-  W* cell_state;                   // c, (B, H); in the place of cn unless that is narrow
-  S* unprojected;                  // (B, H), with a projection
-  W* products;                     // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
-  W* results;                      // per thread, results_size()
-  Mark* marks;                     // of the packed weights that are kept: panels of w_ih, of w_hh, then of w_hr
-
-  static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
+  S *state, *next;  // h before and after the step, (B, P)
+  W* cell_state;    // c, (B, H); in the place of cn unless that is narrow
+  S* unprojected;   // (B, H), with a projection
+  W* products;      // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
+  W* results;       // per thread, results_size()
 
   ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch,
               const int64_t* steps_below = nullptr, int64_t* steps_done = nullptr)
-      : args(a), z(a.sizes), weights(a.weights[d]), direction(d),
-        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        projected(weights.w_hr != nullptr), packed(z.rows >= larger<int64_t>(kKeptRows, (z.inputs + z.outputs) / 16)),
-        packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), below(steps_below), done(steps_done),
-        panels(panel_count(z)), outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
-        chunk(chunk_of(z, steps_done != nullptr)), ld_inputs(grouped<S>(z.inputs)), ld_outputs(grouped<S>(z.outputs)),
-        ld_units(grouped<S>(z.hidden)), x(args.x) {
+      : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
+        weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), below(steps_below),
+        done(steps_done), panels(weights.panels), chunk(chunk_of(z, steps_done != nullptr)),
+        ld_inputs(grouped<S>(z.inputs)), ld_outputs(grouped<S>(z.outputs)), ld_units(grouped<S>(z.hidden)), x(args.x) {
     if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
-    const int64_t size_ih = packed_inputs ? panels * kWidth * ld_inputs : 0;
-    const int64_t size_hh = packed ? panels * kWidth * ld_outputs : 0;
-    const int64_t size_hr = projected ? outputs.size(z.hidden) : 0;
-    Room room{packed ? args.kept[d] : nullptr, scratch};
-    room.open(Room::bytes_of<S>(size_ih) + Room::bytes_of<S>(size_hh) + Room::bytes_of<S>(size_hr),
-              2 * panels + outputs.count,
-              {int64_t(args.mode), int64_t(sizeof(S)), z.inputs, z.hidden, z.outputs, size_ih, outputs.count, kWidth});
-    w_ih = size_ih ? room.take<S>(size_ih) : nullptr;
-    w_hh = size_hh ? room.take<S>(size_hh) : nullptr;
-    w_hr = size_hr ? room.take<S>(size_hr) : nullptr;
-    marks = room.marks;
-    init_ih = scratch.take<W>(panels * kWidth);
-    init_hh = scratch.take<W>(panels * kWidth);
-    init_hr = projected ? scratch.take<W>(outputs.begin(outputs.count)) : nullptr;
     state = scratch.take<S>(z.batch * ld_outputs);
     next = scratch.take<S>(z.batch * ld_outputs);
     cell_state = Cell::kHasCell ? wide_or_scratch(args.cn + direction * z.batch * z.hidden, scratch) : nullptr;
@@ -82,10 +56,6 @@ struct ForwardScan {
     products = scratch.take<W>(panels * kWidth * chunk * z.batch);
     results = scratch.take<W>(crew.threads * results_size());
   }
-
-  // The first block of L units of panel p, and the panel's columns: about as many in all, and zeros over the edge.
-  int64_t begin(int64_t p) const { return kBlocks == 1 ? p : ceil_div(z.hidden, L) * p / panels; }
-  int64_t width(int64_t p) const { return kBlocks == 1 ? kWidth : (begin(p + 1) - begin(p)) * G * L; }
 
   // Of one thread: one panel of all rows, or all panels of one row.
   int64_t results_size() const { return larger(z.batch, panels) * kResultsWidth; }
@@ -105,7 +75,8 @@ struct ForwardScan {
 
   void run(int thread) const {
     const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
-    const Part own_outputs = crew.by_rows ? Part{0, outputs.count} : part(outputs.count, thread, crew.threads);
+    const Part own_outputs =
+        crew.by_rows ? Part{0, weights.outputs.count} : part(weights.outputs.count, thread, crew.threads);
     const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
     W* mine = results + thread * results_size();
     S *before = state, *after = next;
@@ -118,7 +89,7 @@ struct ForwardScan {
         multiply_inputs(s, end, own_panels, own_rows);
       }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
-      if (packed && rows.end - rows.begin == 1)
+      if (weights.packed && rows.end - rows.begin == 1)
         step_row(s, own_panels, rows, before, after, mine);
       else
         for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
@@ -134,29 +105,9 @@ struct ForwardScan {
     }
   }
 
-  // Packs this thread's share of the weights and of the initial states.
+  // This thread's share of the weights and of the initial states.
   void prepare(int thread) const {
-    const Part own = part(panels, thread, crew.threads);
-    for (int64_t p = own.begin; p < own.end; ++p) {
-      if (packed_inputs) pack_panel(p, weights.w_ih, z.inputs, w_ih + p * kWidth * ld_inputs, p);
-      if (packed) pack_panel(p, weights.w_hh, z.outputs, w_hh + p * kWidth * ld_outputs, panels + p);
-      pack_bias(p);
-    }
-    if (projected) {
-      const Part own_outputs = part(outputs.count, thread, crew.threads);
-      for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) {
-        const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
-        const S* from = weights.w_hr + first * z.hidden;
-        const auto sum = [&](Mark& mark) { mark.add(from, count * z.hidden * sizeof(S)); };
-        if (changed(2 * panels + p, sum)) {
-          S* to = w_hr + outputs.offset(p, z.hidden);
-          if (count < width) clear(to, width * ld_units);
-          transpose(from, z.hidden, count, z.hidden, to, width);
-        }
-        clear(init_hr + first, width);
-        if (weights.b_hr) convert(init_hr + first, weights.b_hr + first, count);
-      }
-    }
+    weights.pack(thread, crew.threads);
     const Part rows = part(z.batch, thread, crew.threads);
     const A* h0 = args.h0 + direction * z.batch * z.outputs;
     for (S* to : {state, next}) copy_rows(to, ld_outputs, h0, z.outputs, rows);
@@ -179,70 +130,17 @@ struct ForwardScan {
     }
   }
 
-  // Whether the weights of which `sum` tells are others than those packed under this mark.
-  template <class Sum>
-  bool changed(int64_t mark, const Sum& sum) const {
-    if (!marks) return true;
-    Mark now{};
-    now.known = true;
-    sum(now);
-    if (now == marks[mark]) return false;
-    marks[mark] = now;
-    return true;
-  }
-
-  // The gates of L units side by side, block after block, for each k.
-  void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t mark) const {
-    const int64_t first = begin(p) * L, end = smaller(begin(p + 1) * L, z.hidden);
-    const auto sum = [&](Mark& now) {
-      for (int gate = 0; gate < G; ++gate)
-        now.add(w + (gate * z.hidden + first) * depth, (end - first) * depth * static_cast<int64_t>(sizeof(S)));
-    };
-    if (!changed(mark, sum)) return;
-    if (end < begin(p + 1) * L) clear(to, grouped<S>(depth) * width(p));
-    for (int64_t unit = first; unit < end; unit += L, to += G * L * kGroup<S>)
-      for (int gate = 0; gate < G; ++gate)
-        transpose(w + (gate * z.hidden + unit) * depth, depth, smaller<int64_t>(L, end - unit), depth,
-                  to + gate * L * kGroup<S>, width(p));
-  }
-
-  void pack_bias(int64_t p) const {
-    W *of_input = init_ih + p * kWidth, *of_state = init_hh + p * kWidth;
-    for (int64_t unit = begin(p) * L; unit < begin(p + 1) * L; unit += L)
-      for (int gate = 0; gate < G; ++gate, of_input += L, of_state += L) {
-        const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
-        const auto bias = [&](const A* b) { return b ? load_part(b + gate * z.hidden + unit, lanes) : Vec<S>{}; };
-        store(of_input, bias(weights.b_ih));
-        store(of_state, bias(weights.b_hh));
-      }
-  }
-
-  // Some rows of the input or of the state times the weights of panel p, with their bias, to c (rows, width(p)).
-  template <class Expect = Nothing>
-  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const W* init, W* c,
-               const Expect& expect = {}) const {
-    const int64_t ld = grouped<S>(depth);
-    init += p * kWidth;
-    const S* panel = panels + p * kWidth * ld;
-    if (packed && width(p) < kWidth) return multiply_plain<S>(width(p), a, ld, rows, depth, panel, init, c, expect);
-    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panel, init, 0, c, expect);
-    const int64_t end = smaller(begin(p + 1) * L, z.hidden);
-    for (int64_t unit = begin(p) * L; unit < end; unit += L)
-      for (int gate = 0; gate < G; ++gate, init += L, c += L)
-        multiply_raw(a, ld, rows, depth, raw + (gate * z.hidden + unit) * depth, smaller<int64_t>(L, end - unit), init,
-                     c, width(p));
-  }
-
   W* product_at(int64_t p, int64_t row_in_chunk) const {
-    return products + p * chunk * z.batch * kWidth + row_in_chunk * width(p);
+    return products + p * chunk * z.batch * kWidth + row_in_chunk * weights.width(p);
   }
 
   void multiply_inputs(int64_t s, int64_t end, Part own_panels, Part own_rows) const {
     const int64_t first = steps.first_row(s, end), last = first + steps.rows_between(s, end);
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
       const auto rows = [&](int64_t from, int64_t to) {
-        if (args.tokens) return gather(args.tokens + from, to - from, p, product_at(p, from - first));
-        product(x + from * ld_inputs, to - from, z.inputs, p, w_ih, weights.w_ih, init_ih, product_at(p, from - first));
+        W* const c = product_at(p, from - first);
+        if (args.tokens) return weights.gather(args.tokens + from, to - from, p, c);
+        weights.times_inputs(x + from * ld_inputs, to - from, p, c);
       };
       if (!crew.by_rows)
         rows(first, last);
@@ -251,35 +149,15 @@ struct ForwardScan {
     }
   }
 
-  // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, width(p)): a column of w_ih
-  // each.
-  void gather(const int64_t* tokens, int64_t rows, int64_t p, W* c) const {
-    const W* init = init_ih + p * kWidth;
-    const int64_t count = width(p);
-    for (int64_t row = 0; row < rows; ++row, c += count) {
-      if (packed_inputs) {
-        const int64_t group = tokens[row] / kGroup<S> * kGroup<S>;
-        const S* from = w_ih + p * ld_inputs * kWidth + group * count;
-        for (int64_t i = 0; i < count; i += L)
-          store(c + i, of_group(from + i * kGroup<S>, tokens[row] - group) + load(init + i));
-        continue;
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t unit = (begin(p) + i / (G * L)) * L + i % L, gate = i / L % G;
-        const bool there = unit < z.hidden;
-        c[i] = there ? widen(weights.w_ih[(gate * z.hidden + unit) * z.inputs + tokens[row]]) + init[i] : W(0);
-      }
-    }
-  }
-
   // One step of the units of panel p: gates, c and h of some rows.
   void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
     const bool saves = args.saved.hidden != nullptr;
-    product(before + rows.begin * ld_outputs, rows.end - rows.begin, z.outputs, p, w_hh, weights.w_hh, init_hh, mine,
-            [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
-              for (int64_t r = rows.begin + top; saves && r < rows.begin + bottom; ++r) expect(steps.offset(s) + r, p);
-            });
+    weights.times_states(before + rows.begin * ld_outputs, rows.end - rows.begin, p, mine,
+                         [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
+                           for (int64_t r = rows.begin + top; saves && r < rows.begin + bottom; ++r)
+                             expect(steps.offset(s) + r, p);
+                         });
     open(s, p, rows, mine);
     close(s, p, rows, mine, before, after);
   }
@@ -290,16 +168,8 @@ struct ForwardScan {
       const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, row.begin));
       for (int64_t byte = 0; byte < kWidth * int64_t(sizeof(W)); byte += 64) __builtin_prefetch(inputs + byte);
     }
-    const S* h = before + row.begin * ld_outputs;
+    weights.times_state(before + row.begin * ld_outputs, own, mine);
     const auto results = [&](int64_t p) { return mine + (p - own.begin) * kWidth; };
-    for (int64_t p = own.begin, next; p < own.end; p = next) {
-      for (next = p; next < own.end && width(next) == kWidth;) ++next;
-      const int64_t at = p * kWidth;
-      if (next > p)
-        multiply_row<S, Cell::kVectors>(h, z.outputs, w_hh + at * ld_outputs, next - p, init_hh + at, results(p));
-      else
-        product(h, 1, z.outputs, next++, w_hh, weights.w_hh, init_hh, results(p));
-    }
     for (int64_t p = own.begin; p < own.end; ++p) open(s, p, row, results(p));
     for (int64_t p = own.begin; p < own.end; ++p) close(s, p, row, results(p), before, after);
   }
@@ -312,7 +182,7 @@ struct ForwardScan {
 
   // Fetches what `finish` will meet for row n of x.
   FASTRNN_INLINE void expect(int64_t n, int64_t p) const {
-    const int64_t unit = begin(p) * L, count = width(p) / G, in_saved = direction * z.rows + n;
+    const int64_t unit = weights.begin(p) * L, count = weights.width(p) / G, in_saved = direction * z.rows + n;
     if (args.saved.cells) fetch(args.saved.cells + in_saved * z.hidden + unit, count);
     for (int i = 0; Cell::kSaved && args.saved.gates && i < Cell::kSaved; ++i)
       fetch(args.saved.gates + (in_saved * Cell::kSaved + i) * z.hidden + unit, count);
@@ -324,7 +194,7 @@ struct ForwardScan {
   // The pointwise half of a step, for panel p: what does not wait for other gates, in the place of the state's share.
   void open(int64_t s, int64_t p, Part rows, W* from_state) const {
     if (G == 1) return;
-    static_assert(G == 1 || kBlocks == 1, "rows of a panel lie one behind the other");
+    static_assert(G == 1 || Weights::kBlocks == 1, "rows of a panel lie one behind the other");
     const W* from_input = inputs_of(s, p, rows.begin);
     for (int64_t i = rows.begin; i < rows.end; ++i, from_input += kWidth, from_state += kWidth) {
       Vec<S> a[G], b[G];
@@ -337,9 +207,9 @@ struct ForwardScan {
   // And the rest.
   void close(int64_t s, int64_t p, Part rows, const W* from_state, const S* before, S* after) const {
     const W* from_input = inputs_of(s, p, rows.begin);
-    const int64_t offset = steps.offset(s), ending = steps.rows(s + 1), end = begin(p + 1) * L;
+    const int64_t offset = steps.offset(s), ending = steps.rows(s + 1), end = weights.begin(p + 1) * L;
     for (int64_t r = rows.begin; r < rows.end; ++r)
-      for (int64_t unit = begin(p) * L; unit < end; unit += L, from_input += G * L, from_state += G * L)
+      for (int64_t unit = weights.begin(p) * L; unit < end; unit += L, from_input += G * L, from_state += G * L)
         finish(offset, r, unit, static_cast<int>(smaller<int64_t>(L, z.hidden - unit)), from_input, from_state, before,
                after, r >= ending);
   }
@@ -389,9 +259,9 @@ struct ForwardScan {
   void project(int64_t s, int64_t p, Part rows, S* after, W* mine) const {
     if (rows.begin >= rows.end) return;
     const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
+    const Panels<S>& outputs = weights.outputs;
     const int64_t first = outputs.begin(p), width = outputs.width(p);
-    multiply_plain<S>(width, unprojected + rows.begin * ld_units, ld_units, count, z.hidden,
-                      w_hr + outputs.offset(p, z.hidden), init_hr + first, mine);
+    weights.project(unprojected + rows.begin * ld_units, count, p, mine);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t column = first; column < outputs.end(p); column += L) {
         const Vec<S> h = activate<W>(args.activation, load(mine + i * width + column - first));

@@ -34,6 +34,7 @@ namespace FASTRNN_NAMESPACE {
 #include "cells-inl.h"
 #include "kept-inl.h"
 #include "plan-inl.h"
+#include "weights-inl.h"
 #include "forward-inl.h"
 #include "backward-inl.h"
 #include "layer-inl.h"

@@ -23,7 +23,7 @@ void forward_cell(const Forward<S, A>& args) {
   using Scan = ForwardScan<S, A, Cell>;
   Scratch scratch;
   Barrier barriers[2];
-  const Crew crew = make_crew<S, Cell>(args, Scan::panel_count(args.sizes));
+  const Crew crew = make_crew<S, Cell>(args, Scan::Weights::panel_count(args.sizes));
   const int64_t* offsets = make_offsets(args.sizes, scratch);
   Scan first(args, 0, offsets, crew, barriers[0], scratch);
   if (args.sizes.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
@@ -42,7 +42,7 @@ int wave_height(const Forward<S, A>* layers, int count) {
   if (count < 2 || z.directions > 1) return 1;
   const int threads = team_size(layers->threads);
   const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
-  const Crew alone = make_crew<S, Cell>(*layers, ForwardScan<S, A, Cell>::panel_count(z));
+  const Crew alone = make_crew<S, Cell>(*layers, ForwardWeights<S, A, Cell>::panel_count(z));
   if (step * z.steps * count < kCallWork || step >= kWaveWork || alone.by_rows || z.steps < 4) return 1;
   if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
   return smaller(threads, count);
