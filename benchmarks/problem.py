@@ -57,6 +57,11 @@ def error(found: Tensor, exact: Tensor) -> float:
     return (found.double() - exact).abs().max().item()
 
 
+def rms_error(found: Tensor, exact: Tensor) -> float:
+    """Root of the mean squared error, which two roundings of the same sum share more nearly than their largest."""
+    return (found.double() - exact).square().mean().sqrt().item()
+
+
 def draw(case: Case) -> tuple[nn.RNNBase, Data]:
     """The torch.nn module of a case and its tensors, from a fixed seed."""
     shape, dtype = case.shape, getattr(torch, case.shape.dtype)
@@ -100,6 +105,7 @@ class Problem:
         self.reference = self.name(evaluate(copy.deepcopy(self.module).double(), self.data.double(), train))
         own = self.name(evaluate(self.module, self.data, train))
         self.own_error = {name: error(own[name], exact) for name, exact in self.reference.items()}
+        self._own_rms = {name: rms_error(own[name], exact) for name, exact in self.reference.items()}
 
     def name(self, results: list[Tensor]) -> Results:
         return {name: result.detach() for name, result in zip(self.names, results, strict=True)}
@@ -127,6 +133,14 @@ class Problem:
                 )
             worst = max(worst, found / (2 * (own + band)))
         return worst
+
+    def error_over_own(self, results: Results) -> tuple[float, str]:
+        """Root mean square error over torch.nn's own, where it is largest, and the result's name."""
+        tiny = torch.finfo(torch.float64).tiny
+        return max(
+            (rms_error(results[name], exact) / max(self._own_rms[name], tiny), name)
+            for name, exact in self.reference.items()
+        )
 
     def _rounding_band(self, name: str) -> float:
         if name in ("y", "h", "c"):

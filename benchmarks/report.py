@@ -7,7 +7,8 @@ Each peer first passes the correctness gate of its case; one that fails it ends 
 it.  All peers of a case are then timed in turn in this process.  ``share`` is the time that the machine's own limit
 would take over the time taken: the larger of (operations / rate of the best matrix product that torch has) and (bytes
 of weights read / rate at which a plain loop reads an array of their size), both measured in this process.  ``gate`` is
-the largest error as a share of what the gate allows.
+the largest error as a share of what the gate allows, ``error`` the root mean square error against float64 over
+torch.nn's own, of the result where that is largest.  The head gives the rates that times are held against.
 """
 
 from __future__ import annotations
@@ -16,56 +17,34 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import sections
 import torch
 from cases import CELLS, GROUPS, STANDARD, WORKS, Case, cases
+from measures import FIRST, Row, measures
 from peers import Peer, peers
 from problem import Problem
-from timing import product_rate, race, stream_rate
+from timing import peak_rate, product_rate, race, stream_rate
 
 from fastrnn.backends import BackendError
 
 FOLDER = Path(__file__).resolve().parent
-FIRST = "torch.nn"
-COLUMNS = ("case", "threads", "peer", "ms", "x torch.nn", "GF/s", "share", "gate")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One peer's median on one case."""
-
-    case: Case
-    threads: int
-    peer: str
-    seconds: float
-    ratio: float
-    share: float
-    gate: float
-
-    def fields(self) -> tuple[str, ...]:
-        ratio = "" if self.peer == FIRST else f"{self.ratio:.2f}"
-        rate = self.case.flops / self.seconds / 1e9
-        milliseconds = f"{self.seconds * 1e3:.4g}"
-        return (
-            *(str(self.case), str(self.threads), self.peer, milliseconds),
-            *(ratio, f"{rate:.1f}", f"{self.share:.0%}", f"{self.gate:.2f}"),
-        )
+COLUMNS = ("case", "threads", "peer", "ms", "x torch.nn", "GF/s", "share", "gate", "error")
 
 
 def measure(case: Case, threads: int, sides: Sequence[Peer], seconds: float) -> list[Row]:
     """Gate every peer, then time them all in turn."""
     torch.set_num_threads(threads)
     problem = Problem(case)
-    racing, gates = {}, {}
+    racing, gates, errors = {}, {}, {}
     for peer in sides:
         reason = peer.refusal(case, threads)
         if reason is None:
             try:
                 side, results = peer.build(problem, threads)
-                gates[peer.name] = problem.check(results())
+                found = results()
+                gates[peer.name], errors[peer.name] = problem.check(found), problem.error_over_own(found)
                 racing[peer.name] = side
             except BackendError as refused:
                 reason = str(refused)
@@ -75,7 +54,7 @@ def measure(case: Case, threads: int, sides: Sequence[Peer], seconds: float) -> 
     product = case.flops / product_rate(threads, getattr(torch, case.shape.dtype))
     limit = max(product, case.bytes_read / stream_rate(threads, case.weight_bytes))
     return [
-        Row(case, threads, name, taken, medians[FIRST] / taken, limit / taken, gates[name])
+        Row(case, threads, name, taken, medians[FIRST] / taken, limit / taken, gates[name], errors[name])
         for name, taken in medians.items()
     ]
 
@@ -101,6 +80,17 @@ def means(rows: Iterable[Row]) -> list[str]:
         f"{what}: geometric mean {statistics.geometric_mean(found):.2f}x, least {min(found):.2f}x, {len(found)} cases"
         for what, found in sorted(ratios.items())
     ]
+
+
+def rates(threads: int) -> str:
+    """What the machine can do: multiply-adds on registers, the best product that torch has, reading again and again."""
+    streams = [
+        f"{size >> 10} KiB {stream_rate(threads, size) / 1e9:.0f}" for size in (1 << 18, 1 << 20, 1 << 22, 1 << 25)
+    ]
+    return (
+        f"{threads} thread{'s' * (threads > 1)}: multiply-adds {peak_rate(threads) / 1e9:.0f} GF/s, matrix product "
+        f"{product_rate(threads, torch.float32) / 1e9:.0f} GF/s, reading GB/s: {', '.join(streams)}."
+    )
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -160,7 +150,9 @@ def record(name: str, rows: Sequence[Row], limits: Sequence[str], folder: Path) 
     head = [*limits, "The columns are explained in `report.py`.", f"![ratios over torch.nn]({name}.png)"]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row.fields()) + " |" for row in rows]
-    sections.write(name, f"Times: {name}", head, means(rows), "\n".join(lines) + "\n", folder)
+    asked = measures(rows)
+    table = "\n".join([*asked, "## All", "", *lines] if asked else lines)
+    sections.write(name, f"Times: {name}", head, means(rows), table + "\n", folder)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -184,12 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if unknown := set(options.peers) - {peer.name for peer in sides}:
             raise SystemExit(f"unknown or missing: {', '.join(unknown)}; there are {', '.join(map(str, sides))}")
         sides = [peer for peer in sides if peer.name in (FIRST, *options.peers)]
-    limits = [
-        f"{threads} thread{'s' * (threads > 1)}: matrix product {product_rate(threads, torch.float32) / 1e9:.0f} GF/s."
-        for threads in options.threads
-    ]
+    limits = list(map(rates, options.threads))
     print(where, *limits, sep="\n")
-    widths = (34, 7, 14, 9, 10, 7, 6, 5)
+    widths = (34, 7, 14, 9, 10, 7, 6, 5, 14)
     print(*(f"{name:<{width}}" for name, width in zip(COLUMNS, widths, strict=True)))
     rows: list[Row] = []
     for threads in options.threads:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import Case, cases
+from measures import OURS, Row, measures
 from problem import Problem, WrongResult, evaluate
 
 TRAINING = next(iter(cases(["tiny"], ["LSTM"], ["train"])))
@@ -51,3 +52,24 @@ def test_work_is_counted() -> None:
     packed = lstm["LSTM-T100-B32-H256-packed-infer"]
     assert packed.lengths[0] == 100 and packed.lengths[-1] == 25
     assert packed.flops / lstm["LSTM-T100-B32-H256-infer"].flops == pytest.approx(0.625, abs=0.01)
+
+
+def test_error_over_own_tells_where_it_is_largest() -> None:
+    problem, right = results()
+    assert problem.error_over_own(right)[0] == pytest.approx(1)
+    right["h"].add_(1e-3)
+    worst, name = problem.error_over_own(right)
+    assert worst > 100 and name == "h"
+
+
+def test_measures_count_the_rows_that_they_name() -> None:
+    case, packed = (next(iter(cases(["packed" if p else "measured"], ["LSTM"], ["train"]))) for p in (False, True))
+
+    def row(case: Case, ratio: float) -> Row:
+        return Row(case, 1, OURS, 1.0, ratio, 0.5, 0.1, (0.9, "y"))
+
+    lines = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in measures([row(case, 2.0), row(packed, 2.0)])}
+    assert lines["LSTM train, over torch.nn"] == ["1.7", "2.00", "2.00 to 2.00", "yes |"]
+    assert lines["LSTM train, packed, over torch.nn packed"] == ["2.5", "2.00", "2.00 to 2.00", "no |"]
+    assert lines["error over torch.nn's own, largest of all results"][-1] == "yes |"
+    assert "GRU train, over torch.nn" not in lines

@@ -70,6 +70,17 @@ def product_rate(threads: int, dtype: torch.dtype) -> float:
 
 
 @functools.cache
+def peak_rate(threads: int) -> float:
+    """Floating point operations a second of multiply-adds in float32 that wait for nothing and read no memory: what one
+    thread does, times the threads."""
+    from fastrnn._core import multiply_adds
+
+    done = multiply_adds(2**26)
+    taken = sorted(race({"registers": Side(lambda: multiply_adds(done))}, 0.2)["registers"])
+    return threads * 2 * done / taken[len(taken) // 2]
+
+
+@functools.cache
 def stream_rate(threads: int, size: int) -> float:
     """Bytes a second at which plain loops (sums) read an array of ``size`` bytes again and again: what one thread reads
     of its share of the array, times the threads, for each has caches of its own."""

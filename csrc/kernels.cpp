@@ -39,6 +39,7 @@ namespace FASTRNN_NAMESPACE {
 #include "backward-inl.h"
 #include "layer-inl.h"
 #include "int8-inl.h"
+#include "peak-inl.h"
 // clang-format on
 
 const Kernels& table() {
@@ -71,7 +72,8 @@ const Kernels& table() {
                            backward<bfloat16>,
                            stack<float>,
                            stack<double>,
-                           stack<bfloat16>};
+                           stack<bfloat16>,
+                           multiply_adds};
 #endif
   return all;
 }

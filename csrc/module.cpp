@@ -249,6 +249,7 @@ PYBIND11_MODULE(_core, m) {
     for (const Kernels* const* k = supported_kernels(); *k; ++k) names.append((*k)->name);
     return names;
   });
+  m.def("multiply_adds", [](int64_t wanted) { return kernels().multiply_adds(wanted); });
   m.def("forward_float", &forward<float>);
   m.def("forward_double", &forward<double>);
   m.def("forward_int8", &forward_int8);

@@ -153,6 +153,7 @@ struct Kernels {
   void (*stack_float)(const Forward<float>* layers, int count);
   void (*stack_double)(const Forward<double>* layers, int count);
   void (*stack_bfloat16)(const Forward<bfloat16>* layers, int count);
+  int64_t (*multiply_adds)(int64_t wanted);  // that many or more, on registers alone; how many
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

@@ -43,6 +43,13 @@ def prepare_quick(
 def kept_count() -> int:
     """How many parameters packed weights are kept for: those of which a longer call without gradients was made."""
 
+def multiply_adds(wanted: int) -> int:
+    """Runs ``wanted`` multiply-adds of float32 or some more, on registers alone: the processor's own limit.
+
+    Returns:
+        How many it ran, on this one thread.
+    """
+
 def multiplies_bfloat16() -> bool:
     """Whether the instruction set in use multiplies bfloat16 itself, or numbers are widened on the fly."""
 
