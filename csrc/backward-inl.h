@@ -411,11 +411,15 @@ struct BackwardScan {
       }
   }
 
+  // In several short chains, which round less than a long one.
   static W sum(const S* from, int64_t count) {
-    Vec<S> total{};
+    Vec<S> totals[4] = {};
     int64_t i = 0;
-    for (; i + L <= count; i += L) total += load(from + i);
-    if (i < count) total += load_part(from + i, static_cast<int>(count - i));
+    for (; i + 4 * L <= count; i += 4 * L)
+      for (int chain = 0; chain < 4; ++chain) totals[chain] += load(from + i + chain * L);
+    for (int chain = 0; i < count; i += L, ++chain)
+      totals[chain] += load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i)));
+    Vec<S> total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
     return sums_of_lanes<1>(&total)[0];
   }
 };
