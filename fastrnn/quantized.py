@@ -123,7 +123,8 @@ class _Quantized(nn.Module):
 
     @property
     def _flat_weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._order]
+        buffers: Any = self._buffers  # nn.Module's own way to an attribute takes 7 of the 43 us of a small step
+        return [buffers[name] for name in self._order]
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The output and the last states, as of the module in float32.
