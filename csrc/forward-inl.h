@@ -31,7 +31,8 @@ struct ForwardScan {
   // In a wavefront: the steps that the layer below has done, and those that this one has.
   const int64_t* const below;
   int64_t* const done;
-  const int64_t panels, chunk;  // steps whose inputs are multiplied at once
+  const int64_t panels;
+  const int64_t chunk;  // steps whose inputs are multiplied at once
   // Rows of x, h and the units, as rows of products: whole groups, with zeros behind.
   const int64_t ld_inputs, ld_outputs, ld_units;
   const S* x;
