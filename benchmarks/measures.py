@@ -39,7 +39,7 @@ class Row:
 @dataclass(frozen=True)
 class Measure:
     """``values`` gives one number for each row of ours that counts; ``joined`` makes one of them; more is better,
-    unless ``least`` is false."""
+    unless ``more`` is false."""
 
     what: str
     asked: float
@@ -59,14 +59,12 @@ class Measure:
 Found = dict[tuple[Case, int, str], Row]
 
 
-def wide(case: Case) -> bool:
-    return (
-        case.shape.rows >= 32 and case.shape.hidden >= 256 and not case.shape.packed and case.shape.dtype == "float32"
-    )
-
-
 def plain(case: Case) -> bool:
     return not case.shape.packed and case.shape.dtype == "float32" and case.shape.steps > 1
+
+
+def wide(case: Case) -> bool:
+    return plain(case) and case.shape.rows >= 32 and case.shape.hidden >= 256
 
 
 def over_first(mode: str, work: str, packed: bool = False) -> Callable[[Row, Found], float | None]:
@@ -117,6 +115,10 @@ def step_of_64(row: Row, found: Found) -> float | None:
     return row.seconds * 1e6 if one and row.case.mode == "LSTM" else None
 
 
+def error(row: Row, found: Found) -> float | None:
+    return row.error and row.error[0]
+
+
 ASKED = {"train": (1.7, 3.5, 3.5), "infer": (1.4, 3.5, 3.5)}
 PACKED = {"train": (2.5, 2.5, 2.5), "infer": (4.0, 3.5, 3.5)}
 MEASURES = (
@@ -150,19 +152,8 @@ MEASURES = (
     Measure("one step, H = 512, over LSTMCell", 1.3, over("torch.nn cell", 512)),
     Measure("one step, H = 64, microseconds", 10, step_of_64, more=False),
     Measure("least of all, over torch.nn", 1.0, lambda row, _: row.ratio, min),
-    Measure(
-        "error over torch.nn's own, geometric mean of each row's largest",
-        1.0,
-        lambda row, _: row.error and row.error[0],
-        more=False,
-    ),
-    Measure(
-        "error over torch.nn's own, largest of all results",
-        1.0,
-        lambda row, _: row.error and row.error[0],
-        max,
-        more=False,
-    ),
+    Measure("error over torch.nn's own, geometric mean of each row's largest", 1.0, error, more=False),
+    Measure("error over torch.nn's own, largest of all results", 1.0, error, max, more=False),
 )
 
 

@@ -6,12 +6,12 @@ __attribute__((noinline)) inline int64_t multiply_adds(int64_t wanted) {
   constexpr int64_t kRound = kChains * kLanes<float>;
   Vec<float> sum[kChains];
   const Vec<float> factor = broadcast(0.5f), term = broadcast(1.0f);
+  // Each starts as another number for all that the compiler knows, or it would run one chain for all.
 #pragma GCC unroll 24
   for (int i = 0; i < kChains; ++i) {
     sum[i] = term;
 #if defined(__x86_64__)
-    asm(""
-        : "+x"(sum[i]));  // each is another number for all that the compiler knows, or it would run one chain for all
+    asm("" : "+x"(sum[i]));
 #elif defined(__aarch64__)
     asm("" : "+w"(sum[i]));
 #endif

@@ -1,5 +1,5 @@
-// Weights of 8 bits on every instruction set that this machine runs: against plain loops, the same bits on all of them
-// and for any number of threads, and nothing outside an output written.
+// Weights of 8 bits on every instruction set that this machine runs: against plain loops, the same bits for any number
+// of threads, and nothing outside an output written.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
