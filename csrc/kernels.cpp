@@ -36,6 +36,7 @@ namespace FASTRNN_NAMESPACE {
 #include "plan-inl.h"
 #include "weights-inl.h"
 #include "forward-inl.h"
+#include "stretch-inl.h"
 #include "backward-inl.h"
 #include "layer-inl.h"
 #include "int8-inl.h"

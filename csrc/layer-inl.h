@@ -101,13 +101,11 @@ void backward_cell(const Backward<S, A>& args) {
   const Sizes& z = args.sizes;
   const Crew crew = make_crew<S, Cell>(args, ceil_div(z.outputs, kLanes<S>));
   const int64_t* offsets = make_offsets(z, scratch);
-  Scan first(args, 0, offsets, crew, barriers[0], args.grad_x, scratch);
+  Scan first(args, 0, offsets, crew, barriers[0], scratch);
   if (z.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
-  // The second direction's share of the gradient of x is added when both are done.
-  A* share = args.grad_x ? scratch.take<A>(z.rows * z.inputs) : nullptr;
-  Scan second(args, 1, offsets, crew, barriers[1], share, scratch);
+  Scan second(args, 1, offsets, crew, barriers[1], scratch);
   run_scans(&first, &second, crew);
-  if (share) add_to(args.grad_x, share, z.rows * z.inputs);
+  if (args.grad_x) add_to(args.grad_x, second.stretches.grad_x, z.rows * z.inputs);
 }
 
 template <class S, class A>

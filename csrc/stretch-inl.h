@@ -1,0 +1,277 @@
+// The stretches of steps of a backward pass: what the gate gradients of one are multiplied into.
+//
+// A stretch fits the caches. Its gate gradients are multiplied into the gradients of x and of the parameters, stretch
+// by stretch, so that long sums are blocked and keep their digits. Those of x can come in pieces of a stretch, as soon
+// as their steps are done, for who waits for them.
+
+template <class S, class A, class Cell>
+struct Stretches {
+  using W = Wide<S>;
+  static constexpr bool kNarrow = kGroup<S> > 1, kRounds = sizeof(A) < sizeof(W);  // products; results
+  static constexpr int L = kLanes<S>;
+  static constexpr int G = Cell::kGates;
+  static constexpr int kSides = Cell::kSides;
+  static constexpr int64_t kChunkRows = 512;
+  static constexpr int64_t kBlockRows = 48;  // rows of a large product whose results wait in L1
+
+  const Backward<S, A>& args;
+  const Sizes& z;
+  const Parameters<const S, const A>& weights;
+  const Parameters<A>& grads;
+  Parameters<W> totals;  // what the gradients of the parameters are summed up in: themselves unless they are narrow
+  const int64_t direction;
+  const Steps steps;
+  const Crew crew;
+  Barrier& barrier;
+  const bool projected;
+  const Panels<S> inputs, outputs, units;  // columns of x, h and the units
+  const int64_t chunk, chunk_rows;         // steps and rows of a stretch
+  const int64_t ld, ld_outputs, ld_rows;   // columns of the gate gradients, of P and of rows: whole groups
+  const A *h0, *hidden;
+  A* grad_x;  // of the second direction its share, which is added when both are done
+
+  S* grad_gates[2];                        // of a stretch and of the one behind it: (chunk_rows, kSides * H)
+  S* grad_outputs[2];                      // gradient of the projected h, with a projection: (chunk_rows, P)
+  S* unprojected;                          // h before the projection: (chunk_rows, H)
+  S* w_ih;                                 // packed: (G*H, I)
+  S *gates_by_column, *outputs_by_column;  // transposed stretches
+  S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
+  W* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
+  const A** before;                                       // per thread: h before each row of a stretch
+
+  Stretches(const Backward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
+      : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
+        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
+        projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
+        chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
+        ld(kSides * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
+        ld_rows(grouped<S>(chunk_rows)), h0(a.h0 + d * z.batch * z.outputs),
+        hidden(a.saved.hidden + d * z.rows * z.outputs),
+        grad_x(d && a.grad_x ? scratch.take<A>(z.rows * z.inputs) : a.grad_x) {
+    const int64_t depth = G * z.hidden;
+    const bool wanted = grads.w_ih != nullptr;
+    for (int i = 0; i < 2; ++i) {
+      grad_gates[i] = scratch.take<S>(chunk_rows * ld);
+      grad_outputs[i] = projected ? scratch.take<S>(chunk_rows * ld_outputs) : nullptr;
+    }
+    unprojected = projected ? scratch.take<S>(chunk_rows * z.hidden) : nullptr;
+    w_ih = grad_x ? scratch.take<S>(inputs.size(depth)) : nullptr;
+    const auto wide = [&](A* values, int64_t count) {
+      if constexpr (kRounds)
+        return values ? scratch.take<W>(count) : nullptr;
+      else
+        return values;
+    };
+    totals = {wide(grads.w_ih, depth * z.inputs),
+              wide(grads.w_hh, depth * z.outputs),
+              wide(grads.b_ih, depth),
+              wide(grads.b_hh, depth),
+              wide(grads.w_hr, z.outputs * z.hidden),
+              wide(grads.b_hr, z.outputs)};
+    gates_by_column = wanted ? scratch.take<S>(ld * ld_rows) : nullptr;
+    outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * ld_rows) : nullptr;
+    inputs_packed = wanted && args.x ? scratch.take<S>(inputs.size(chunk_rows)) : nullptr;
+    by_token = wanted && args.tokens ? scratch.take<W>(z.inputs * depth) : nullptr;
+    states_packed = wanted ? scratch.take<S>(outputs.size(chunk_rows)) : nullptr;
+    unprojected_packed = wanted && projected ? scratch.take<S>(units.size(chunk_rows)) : nullptr;
+    before = scratch.take<const A*>(crew.threads * chunk_rows);
+  }
+
+  int64_t results_size() const { return kBlockRows * kPanel<S, kPlain>; }  // of one thread
+
+  // Packs this thread's share of `rows` rows.
+  template <class Source>
+  void pack_share(const Panels<S>& panels, Source source, int64_t rows, S* to, int thread) const {
+    const Part own = whole_groups(part(ceil_div(rows, kGroup<S>), thread, crew.threads), rows);
+    pack_rows(panels, source, rows, own.begin, own.end, to);
+  }
+
+  // This thread's share of the weights, and of what stands behind rows that are no whole number of groups.
+  void prepare(int thread) const {
+    if (grad_x) pack_share(inputs, [&](int64_t k) { return weights.w_ih + k * z.inputs; }, G * z.hidden, w_ih, thread);
+    if constexpr (kNarrow) {
+      const Part rows = part(chunk_rows, thread, crew.threads);
+      for (int i = 0; i < 2; ++i) {
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+          if (ld != kSides * z.hidden) grad_gates[i][r * ld + ld - 1] = S{};
+          if (projected && ld_outputs != z.outputs) grad_outputs[i][r * ld_outputs + z.outputs] = S{};
+        }
+      }
+    }
+  }
+
+  // When all is summed up, by this very thread.
+  void finish(int thread) const {
+    if (by_token) {
+      const Part own = part(G * z.hidden, thread, crew.threads);
+      transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, totals.w_ih + own.begin * z.inputs,
+                z.inputs);
+    }
+    if constexpr (kRounds)
+      if (grads.w_ih) narrow(thread);
+  }
+
+  void narrow(int thread) const {
+    const Part own = part(G * z.hidden, thread, crew.threads), of_h = part(z.outputs, thread, crew.threads);
+    for (int64_t k = own.begin; k < own.end; ++k) {
+      const int64_t row = Cell::row_hh(k, z.hidden);
+      convert(grads.w_ih + k * z.inputs, totals.w_ih + k * z.inputs, z.inputs);
+      convert(grads.w_hh + row * z.outputs, totals.w_hh + row * z.outputs, z.outputs);
+      if (grads.b_ih) convert(grads.b_ih + k, totals.b_ih + k, 1), convert(grads.b_hh + row, totals.b_hh + row, 1);
+    }
+    if (!projected) return;
+    convert(grads.w_hr + of_h.begin * z.hidden, totals.w_hr + of_h.begin * z.hidden,
+            (of_h.end - of_h.begin) * z.hidden);
+    if (grads.b_hr) convert(grads.b_hr + of_h.begin, totals.b_hr + of_h.begin, of_h.end - of_h.begin);
+  }
+
+  static Part whole_groups(Part groups, int64_t rows) {
+    return {groups.begin * kGroup<S>, smaller(groups.end * kGroup<S>, rows)};
+  }
+
+  int64_t stretch_of(int64_t s) const { return s / chunk; }
+  int64_t first_row(int64_t stretch) const {
+    return steps.first_row(stretch * chunk, smaller((stretch + 1) * chunk, z.steps));
+  }
+  // Row r of step s among those of its stretch.
+  int64_t row_at(int64_t s, int64_t r) const { return steps.offset(s) + r - first_row(stretch_of(s)); }
+  S* gates_at(int64_t s, int64_t r) const { return grad_gates[stretch_of(s) % 2] + row_at(s, r) * ld; }
+  S* outputs_at(int64_t s, int64_t r) const { return grad_outputs[stretch_of(s) % 2] + row_at(s, r) * ld_outputs; }
+  S* unprojected_at(int64_t s, int64_t r) const { return unprojected + row_at(s, r) * z.hidden; }
+  // h or c before row r of step s.
+  template <class N>
+  const N* state_before(int64_t s, int64_t r, const N* saved, const N* initial, int64_t width) const {
+    return r < steps.rows(s - 1) ? saved + (steps.offset(s - 1) + r) * width : initial + r * width;
+  }
+
+  // Steps [s, end), of one stretch: their gradients of x.
+  void multiply_inputs(int64_t s, int64_t end, int thread, W* mine) const {
+    if (!grad_x) return;
+    const int64_t first = steps.first_row(s, end);
+    const S* grad = grad_gates[stretch_of(s) % 2] + (first - first_row(stretch_of(s))) * ld + (kSides - G) * z.hidden;
+    for_own_rows(s, end, first, steps.rows_between(s, end), thread, [&](Part own) {
+      product(
+          grad, ld, own, G * z.hidden, w_ih, inputs, false,
+          [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
+    });
+  }
+
+  // Steps [s, end), a stretch: their share of the gradients of the parameters.
+  void multiply_weights(int64_t s, int64_t end, int thread, W* mine) const {
+    if (!grads.w_ih) return;
+    const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
+    const S* grad = grad_gates[stretch_of(s) % 2];
+    const bool add = end < z.steps;
+    pack_stretch(s, end, first, rows, grad, thread);
+    barrier.wait(crew.threads);
+    const Part own = part(G * z.hidden, thread, crew.threads);
+    const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * ld_rows;
+    if (by_token)
+      add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
+    else
+      product(
+          of_input, ld_rows, own, rows, inputs_packed, inputs, add,
+          [&](int64_t k) { return totals.w_ih + k * z.inputs; }, mine);
+    product(
+        of_state, ld_rows, own, rows, states_packed, outputs, add,
+        [&](int64_t k) { return totals.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
+    if (grads.b_ih)
+      for (int64_t k = own.begin; k < own.end; ++k) {
+        const W a = sum(of_input + k * ld_rows, rows), b = sum(of_state + k * ld_rows, rows);
+        W &to_a = totals.b_ih[k], &to_b = totals.b_hh[Cell::row_hh(k, z.hidden)];
+        to_a = add ? to_a + a : a;
+        to_b = add ? to_b + b : b;
+      }
+    if (!projected) return;
+    const Part of_h = part(z.outputs, thread, crew.threads);
+    product(
+        outputs_by_column, ld_rows, of_h, rows, unprojected_packed, units, add,
+        [&](int64_t k) { return totals.w_hr + k * z.hidden; }, mine);
+    if (grads.b_hr)
+      for (int64_t k = of_h.begin; k < of_h.end; ++k) {
+        const W total = sum(outputs_by_column + k * ld_rows, rows);
+        totals.b_hr[k] = add ? totals.b_hr[k] + total : total;
+      }
+  }
+
+  // The product with one-hot rows: each row of the gate gradients goes to the row of its token.
+  void add_by_token(const S* grad, const int64_t* tokens, int64_t rows, Part own, bool add) const {
+    const int64_t width = G * z.hidden, count = own.end - own.begin;
+    if (!add)
+      for (int64_t token = 0; token < z.inputs; ++token) clear(by_token + token * width + own.begin, count);
+    for (int64_t row = 0; row < rows; ++row) {
+      const S* from = grad + row * ld + own.begin;
+      W* to = by_token + tokens[row] * width + own.begin;
+      for (int64_t k = 0; k < count; ++k) to[k] += widen(from[k]);
+    }
+  }
+
+  // Calls `each` with this thread's share of the rows of a stretch: those that it has computed itself and that its own
+  // caches hold, unless that is a handful a step, which would make poor tiles.
+  template <class Each>
+  void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, int thread, Each each) const {
+    if (kNarrow || !crew.by_rows || z.batch < 24 * crew.threads)
+      return each(whole_groups(part(ceil_div(rows, kGroup<S>), thread, crew.threads), rows));
+    const Part own = part(z.batch, thread, crew.threads);
+    for (int64_t i = s; i < end; ++i)
+      each(Part{steps.offset(i) - first + own.begin, steps.offset(i) - first + own.end});
+  }
+
+  // This thread's share of a stretch, laid out for the products over its rows.
+  void pack_stretch(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
+    const A** source = before + thread * chunk_rows;
+    for (int64_t i = s; i < end; ++i)
+      for (int64_t r = 0; r < steps.rows(i); ++r)
+        source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);
+    const auto pack = [&](const Panels<S>& panels, auto row, S* to) {
+      for_own_rows(s, end, first, rows, thread,
+                   [&](Part own) { pack_rows(panels, row, rows, own.begin, own.end, to); });
+    };
+    const auto turn = [&](const S* from, int64_t ld_from, int64_t width, S* to) {
+      for_own_rows(s, end, first, rows, thread, [&](Part own) {
+        transpose_numbers(from + own.begin * ld_from, ld_from, own.end - own.begin, width, to + own.begin, ld_rows);
+      });
+    };
+    turn(grad, ld, kSides * z.hidden, gates_by_column);
+    if (args.x) pack(inputs, [&](int64_t k) { return args.x + (first + k) * z.inputs; }, inputs_packed);
+    pack(outputs, [&](int64_t k) { return source[k]; }, states_packed);
+    if (!projected) return;
+    turn(grad_outputs[stretch_of(s) % 2], ld_outputs, z.outputs, outputs_by_column);
+    pack(units, [&](int64_t k) { return unprojected + k * z.hidden; }, unprojected_packed);
+  }
+
+  // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
+  template <class Target>
+  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* packed, const Panels<S>& panels, bool add,
+               Target target, W* mine) const {
+    // Block by block of rows: their targets lie on few pages, and the panels come in the order in which they lie.
+    for (int64_t top = own.begin; top < own.end; top += kBlockRows)
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t first = panels.begin(p), width = panels.width(p), bottom = smaller(top + kBlockRows, own.end);
+        multiply_plain<S>(width, a + top * lda, lda, bottom - top, depth, packed + panels.offset(p, depth), nullptr,
+                          mine, [&](int64_t from, int64_t to) __attribute__((always_inline)) {
+                            for (int64_t row = top + from; row < top + to; ++row) fetch(target(row) + first, width);
+                          });
+        for (int64_t row = top; row < bottom; ++row)
+          for (int64_t column = first; column < panels.end(p); column += L) {
+            const int lanes = static_cast<int>(smaller<int64_t>(L, panels.columns - column));
+            Vec<S> v = load(mine + (row - top) * width + column - first);
+            auto* to = target(row) + column;
+            if (add) v += load_part(to, lanes);
+            store_part(to, v, lanes);
+          }
+      }
+  }
+
+  // In several short chains, which round less than a long one.
+  static W sum(const S* from, int64_t count) {
+    Vec<S> totals[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * L <= count; i += 4 * L)
+      for (int chain = 0; chain < 4; ++chain) totals[chain] += load(from + i + chain * L);
+    for (int chain = 0; i < count; i += L, ++chain)
+      totals[chain] += load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i)));
+    Vec<S> total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
+    return sums_of_lanes<1>(&total)[0];
+  }
+};
