@@ -98,6 +98,8 @@ def _onnxruntime(problem: Problem, threads: int) -> Built:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Its threads spin within a run, and not beyond it, where they would take cores from the side timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(onnx_model(problem), options, providers=["CPUExecutionProvider"])
     feeds = _feeds(problem)
 

@@ -8,6 +8,11 @@
 
 template <class S, class A, class Cell>
 struct BackwardScan {
+  // The standard library's would be a function shared by all instruction sets.
+  static void* operator new(size_t, void* place) { return place; }
+
+  using Number = S;
+  using Unit = Cell;
   using W = Wide<S>;
   using Stretches = FASTRNN_NAMESPACE::Stretches<S, A, Cell>;
   static constexpr bool kRounds = Stretches::kRounds;
@@ -25,6 +30,8 @@ struct BackwardScan {
   const Steps& steps;
   const int64_t ld;  // from row to row of the gate gradients
   const bool projected;
+  const Wave wave;
+  const int64_t piece;                           // steps whose gradients of x are computed at once
   const bool carried;                            // whether any gradient of h flows from a step to the one before
   const Panels<S> shared_outputs, shared_units;  // columns of h and the units, as the threads share them
   const A *h0, *gates, *hidden;
@@ -35,11 +42,13 @@ struct BackwardScan {
   W* results;      // per thread
   int64_t results_size;
 
-  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
+  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch,
+               Wave w = {})
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d), crew(c), barrier(b),
         stretches(a, d, offsets, c, b, scratch), steps(stretches.steps), ld(stretches.ld),
-        projected(stretches.projected), carried(z.steps > 1 || a.grad_h0),
-        shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
+        projected(stretches.projected), wave(w),
+        piece(wave.done ? larger<int64_t>(1, wave_rows(z) / z.batch) : stretches.chunk),
+        carried(z.steps > 1 || a.grad_h0), shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
         shared_units(z.hidden, crew.by_rows ? 1 : crew.threads), h0(stretches.h0),
         gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr), hidden(stretches.hidden),
         cells(Cell::kHasCell || (projected && !Cell::kSaved) ? a.saved.cells + d * z.rows * z.hidden : nullptr) {
@@ -59,6 +68,8 @@ struct BackwardScan {
     results = scratch.take<W>(crew.threads * results_size);
   }
 
+  static int64_t shared_panels(const Sizes& z) { return ceil_div(z.outputs, kLanes<S>); }
+
   void run(int thread) const {
     const auto share = [&](int64_t count) { return crew.by_rows ? Part{0, count} : part(count, thread, crew.threads); };
     const Part own_outputs = share(shared_outputs.count), own_units = share(shared_units.count);
@@ -66,21 +77,27 @@ struct BackwardScan {
     W* mine = results + thread * results_size;
     prepare(thread);
     barrier.wait(crew.threads);
-    for (int64_t s = z.steps - 1; s >= (args.grad_h0 ? -1 : 0); --s) {
+    const auto back = [&](int64_t s) {
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, mine);
       if (!crew.by_rows) barrier.wait(crew.threads);
-      if (s < 0) break;
-      if (projected) {
-        for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, mine);
-        if (!crew.by_rows) barrier.wait(crew.threads);
-      }
-      if (s % stretches.chunk == 0) {
+      if (s < 0 || !projected) return;
+      for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, mine);
+      if (!crew.by_rows) barrier.wait(crew.threads);
+    };
+    const int64_t chunk = stretches.chunk;
+    for (int64_t begin = (z.steps - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
+      const int64_t end = smaller(begin + chunk, z.steps);
+      for (int64_t last = end; last > begin; last -= piece) {
+        const int64_t first = larger(begin, last - piece);
+        if (wave.before) wait_until(wave.before, z.steps - first);
+        for (int64_t s = last - 1; s >= first; --s) back(s);
         if (crew.by_rows) barrier.wait(crew.threads);
-        const int64_t end = smaller(s + stretches.chunk, z.steps);
-        stretches.multiply_inputs(s, end, thread, mine);
-        stretches.multiply_weights(s, end, thread, mine);
+        stretches.multiply_inputs(first, last, thread, mine);
+        if (wave.done) __atomic_store_n(wave.done, z.steps - first, __ATOMIC_RELEASE);
       }
+      stretches.multiply_weights(begin, end, thread, mine);
     }
+    if (args.grad_h0) back(-1);
     stretches.finish(thread);
     if constexpr (kRounds) {
       if (!Cell::kHasCell || !args.grad_c0) return;
@@ -88,6 +105,11 @@ struct BackwardScan {
       convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
               (rows.end - rows.begin) * z.hidden);
     }
+  }
+
+  // What is left of the second direction when both are done.
+  void join() const {
+    if (args.grad_x) add_to(args.grad_x, stretches.grad_x, z.rows * z.inputs);
   }
 
   void prepare(int thread) const {

@@ -10,6 +10,8 @@ struct ForwardScan {
   // The standard library's would be a function shared by all instruction sets.
   static void* operator new(size_t, void* place) { return place; }
 
+  using Number = S;
+  using Unit = Cell;
   using W = Wide<S>;
   // Whether hn holds h of the step before, whose rounding to S is for the products alone.
   static constexpr bool kKeepsState = Cell::kReadsState && sizeof(A) > sizeof(S);
@@ -28,9 +30,7 @@ struct ForwardScan {
   Barrier& barrier;
   const Weights weights;
   const bool projected;
-  // In a wavefront: the steps that the layer below has done, and those that this one has.
-  const int64_t* const below;
-  int64_t* const done;
+  const Wave wave;
   const int64_t panels;
   const int64_t chunk;  // steps whose inputs are multiplied at once
   // Rows of x, h and the units, as rows of products: whole groups, with zeros behind.
@@ -43,12 +43,11 @@ struct ForwardScan {
   W* products;      // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
   W* results;       // per thread, results_size()
 
-  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch,
-              const int64_t* steps_below = nullptr, int64_t* steps_done = nullptr)
+  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch, Wave w = {})
       : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), below(steps_below),
-        done(steps_done), panels(weights.panels), chunk(chunk_of(z, steps_done != nullptr)),
-        ld_inputs(grouped<S>(z.inputs)), ld_outputs(grouped<S>(z.outputs)), ld_units(grouped<S>(z.hidden)), x(args.x) {
+        weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), wave(w),
+        panels(weights.panels), chunk(chunk_of(z, wave.done != nullptr)), ld_inputs(grouped<S>(z.inputs)),
+        ld_outputs(grouped<S>(z.outputs)), ld_units(grouped<S>(z.hidden)), x(args.x) {
     if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
     state = scratch.take<S>(z.batch * ld_outputs);
     next = scratch.take<S>(z.batch * ld_outputs);
@@ -61,9 +60,8 @@ struct ForwardScan {
   // Of one thread: one panel of all rows, or all panels of one row.
   int64_t results_size() const { return larger(z.batch, panels) * kResultsWidth; }
 
-  // In a wavefront short enough for the layer above to begin soon.
-  static int64_t chunk_of(const Sizes& z, bool wave) {
-    const int64_t rows = wave ? smaller(kChunkRows, larger<int64_t>(12, z.rows / 8)) : kChunkRows;
+  static int64_t chunk_of(const Sizes& z, bool in_wave) {
+    const int64_t rows = in_wave ? smaller(kChunkRows, wave_rows(z)) : kChunkRows;
     return ceil_div(z.steps, ceil_div(z.steps, larger<int64_t>(1, rows / z.batch)));  // all about equally long
   }
 
@@ -73,6 +71,8 @@ struct ForwardScan {
     else
       return scratch.take<W>(z.batch * z.hidden);
   }
+
+  static int64_t shared_panels(const Sizes& z) { return Weights::panel_count(z); }
 
   void run(int thread) const {
     const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
@@ -86,7 +86,7 @@ struct ForwardScan {
     for (int64_t s = 0; s < z.steps; ++s) {
       if (s % chunk == 0) {
         const int64_t end = smaller(s + chunk, z.steps);
-        if (below) wait_until(below, end);
+        if (wave.before) wait_until(wave.before, end);
         multiply_inputs(s, end, own_panels, own_rows);
       }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
@@ -99,12 +99,14 @@ struct ForwardScan {
         for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, mine);
         if (!crew.by_rows) barrier.wait(crew.threads);
       }
-      if (done) __atomic_store_n(done, s + 1, __ATOMIC_RELEASE);
+      if (wave.done) __atomic_store_n(wave.done, s + 1, __ATOMIC_RELEASE);
       S* swap = before;
       before = after;
       after = swap;
     }
   }
+
+  void join() const {}  // what is left when both directions are done
 
   // This thread's share of the weights and of the initial states.
   void prepare(int thread) const {

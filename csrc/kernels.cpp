@@ -55,7 +55,6 @@ const Kernels& table() {
     kernels.backward_bfloat16 = backward<bfloat16>;
     kernels.forward_mixed = forward<bfloat16>;
     kernels.backward_mixed = backward<bfloat16>;
-    kernels.stack_bfloat16 = stack<bfloat16>;
 #endif
     return kernels;
   }();
@@ -64,16 +63,13 @@ const Kernels& table() {
                            false,
                            forward<float>,
                            forward<double>,
+                           forward<bfloat16>,
+                           forward<bfloat16>,
                            backward<float>,
                            backward<double>,
+                           backward<bfloat16>,
+                           backward<bfloat16>,
                            forward_int8,
-                           forward<bfloat16>,
-                           backward<bfloat16>,
-                           forward<bfloat16>,
-                           backward<bfloat16>,
-                           stack<float>,
-                           stack<double>,
-                           stack<bfloat16>,
                            multiply_adds};
 #endif
   return all;

@@ -1,8 +1,9 @@
 // The Python face of the kernels: checks each tensor against the sizes of the layer, releases the GIL.
 #include <pybind11/pybind11.h>
 
-#include <optional>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "kept.h"
 #include "quick.h"
@@ -128,70 +129,104 @@ struct Reader {
 };
 
 // The one of the kernels that is for these arrays.
-void run(const Kernels& all, const Forward<float>& call) { all.forward_float(call); }
-void run(const Kernels& all, const Forward<double>& call) { all.forward_double(call); }
-void run(const Kernels& all, const Forward<bfloat16>& call) { all.forward_bfloat16(call); }
-void run(const Kernels& all, const Forward<bfloat16, float>& call) { all.forward_mixed(call); }
-void run(const Kernels& all, const Backward<float>& call) { all.backward_float(call); }
-void run(const Kernels& all, const Backward<double>& call) { all.backward_double(call); }
-void run(const Kernels& all, const Backward<bfloat16>& call) { all.backward_bfloat16(call); }
-void run(const Kernels& all, const Backward<bfloat16, float>& call) { all.backward_mixed(call); }
+void run(const Forward<float>* layers, int count) { kernels().forward_float(layers, count); }
+void run(const Forward<double>* layers, int count) { kernels().forward_double(layers, count); }
+void run(const Forward<bfloat16>* layers, int count) { kernels().forward_bfloat16(layers, count); }
+void run(const Forward<bfloat16, float>* layers, int count) { kernels().forward_mixed(layers, count); }
+void run(const Backward<float>* layers, int count) { kernels().backward_float(layers, count); }
+void run(const Backward<double>* layers, int count) { kernels().backward_double(layers, count); }
+void run(const Backward<bfloat16>* layers, int count) { kernels().backward_bfloat16(layers, count); }
+void run(const Backward<bfloat16, float>* layers, int count) { kernels().backward_mixed(layers, count); }
 
-template <class S, class A = S>
-void forward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
-             const py::sequence& weights, py::handle y, py::handle hn, py::handle cn, py::handle gates,
-             py::handle cells, py::handle hidden) {
-  Reader<S, A> read(layer);
-  read.inputs(x, tokens, h0, c0, weights);
-  const Sizes& z = read.in.sizes;
-  Forward<S, A> call{};
-  static_cast<Inputs<S, A>&>(call) = read.in;
-  call.y = read.per_direction(y, "y", z.rows, z.outputs);
-  call.hn = read.per_direction(hn, "hn", z.batch, z.outputs);
-  if (read.has_cell) call.cn = read.per_direction(cn, "cn", z.batch, z.hidden);
-  if (read.saves_cells()) call.saved.cells = read.wide_per_direction(cells, "cells", z.rows, z.hidden, true);
-  if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden, true);
-  call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs, true);
-  std::optional<KeptFor> kept[2];
-  if (hidden.is_none() && z.rows >= kKeptRows)
-    for (int d = 0; d < z.directions; ++d)
-      call.kept[d] = kept[d].emplace(weights[d * weights.size() / z.directions + 1]).get();
-  const Kernels& all = kernels();
-  py::gil_scoped_release release;
-  run(all, call);
+// What a layer hands on to the next of a call, by which the two must be one upon the other.
+template <class S, class A>
+bool joined(const Forward<S, A>& below, const Forward<S, A>& layer) {
+  return static_cast<const void*>(below.y) == layer.x && below.sizes.outputs == layer.sizes.inputs;
+}
+template <class S, class A>
+bool joined(const Backward<S, A>& above, const Backward<S, A>& layer) {
+  return above.grad_x == layer.grad_y && above.sizes.inputs == layer.sizes.outputs;
 }
 
-template <class S, class A = S>
-void backward(const py::tuple& layer, py::handle x, bool tokens, py::handle h0, py::handle c0,
-              const py::sequence& weights, py::handle gates, py::handle cells, py::handle hidden, py::handle grad_y,
-              py::handle grad_hn, py::handle grad_cn, py::handle grad_cells, py::handle grad_x, py::handle grad_h0,
-              py::handle grad_c0, py::handle grad_weights) {
-  Reader<S, A> read(layer);
-  read.inputs(x, tokens, h0, c0, weights);
-  const Sizes& z = read.in.sizes;
-  Backward<S, A> call{};
-  static_cast<Inputs<S, A>&>(call) = read.in;
-  if (read.saved) call.saved.gates = read.per_direction(gates, "gates", z.rows, read.saved * z.hidden);
-  call.saved.hidden = read.per_direction(hidden, "hidden", z.rows, z.outputs);
-  call.grad_y = read.per_direction(grad_y, "grad_y", z.rows, z.outputs, true);
-  call.grad_hn = read.per_direction(grad_hn, "grad_hn", z.batch, z.outputs, true);
-  if (read.saves_cells()) call.saved.cells = read.wide_per_direction(cells, "cells", z.rows, z.hidden);
-  if (read.has_cell) {
-    call.grad_cn = read.per_direction(grad_cn, "grad_cn", z.batch, z.hidden, true);
-    call.grad_cells = read.wide_per_direction(grad_cells, "grad_cells", z.rows, z.hidden, true);
-    call.grad_c0 = read.per_direction(grad_c0, "grad_c0", z.batch, z.hidden, true);
+template <class Layer>
+void run_joined(const std::vector<Layer>& layers) {
+  if (layers.empty() || layers.size() > 1 << 20) throw py::value_error("layers: expected at least one");
+  for (size_t i = 1; i < layers.size(); ++i) {
+    const Layer &one = layers[i - 1], &next = layers[i];
+    const Sizes &a = one.sizes, &b = next.sizes;
+    if (one.mode != next.mode || a.directions != 1 || b.directions != 1 || a.steps != b.steps || a.batch != b.batch ||
+        a.rows != b.rows || a.batch_sizes != b.batch_sizes || sizeof(*next.x) != sizeof(*next.h0) || !joined(one, next))
+      throw py::value_error("layers: expected them one upon the other, alike in mode and rows, of one direction each");
   }
-  if (tokens && !grad_x.is_none()) throw py::value_error("grad_x: there is none of tokens");
-  call.grad_x = read.template tensor<A>(grad_x, "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
-  call.grad_h0 = read.per_direction(grad_h0, "grad_h0", z.batch, z.outputs, true);
-  if (!grad_weights.is_none()) {
-    const auto list = py::cast<py::sequence>(grad_weights);
-    if (list.size() != weights.size()) throw py::value_error("grad_weights: expected one tensor for each of weights");
-    read.parameters(list, "grad_weights", call.grad_weights);
-  }
-  const Kernels& all = kernels();
   py::gil_scoped_release release;
-  run(all, call);
+  run(layers.data(), static_cast<int>(layers.size()));
+}
+
+// Layers from the lowest: tuples of (layer, x, tokens, h0, c0, weights, y, hn, cn, gates, cells, hidden).
+template <class S, class A = S>
+void forward(const py::list& tuples) {
+  std::vector<Forward<S, A>> layers;
+  std::vector<std::unique_ptr<KeptFor>> kept;
+  for (const py::handle item : tuples) {
+    const auto t = py::cast<py::tuple>(item);
+    if (t.size() != 12) throw py::value_error("layers: expected tuples of 12");
+    Reader<S, A> read(t[0]);
+    const auto weights = py::cast<py::sequence>(t[5]);
+    read.inputs(t[1], t[2].cast<bool>(), t[3], t[4], weights);
+    const Sizes& z = read.in.sizes;
+    Forward<S, A> call{};
+    static_cast<Inputs<S, A>&>(call) = read.in;
+    call.y = read.per_direction(t[6], "y", z.rows, z.outputs);
+    call.hn = read.per_direction(t[7], "hn", z.batch, z.outputs);
+    if (read.has_cell) call.cn = read.per_direction(t[8], "cn", z.batch, z.hidden);
+    if (read.saved) call.saved.gates = read.per_direction(t[9], "gates", z.rows, read.saved * z.hidden, true);
+    if (read.saves_cells()) call.saved.cells = read.wide_per_direction(t[10], "cells", z.rows, z.hidden, true);
+    call.saved.hidden = read.per_direction(t[11], "hidden", z.rows, z.outputs, true);
+    for (int d = 0; d < z.directions && t[11].is_none() && z.rows >= kKeptRows; ++d) {
+      kept.push_back(std::make_unique<KeptFor>(weights[d * weights.size() / z.directions + 1]));
+      call.kept[d] = kept.back()->get();
+    }
+    layers.push_back(call);
+  }
+  run_joined(layers);
+}
+
+// Layers from the highest: tuples of (layer, x, tokens, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn,
+// grad_cn, grad_cells, grad_x, grad_h0, grad_c0, grad_weights).
+template <class S, class A = S>
+void backward(const py::list& tuples) {
+  std::vector<Backward<S, A>> layers;
+  for (const py::handle item : tuples) {
+    const auto t = py::cast<py::tuple>(item);
+    if (t.size() != 17) throw py::value_error("layers: expected tuples of 17");
+    Reader<S, A> read(t[0]);
+    const auto weights = py::cast<py::sequence>(t[5]);
+    const bool tokens = t[2].cast<bool>();
+    read.inputs(t[1], tokens, t[3], t[4], weights);
+    const Sizes& z = read.in.sizes;
+    Backward<S, A> call{};
+    static_cast<Inputs<S, A>&>(call) = read.in;
+    if (read.saved) call.saved.gates = read.per_direction(t[6], "gates", z.rows, read.saved * z.hidden);
+    if (read.saves_cells()) call.saved.cells = read.wide_per_direction(t[7], "cells", z.rows, z.hidden);
+    call.saved.hidden = read.per_direction(t[8], "hidden", z.rows, z.outputs);
+    call.grad_y = read.per_direction(t[9], "grad_y", z.rows, z.outputs, true);
+    call.grad_hn = read.per_direction(t[10], "grad_hn", z.batch, z.outputs, true);
+    if (read.has_cell) {
+      call.grad_cn = read.per_direction(t[11], "grad_cn", z.batch, z.hidden, true);
+      call.grad_cells = read.wide_per_direction(t[12], "grad_cells", z.rows, z.hidden, true);
+      call.grad_c0 = read.per_direction(t[15], "grad_c0", z.batch, z.hidden, true);
+    }
+    if (tokens && !t[13].is_none()) throw py::value_error("grad_x: there is none of tokens");
+    call.grad_x = read.template tensor<A>(t[13], "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
+    call.grad_h0 = read.per_direction(t[14], "grad_h0", z.batch, z.outputs, true);
+    if (!t[16].is_none()) {
+      const auto list = py::cast<py::sequence>(t[16]);
+      if (list.size() != weights.size()) throw py::value_error("grad_weights: expected one tensor for each of weights");
+      read.parameters(list, "grad_weights", call.grad_weights);
+    }
+    layers.push_back(call);
+  }
+  run_joined(layers);
 }
 
 // Weights of 8 bits: a list of scale_ih, weight_ih, scale_hh, weight_hh, then bias_ih and bias_hh if there are biases,

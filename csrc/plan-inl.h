@@ -66,3 +66,13 @@ Crew make_crew(const Inputs<S, A>& args, int64_t panels) {
   const bool worth = state * z.rows / z.steps >= kStepWork && panels > 1;
   return {worth ? own : 1, side_by_side, false};
 }
+
+// One thread's place in a wavefront over layers: each layer has a thread of its own, which follows the one before it by
+// a few steps. Both counts are of steps in the order in which they are done.
+struct Wave {
+  const int64_t* before = nullptr;  // what the layer has done that this one waits for
+  int64_t* done = nullptr;          // what this one has
+};
+
+// Rows of a piece of work in a wavefront: so few that the next layer soon begins, so many that they make good tiles.
+inline int64_t wave_rows(const Sizes& z) { return larger<int64_t>(12, z.rows / 8); }

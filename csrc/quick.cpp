@@ -167,7 +167,7 @@ struct Call {
     const TensorView x = view(input);
     if (x.code == 2 && x.bits == 32) return run<float>(x, hx);
     if (x.code == 2 && x.bits == 64) return run<double>(x, hx);
-    if (x.code == 4 && x.bits == 16 && kernels().stack_bfloat16) return run<bfloat16>(x, hx);
+    if (x.code == 4 && x.bits == 16 && kernels().forward_bfloat16) return run<bfloat16>(x, hx);
     throw Unusual();
   }
 
@@ -293,9 +293,9 @@ struct Call {
     return py::make_tuple(y, lstm ? py::object(py::make_tuple(hn, cn)) : hn);
   }
 
-  void run_stack(const Forward<float>* calls) const { kernels().stack_float(calls, layers); }
-  void run_stack(const Forward<double>* calls) const { kernels().stack_double(calls, layers); }
-  void run_stack(const Forward<bfloat16>* calls) const { kernels().stack_bfloat16(calls, layers); }
+  void run_stack(const Forward<float>* calls) const { kernels().forward_float(calls, layers); }
+  void run_stack(const Forward<double>* calls) const { kernels().forward_double(calls, layers); }
+  void run_stack(const Forward<bfloat16>* calls) const { kernels().forward_bfloat16(calls, layers); }
 
   static int thread_count() {
     const auto count = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.threads));

@@ -4,7 +4,8 @@
 // projection), D directions, G gates, S saved values (4 for LSTM: i f g o; 4 for GRU: r z n b_n; none for RNN).
 //
 // Every array is dense, row-major and aligned to its element. Inputs are never written, outputs never read. Arrays
-// belong to the caller and need live only for the call; no output overlaps another array.
+// belong to the caller and need live only for the call; no output overlaps another array, but that saved.hidden may be
+// y where D is 1.
 #pragma once
 
 #include <cstdint>
@@ -136,23 +137,22 @@ struct Int8Forward {
   float* cn;  // (D, B, H), LSTM only
 };
 
-// One instruction set's kernels. They trust their arguments: module.cpp checks them.
+// One instruction set's kernels. They trust their arguments: module.cpp checks them. Forward and backward take layers
+// one upon the other, of the same mode, steps and rows, with one direction if there are several. Forward takes them
+// from the lowest, and the x of each but the first is the y of the one before; backward from the highest, and the
+// grad_y of each but the first is the grad_x of the one before. Mixed layers come one by one.
 struct Kernels {
   const char* name;
   bool multiplies_bfloat16;  // itself; else numbers are widened on the fly
-  void (*forward_float)(const Forward<float>&);
-  void (*forward_double)(const Forward<double>&);
-  void (*backward_float)(const Backward<float>&);
-  void (*backward_double)(const Backward<double>&);
+  void (*forward_float)(const Forward<float>* layers, int count);
+  void (*forward_double)(const Forward<double>* layers, int count);
+  void (*forward_bfloat16)(const Forward<bfloat16>* layers, int count);
+  void (*forward_mixed)(const Forward<bfloat16, float>* layers, int count);
+  void (*backward_float)(const Backward<float>* layers, int count);
+  void (*backward_double)(const Backward<double>* layers, int count);
+  void (*backward_bfloat16)(const Backward<bfloat16>* layers, int count);
+  void (*backward_mixed)(const Backward<bfloat16, float>* layers, int count);
   void (*forward_int8)(const Int8Forward&);
-  void (*forward_bfloat16)(const Forward<bfloat16>&);
-  void (*backward_bfloat16)(const Backward<bfloat16>&);
-  void (*forward_mixed)(const Forward<bfloat16, float>&);
-  void (*backward_mixed)(const Backward<bfloat16, float>&);
-  // Layers one upon the other: the x of each but the first is the y of the one before.
-  void (*stack_float)(const Forward<float>* layers, int count);
-  void (*stack_double)(const Forward<double>* layers, int count);
-  void (*stack_bfloat16)(const Forward<bfloat16>* layers, int count);
   int64_t (*multiply_adds)(int64_t wanted);  // that many or more, on registers alone; how many
 };
 

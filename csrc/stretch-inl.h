@@ -4,6 +4,15 @@
 // by stretch, so that long sums are blocked and keep their digits. Those of x can come in pieces of a stretch, as soon
 // as their steps are done, for who waits for them.
 
+template <class S>
+void add_to(S* to, const S* from, int64_t count) {
+  constexpr int L = kLanes<S>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int lanes = static_cast<int>(smaller<int64_t>(L, count - i));
+    store_part(to + i, load_part(to + i, lanes) + load_part(from + i, lanes), lanes);
+  }
+}
+
 template <class S, class A, class Cell>
 struct Stretches {
   using W = Wide<S>;

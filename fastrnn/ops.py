@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import Function
 
-from fastrnn.backends import Saved, load, reference
+from fastrnn.backends import Backward, Saved, load, reference
 from fastrnn.cells import CELLS
 from fastrnn.dynamo import watched
 
@@ -155,23 +155,50 @@ class _Layer(Function):
         if all(seed is None for seed in seeds):
             return (None,) * 7 + none
         needed = ctx.needs_input_grad
-        needs = need_x, need_state, need_weights = needed[3], needed[5] or needed[6], any(needed[7:])
-        if any(_is_batched(seed) for seed in seeds):
-            with torch.enable_grad():
-                inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in (x, h0, c0, *weights)]
-            found = _by_equations(ctx.mode, batch_sizes, inputs, seeds)
-            if not torch.is_grad_enabled():
-                found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
-            return (None, None, None, found[0], None, *found[1:])
-        if ctx.eager and not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or watched()):
-            saved = Saved(gates, cells, hidden)
-            found = load(ctx.backend).backward(ctx.mode, x, batch_sizes, h0, c0, weights, saved, *seeds, *needs)
-            return (None, None, None, found.x, None, found.h0, found.c0, *(found.weights or none))
-        grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
-            x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, ctx.mode, ctx.backend, *needs
-        )  # fmt: skip
-        states = (grad_h0, None if c0 is None else grad_c0) if need_state else (None, None)
-        return (None, None, None, grad_x if need_x else None, None, *states, *(grad_weights if need_weights else none))
+        needs = needed[3], needed[5] or needed[6], any(needed[7:])
+        inputs, saved = (x, batch_sizes, h0, c0, weights), Saved(gates, cells, hidden)
+        found = gradients(ctx.backend, ctx.eager, ctx.mode, *inputs, saved, seeds, *needs)
+        return (None, None, None, found.x, None, found.h0, found.c0, *(found.weights or none))
+
+
+def gradients(
+    backend: str,
+    eager: bool,
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    saved: Saved,
+    seeds: Sequence[Tensor | None],
+    need_x: bool,
+    need_state: bool,
+    need_weights: bool,
+) -> Backward:
+    """The gradients of one layer's inputs from ``seeds``, those of y, hn, cn and the cells, in the backward of an
+    autograd Function: differentiable where that shall be, and with many gradients in the place of one."""
+    if any(is_batched(seed) for seed in seeds):
+        with torch.enable_grad():
+            inputs = [t.view_as(t) if t is not None and t.requires_grad else t for t in (x, h0, c0, *weights)]
+        found: list[Any] = _by_equations(mode, batch_sizes, inputs, seeds)
+        if not torch.is_grad_enabled():
+            found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
+        return Backward(found[0], found[1], found[2], found[3:])
+    if eager and undisturbed():
+        return load(backend).backward(
+            mode, x, batch_sizes, h0, c0, weights, saved, *seeds, need_x, need_state, need_weights
+        )
+    grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
+        x, batch_sizes, h0, c0, weights, *saved, *seeds, mode, backend, need_x, need_state, need_weights
+    )
+    states = (grad_h0, None if c0 is None else grad_c0) if need_state else (None, None)
+    return Backward(grad_x if need_x else None, *states, grad_weights if need_weights else None)
+
+
+def undisturbed() -> bool:
+    """Whether a backward is called as most are: no derivative of it is wanted, and nobody looks on."""
+    return not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or watched())
 
 
 class _LayerBackward(Function):
@@ -256,7 +283,7 @@ def _by_equations(
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
 
 
-def _is_batched(tensor: Tensor | None) -> bool:
+def is_batched(tensor: Tensor | None) -> bool:
     """Whether these are many gradients in the place of one, which no kernel sees through: those of vmap, or of
     ``is_grads_batched=True``."""
     return tensor is not None and (is_batchedtensor(tensor) or is_legacy_batchedtensor(tensor))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastrnn import ops
+from fastrnn import ops, stacks
 from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, misfit
@@ -210,6 +210,8 @@ def walk(
     """
     if sizes.num_layers == 1:
         return road(mode, x, batch_sizes, h0, c0, weights)
+    if not dropout and (whole := _at_once(road, x, h0, weights, sizes)):
+        return whole(mode, x, batch_sizes, h0, c0, weights)
     directions, count = sizes.directions, len(weights) // sizes.num_layers
     hns, cns = [], []
     for layer in range(sizes.num_layers):
@@ -221,6 +223,19 @@ def walk(
         hns.append(hn)
         cns.append(cn)
     return x, torch.cat(hns), torch.cat(cns), cells
+
+
+def _at_once(road: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], sizes: Sizes) -> Road | None:
+    """The road that runs all layers in one call, of a road that runs one; None where there is none."""
+    if sizes.directions > 1 or not h0.shape[1] or h0.dtype not in cpp.STACKED or type(road) is not functools.partial:
+        return None
+    if road.func is _without_grad and road.args[0] is cpp.forward:
+        return functools.partial(stacks.without_grad, road.args[1])
+    if road.func is ops.layer and road.args[0] == "cpp" and road.args[2]:
+        lowest = x, *weights[: len(weights) // sizes.num_layers]
+        if any(tensor.requires_grad for tensor in lowest):  # else lower layers may have no derivative to wait for
+            return stacks.layers
+    return None
 
 
 def cell_states(cells: Tensor, y: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ FLOORS = [
     {"cells"},
     {"backends"},
     {"ops"},
-    {"checks"},
+    {"checks", "stacks"},
     {"roads"},
     {"embedding", "functional", "recompute"},
     {"options"},

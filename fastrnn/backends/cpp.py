@@ -20,7 +20,7 @@ from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, OUTPUTS
 
 _missing = ""
-_KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}
+_KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}  # forward and backward of layers one upon the other
 _NATIVE = False  # whether the machine multiplies bfloat16 itself
 _precision: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
 _MIXED: tuple[Callable, Callable] | None = None  # float32 but for what is multiplied, which is bfloat16
@@ -44,6 +44,7 @@ _MODES |= {
 }
 
 MODES = tuple(CELLS)
+STACKED = torch.float32, torch.float64, torch.bfloat16  # what forward_stack and backward_stack serve
 TOKENS = True
 
 
@@ -136,30 +137,49 @@ def forward(
         if saved is not None:
             saved = Saved(saved.gates.to(dtype), saved.cells, saved.hidden.to(dtype))
         return Forward(y.to(dtype), hn.to(dtype), cn.to(dtype), saved)
-    layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
-    _, _, _, steps, batch, rows, _, hidden_size, outputs, directions, _ = layer
-    empty, tokens = h0.new_empty, x.dtype is torch.int64
-    y = empty((*(x.shape if tokens else x.shape[:-1]), directions * outputs))
+    y, saved = _room(mode, x, h0, weights, save)
     hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    cn = empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
-    gates = cells = hidden = None
-    if save:
-        cell = CELLS[mode]
-        kept = len(cell.saved)
-        gates = empty((directions, rows, kept * hidden_size)) if kept else None
-        if cell.has_cell_state or cell.output:
-            wide = torch.float32 if dtype is torch.bfloat16 else dtype
-            cells = empty((directions, rows, hidden_size), dtype=wide)
-        hidden = empty((directions, rows, outputs))
-    if batch:
-        own = [_operand(w, narrow) for w in weights]
-        cell_state = None if c0 is None else c0.contiguous()
-        kernels[0](
-            layer, _operand(x, narrow), tokens, h0.contiguous(), cell_state, own, y, hn, cn, gates, cells, hidden
-        )
-    if hidden is None:
-        return Forward(y, hn, cn, None)
-    return Forward(y, hn, cn, Saved(*(empty(0) if t is None else t for t in (gates, cells, hidden))))
+    cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    if h0.shape[1]:
+        kernels[0]([(*_inputs(mode, x, batch_sizes, h0, c0, weights, narrow), y, hn, cn, *saved)])
+    return Forward(y, hn, cn, _saved(h0, saved) if save else None)
+
+
+def _room(
+    mode: str, x: Tensor, h0: Tensor, weights: Sequence[Tensor], save: bool, hidden: bool = True
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Where a layer's y goes, and what it saves."""
+    directions, _, outputs = h0.shape
+    lead = x.shape if x.dtype is torch.int64 else x.shape[:-1]
+    y = h0.new_empty((*lead, directions * outputs))
+    if not save:
+        return y, (None, None, None)
+    cell, rows = CELLS[mode], y.numel() // y.shape[-1]
+    hidden_size = weights[0].shape[0] // len(cell.gates)
+    gates = h0.new_empty((directions, rows, len(cell.saved) * hidden_size)) if cell.saved else None
+    cells = None
+    if cell.has_cell_state or cell.output:
+        wide = torch.float32 if h0.dtype is torch.bfloat16 else h0.dtype
+        cells = h0.new_empty((directions, rows, hidden_size), dtype=wide)
+    return y, (gates, cells, h0.new_empty((directions, rows, outputs)) if hidden else None)
+
+
+def _saved(like: Tensor, saved: Sequence[Tensor | None]) -> Saved:
+    return Saved(*(like.new_empty(0) if t is None else t for t in saved))
+
+
+def _inputs(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor],
+    narrow: bool = False,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What a layer reads, forward and backward, as :mod:`fastrnn._core` takes it."""
+    layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
+    own = [_operand(w, narrow) for w in weights]
+    return layer, _operand(x, narrow), x.dtype is torch.int64, h0.contiguous(), _dense(c0), own
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _operand(tensor: Tensor, narrow: bool) -> Tensor:
@@ -200,7 +220,6 @@ def backward(
         found = backward(mode, *wide, kept, *seeds, need_x, need_state, need_weights)
         grad_x, grad_h0, grad_c0 = (None if grad is None else grad.to(dtype) for grad in found[:3])
         return Backward(grad_x, grad_h0, grad_c0, found.weights and [g.to(dtype) for g in found.weights])
-    layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
     grad_h0 = grad_c0 = None
     if need_state:
@@ -209,15 +228,83 @@ def backward(
     grads = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights] if need_weights else None
     if h0.shape[1] == 0:  # no rows: nothing ran
         return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])
+    seeds = [_dense(seed) for seed in (grad_y, grad_hn, grad_cn, grad_cells)]
+    inputs = _inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
+    kernels[1]([(*inputs, *saved, *seeds, grad_x, grad_h0, grad_c0, grads)])
+    return Backward(grad_x, grad_h0, grad_c0, grads)
 
-    def dense(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.contiguous()
 
-    own = [_operand(w, narrow) for w in weights]
-    kernels[1](
-        layer, _operand(x, narrow), x.dtype is torch.int64, dense(h0), dense(c0), own, *saved, dense(grad_y),
-        dense(grad_hn), dense(grad_cn), dense(grad_cells), grad_x, grad_h0, grad_c0, grads,
-    )  # fmt: skip
+def forward_stack(
+    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor],
+    save: bool,
+) -> tuple[list[Tensor], Tensor, Tensor, list[Saved] | None]:  # fmt: skip
+    """Layers of one direction, one upon the other, in one call, where they may run in a wavefront.
+
+    ``h0`` is (L, B, P) and ``c0`` (L, B, H) or None, with B >= 1; ``weights`` is the flat list of all parameters.
+    Returns the y of each layer, hn and cn of all, and what each saves, whose ``hidden`` is its y but for the last.
+    """
+    each = len(weights) // h0.shape[0]
+    hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    calls, ys, kept = [], [], []
+    for i in range(h0.shape[0]):
+        own, h, c = weights[i * each : (i + 1) * each], h0[i : i + 1], None if c0 is None else c0[i : i + 1]
+        last = i + 1 == h0.shape[0]
+        y, saved = _room(mode, x, h, own, save, hidden=last)
+        if save and not last:
+            saved = *saved[:2], y.view(1, -1, y.shape[-1])
+        ends = hn[i : i + 1], None if c0 is None else cn[i : i + 1]
+        calls.append((*_inputs(mode, x, batch_sizes, h, c, own), y, *ends, *saved))
+        ys.append(y)
+        kept.append(_saved(h0, saved))
+        x = y
+    _KERNELS[h0.dtype][0](calls)
+    return ys, hn, cn, kept if save else None
+
+
+def backward_stack(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    saved: Sequence[Saved],
+    grad_y: Tensor | None,
+    grad_hn: Tensor | None,
+    grad_cn: Tensor | None,
+    grad_cells: Tensor | None,
+    need_x: bool,
+    need_state: bool,
+    need_weights: Sequence[bool],
+) -> Backward:
+    """The gradients of what :func:`forward_stack` read, from those of the last y, of hn and cn and of the last layer's
+    cells; ``need_weights`` is for each layer, and the gradients of those that need none are None."""
+    count, each = h0.shape[0], len(weights) // h0.shape[0]
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
+    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_state else None
+    grad_c0 = torch.empty_like(c0, memory_format=torch.contiguous_format) if need_state and c0 is not None else None
+    # Gradients of what lies between layers, each of which lives until the layer below is done: a wavefront is at most
+    # as high as there are threads.
+    room = [torch.empty_like(ys[0]) for _ in range(min(count - 1, torch.get_num_threads() + 1))]
+    grads: list[Any] = [None] * len(weights)
+
+    def of_layer(states: Tensor | None, i: int) -> Tensor | None:
+        return None if states is None else states[i : i + 1].contiguous()
+
+    calls, grad = [], _dense(grad_y)
+    for i in reversed(range(count)):
+        own = weights[i * each : (i + 1) * each]
+        own_grads = None
+        if need_weights[i]:
+            own_grads = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in own]
+            grads[i * each : (i + 1) * each] = own_grads
+        inputs = _inputs(mode, ys[i - 1] if i else x, batch_sizes, h0[i : i + 1], of_layer(c0, i), own)
+        seeds = grad, of_layer(grad_hn, i), of_layer(grad_cn, i), _dense(grad_cells) if i + 1 == count else None
+        grad = room[i % len(room)] if i else grad_x
+        calls.append((*inputs, *saved[i], *seeds, grad, of_layer(grad_h0, i), of_layer(grad_c0, i), own_grads))
+    _KERNELS[h0.dtype][1](calls)
     return Backward(grad_x, grad_h0, grad_c0, grads)
 
 

@@ -237,14 +237,14 @@ void check(bool passed, const std::string& what) {
   std::printf("FAILED %s\n", what.c_str());
 }
 
-void run_forward(const Kernels& k, const Forward<float>& args) { k.forward_float(args); }
-void run_forward(const Kernels& k, const Forward<double>& args) { k.forward_double(args); }
-void run_forward(const Kernels& k, const Forward<bfloat16>& args) { k.forward_bfloat16(args); }
-void run_forward(const Kernels& k, const Forward<bfloat16, float>& args) { k.forward_mixed(args); }
-void run_backward(const Kernels& k, const Backward<float>& args) { k.backward_float(args); }
-void run_backward(const Kernels& k, const Backward<double>& args) { k.backward_double(args); }
-void run_backward(const Kernels& k, const Backward<bfloat16>& args) { k.backward_bfloat16(args); }
-void run_backward(const Kernels& k, const Backward<bfloat16, float>& args) { k.backward_mixed(args); }
+void run_forward(const Kernels& k, const Forward<float>& args) { k.forward_float(&args, 1); }
+void run_forward(const Kernels& k, const Forward<double>& args) { k.forward_double(&args, 1); }
+void run_forward(const Kernels& k, const Forward<bfloat16>& args) { k.forward_bfloat16(&args, 1); }
+void run_forward(const Kernels& k, const Forward<bfloat16, float>& args) { k.forward_mixed(&args, 1); }
+void run_backward(const Kernels& k, const Backward<float>& args) { k.backward_float(&args, 1); }
+void run_backward(const Kernels& k, const Backward<double>& args) { k.backward_double(&args, 1); }
+void run_backward(const Kernels& k, const Backward<bfloat16>& args) { k.backward_bfloat16(&args, 1); }
+void run_backward(const Kernels& k, const Backward<bfloat16, float>& args) { k.backward_mixed(&args, 1); }
 
 // Values by name, in the order of Problem::expected; and whether nothing but the outputs was written.
 template <class S, class A = S>
