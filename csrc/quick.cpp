@@ -253,9 +253,8 @@ struct Call {
     hn = last_state(h0, outputs);
     if (lstm) cn = last_state(c0, hidden);
     if (!cell) {
-      y = h0 && steps == 1 && width == outputs && layers == 1 && !flat ? like(h0)
-          : flat                                                       ? empty(input, steps, width)
-                                                                       : empty(input, x.shape[0], x.shape[1], width);
+      const bool as_h0 = h0 && !flat && layers == 1 && width == outputs && x.shape[0] == 1 && x.shape[1] == batch;
+      y = as_h0 ? like(h0) : flat ? empty(input, steps, width) : empty(input, x.shape[0], x.shape[1], width);
     }
     const auto writes = [&](const py::object& tensor) {
       TensorView found;
