@@ -34,11 +34,18 @@ def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ..
     ``prepare_quick`` answer as they should.  All else, errors included, it answers with None.
     """
 
+def quick_int8(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
+    """``quick`` for weights of 8 bits: those ``_buffers`` that ``_order`` names, in the order of ``forward_int8``.
+    Results have no gradient, also while gradients are on."""
+
+Guards = list[tuple[Callable[[], Any], tuple[Any, ...]]]
+
 def prepare_quick(
-    parameter: type, empty_like: Callable, threads: Callable, guards: list[tuple[Callable[[], Any], tuple[Any, ...]]]
+    parameter: type, empty_like: Callable, threads: Callable, of_floats: Guards, of_integers: Guards
 ) -> None:
-    """Gives ``quick`` what it needs of torch; before, and where torch's tensors have no exchange API of DLPack, it
-    answers every call with None.  Each guard is a function and the objects one of which it has to return."""
+    """Gives ``quick`` and ``quick_int8`` what they need of torch; before, and where torch's tensors have no exchange
+    API of DLPack, they answer every call with None.  Each guard, of the one or of the other, is a function and the
+    objects one of which it has to return."""
 
 def kept_count() -> int:
     """How many parameters packed weights are kept for: those of which a longer call without gradients was made."""

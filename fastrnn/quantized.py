@@ -132,6 +132,8 @@ class _Quantized(nn.Module):
         Raises:
             ValueError, RuntimeError: as torch.nn's, where shapes do not fit; the input is not float32 on the CPU.
         """
+        if not torch.compiler.is_compiling() and (result := cpp.quick_int8(self.__dict__, input, hx)) is not None:
+            return result
         if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
             raise RuntimeError(f"{type(self).__name__} has no operator that a trace could hold: trace the float module")
         if (name := requested()) not in (None, "cpp"):
@@ -167,9 +169,11 @@ def _layer(
     cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
     if h0.shape[1]:
         layer = cpp.layer_sizes(mode, x, batch_sizes, h0, weights[1])
-        state = None if c0 is None else c0.contiguous()
+        # numbers may be stored with the wrong sign, of which only operators know
+        c_first = None if c0 is None else c0.resolve_neg().contiguous()
+        x, h_first = x.resolve_neg().contiguous(), h0.resolve_neg().contiguous()
         own = [weight.contiguous() for weight in weights]
-        cpp.forward_int8(layer, x.contiguous(), h0.contiguous(), state, own, y, hn, cn)
+        cpp.forward_int8(layer, x, h_first, c_first, own, y, hn, cn)
     return y, hn, cn, cn
 
 
