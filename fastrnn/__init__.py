@@ -7,7 +7,15 @@ from fastrnn.convert import convert, revert
 from fastrnn.functional import gru, jordan_rnn, lstm, rnn
 from fastrnn.jordan import JordanRNN
 from fastrnn.modules import GRU, LSTM, RNN
-from fastrnn.quantized import QuantizedGRU, QuantizedLSTM, QuantizedRNN, quantize_dynamic
+from fastrnn.quantized import (
+    QuantizedGRU,
+    QuantizedGRUCell,
+    QuantizedLSTM,
+    QuantizedLSTMCell,
+    QuantizedRNN,
+    QuantizedRNNCell,
+    quantize_dynamic,
+)
 
 __version__ = "0.1.0"
 
@@ -20,8 +28,11 @@ __all__ = [
     "JordanRNN",
     "LSTMCell",
     "QuantizedGRU",
+    "QuantizedGRUCell",
     "QuantizedLSTM",
+    "QuantizedLSTMCell",
     "QuantizedRNN",
+    "QuantizedRNNCell",
     "RNNCell",
     "backends",
     "convert",

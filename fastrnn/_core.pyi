@@ -7,7 +7,8 @@ tensors given for them.
 
 Raises:
     IndexError: a token is out of range.
-    ValueError: an argument does not have the size that ``layer`` asks for; the message names it and both sizes.
+    ValueError: an argument does not have the size that ``layer`` asks for; the message names it and both sizes.  Or
+        layers are not one upon the other, of the same mode and rows, with one direction each.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +35,18 @@ def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ..
     ``prepare_quick`` answer as they should.  All else, errors included, it answers with None.
     """
 
+def quick_int8(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
+    """``quick`` for weights of 8 bits: those ``_buffers`` that ``_order`` names, in the order of ``forward_int8``.
+    Results have no gradient, also while gradients are on."""
+
+Guards = list[tuple[Callable[[], Any], tuple[Any, ...]]]
+
 def prepare_quick(
-    parameter: type, empty_like: Callable, threads: Callable, guards: list[tuple[Callable[[], Any], tuple[Any, ...]]]
+    parameter: type, empty_like: Callable, threads: Callable, of_floats: Guards, of_integers: Guards
 ) -> None:
-    """Gives ``quick`` what it needs of torch; before, and where torch's tensors have no exchange API of DLPack, it
-    answers every call with None.  Each guard is a function and the objects one of which it has to return."""
+    """Gives ``quick`` and ``quick_int8`` what they need of torch; before, and where torch's tensors have no exchange
+    API of DLPack, they answer every call with None.  Each guard, of the one or of the other, is a function and the
+    objects one of which it has to return."""
 
 def kept_count() -> int:
     """How many parameters packed weights are kept for: those of which a longer call without gradients was made."""
@@ -53,20 +61,25 @@ def multiply_adds(wanted: int) -> int:
 def multiplies_bfloat16() -> bool:
     """Whether the instruction set in use multiplies bfloat16 itself, or numbers are widened on the fly."""
 
-def forward_float(
-    layer: Layer,
-    x: Tensor,
-    tokens: bool,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    y: Tensor,
-    hn: Tensor,
-    cn: Tensor,
-    gates: Tensor | None,
-    cells: Tensor | None,
-    hidden: Tensor | None,
-) -> None: ...
+# (layer, x, tokens, h0, c0, weights, y, hn, cn, gates, cells, hidden)
+ForwardLayer = tuple[
+    Layer, Tensor, bool, Tensor, Tensor | None, Sequence[Tensor],
+    Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None,
+]  # fmt: skip
+# (layer, x, tokens, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, grad_cells, grad_x, grad_h0,
+# grad_c0, grad_weights)
+BackwardLayer = tuple[
+    Layer, Tensor, bool, Tensor, Tensor | None, Sequence[Tensor],
+    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None,
+    Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor] | None,
+]  # fmt: skip
+
+def forward_float(layers: list[ForwardLayer]) -> None:
+    """Layers one upon the other, from the lowest: the x of each but the first is the y of the one before."""
+
+def backward_float(layers: list[BackwardLayer]) -> None:
+    """The same from the highest: the grad_y of each but the first is the grad_x of the one before."""
+
 def forward_int8(
     layer: Layer,
     x: Tensor,
@@ -82,28 +95,7 @@ def forward_int8(
 
 forward_double = forward_float
 forward_bfloat16 = forward_float  # ``cells`` and ``grad_cells`` hold float32
-forward_mixed = forward_float  # x and the matrices of weights hold bfloat16
-
-def backward_float(
-    layer: Layer,
-    x: Tensor,
-    tokens: bool,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    gates: Tensor,
-    cells: Tensor,
-    hidden: Tensor,
-    grad_y: Tensor | None,
-    grad_hn: Tensor | None,
-    grad_cn: Tensor | None,
-    grad_cells: Tensor | None,
-    grad_x: Tensor | None,
-    grad_h0: Tensor | None,
-    grad_c0: Tensor | None,
-    grad_weights: Sequence[Tensor] | None,
-) -> None: ...
-
+forward_mixed = forward_float  # x and the matrices of weights hold bfloat16; layers come one by one
 backward_double = backward_float
 backward_bfloat16 = backward_float
 backward_mixed = backward_float

@@ -1,6 +1,7 @@
 """`RNNCell`, `LSTMCell` and `GRUCell`: torch.nn's as layers of one step; the plan is that of :mod:`fastrnn.modules`."""
 
 # pyright: reportPrivateImportUsage=false
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,22 +17,25 @@ from fastrnn.scripting import copied
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
-    """The forward of a cell module, ours or that of ``base``, its class in torch.nn."""
-    if not torch.compiler.is_compiling() and (result := quick(module.__dict__, input, hx, mode)) is not None:
-        return result
-    if watched() or not isinstance(input, Tensor) or input.is_nested:
+def step(
+    module: Any, base: type[Any], mode: str, input: Any, hx: Any, planned: Callable[..., Any] | None = None
+) -> Any:
+    """The forward of a cell module, ours or that of ``base``, its class in torch.nn.
+
+    ``planned``, in the place of :func:`fastrnn.roads.plan`, finds a road for ``module._flat_weights``, even while
+    somebody looks on.
+    """
+    ours = planned is None
+    if ours and not torch.compiler.is_compiling():
+        if (result := quick(module.__dict__, input, hx, mode)) is not None:
+            return result
+    if (ours and watched()) or not isinstance(input, Tensor) or input.is_nested:
         return leaf(module, input, hx) if isinstance(input, fx.Proxy) else base.forward(module, input, hx)
     rank = input.dim()
     if rank not in (1, 2) or not is_state(hx, mode, rank):
         return base.forward(module, input, hx)
     x = _as_layer(input, rank)
-    parameters, hidden = module._parameters, module.hidden_size
-    weights = []
-    for name in _NAMES:
-        weight = parameters[name] if name in parameters else getattr(module, name)
-        if weight is not None:
-            weights.append(weight)
+    weights, hidden = _weights(module) if ours else module._flat_weights, module.hidden_size
     sizes = Sizes(module.input_size, hidden, hidden, 1, 1)
     if hx is None:
         h0, c0 = first_states(mode, x, x.shape[1], x.dtype, sizes)
@@ -41,7 +45,7 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
     # torch.nn's other cells are not cast: their products are, each by itself
     if torch._C._is_any_autocast_enabled() and mode[:3] == "RNN" and x.is_cpu and (dtype := autocast_dtype(x)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
-    road = plan(mode, x, None, h0, c0, weights, sizes)
+    road = (planned or plan)(mode, x, None, h0, c0, weights, sizes)
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     _, hn, cn, _ = road(mode, x, None, h0, c0, weights)
@@ -50,6 +54,12 @@ def _step(module: Any, base: type[Any], mode: str, input: Any, hx: Any) -> Any:
         for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere
             each.squeeze_(0)
     return states[0] if c0 is None else states
+
+
+def _weights(module: Any) -> list[Tensor]:
+    parameters = module._parameters
+    found = (parameters[name] if name in parameters else getattr(module, name) for name in _NAMES)
+    return [weight for weight in found if weight is not None]
 
 
 def _as_layer(tensor: Tensor, rank: int) -> Tensor:
@@ -71,7 +81,7 @@ class RNNCell(nn.RNNCell):
             mode = modes.get(self.nonlinearity)
             if mode is None:
                 return nn.RNNCell.forward(self, input, hx)
-            return _step(self, nn.RNNCell, mode, input, hx)
+            return step(self, nn.RNNCell, mode, input, hx)
         return self._torch_forward(input, hx)
 
     _torch_forward = copied(nn.RNNCell.forward)
@@ -88,7 +98,7 @@ class LSTMCell(nn.LSTMCell):
         """The next ``(h, c)``, (B, H) or (H,) each, from ``input`` (B, I) or (I,) and the state ``hx``, zeros by
         default."""
         if not torch.jit.is_scripting():
-            return _step(self, nn.LSTMCell, "LSTM", input, hx)
+            return step(self, nn.LSTMCell, "LSTM", input, hx)
         return self._torch_forward(input, hx)
 
     _torch_forward = copied(nn.LSTMCell.forward)
@@ -104,7 +114,7 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state, (B, H) or (H,), from ``input`` (B, I) or (I,) and the state ``hx``, zeros by default."""
         if not torch.jit.is_scripting():
-            return _step(self, nn.GRUCell, "GRU", input, hx)
+            return step(self, nn.GRUCell, "GRU", input, hx)
         return self._torch_forward(input, hx)
 
     _torch_forward = copied(nn.GRUCell.forward)

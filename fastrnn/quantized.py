@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn.backends import BackendError, cpp, requested
+from fastrnn.cell_modules import step
+from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, shapes_misfit
 from fastrnn.dynamo import left_to_python
 from fastrnn.modules import run
@@ -61,35 +63,24 @@ class _Errors:
         raise RuntimeError(f"{kind}: Expected hx to be {wanted}, 2-D for one sequence, else 3-D, got {shapes}")
 
 
-class _Quantized(nn.Module):
-    """RNN, LSTM or GRU with weights of 8 bits: forward only, float32, on a CPU; see :mod:`fastrnn.quantized`.
+class _Int8(nn.Module):
+    """What the modules below share: their weights, and where they run."""
 
-    Built by :meth:`from_float` and :func:`quantize_dynamic`.  Arguments and results of a call are those of the module
-    that it was made from; results have no gradient.  Its buffers, which make its ``state_dict``, are for each layer and
-    direction ``weight_ih``, ``weight_hh`` and, with a projection, ``weight_hr``, int8, their rows' ``scale_ih``,
-    ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.
-    """
+    _float: type[nn.Module]
 
-    _float: type[nn.RNNBase]
-
-    def __init__(self, float_module: nn.RNNBase) -> None:
+    def __init__(self, float_module: Any) -> None:
         super().__init__()
         own = float_module
-        self.mode, self.input_size, self.hidden_size = own.mode, own.input_size, own.hidden_size
-        self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
-        self.proj_size, self.bias, self.dropout = own.proj_size, own.bias, 0.0
+        self.input_size, self.hidden_size, self.bias = own.input_size, own.hidden_size, own.bias
         self._order: list[str] = []
-        self._flat_weights_names: list[str] = []  # of parameters, which there are none of
-        for layer in range(own.num_layers):
-            for end in ("", "_reverse")[: 1 + own.bidirectional]:
-                self._take(own, f"_l{layer}{end}")
 
-    def _take(self, own: nn.Module, end: str) -> None:
-        """One direction of one layer, in the order in which the core reads it."""
+    def _take(self, own: nn.Module, end: str = "", projected: bool = False) -> None:
+        """The weights of a cell or of one direction of one layer, in the order in which the core reads them."""
         biases = ("bias_ih", "bias_hh") if self.bias else ()
-        projection = ("weight_hr",) if self.proj_size else ()
-        for kind in ("weight_ih", "weight_hh", *biases, *projection):
+        for kind in ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if projected else ())):
             tensor = getattr(own, f"{kind}{end}")
+            if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+                raise ValueError(f"{kind}{end}: expected float32 on the CPU, got {tensor.dtype} on {tensor.device}")
             if kind.startswith("bias"):
                 found = {kind: tensor.detach().clone()}
             else:
@@ -100,7 +91,7 @@ class _Quantized(nn.Module):
                 self._order.append(f"{name}{end}")
 
     @classmethod
-    def from_float(cls, module: nn.RNNBase) -> Any:
+    def from_float(cls, module: nn.Module) -> Any:
         """The same network with weights of 8 bits, of a module of torch.nn's or fastrnn's class; weights are copied.
 
         Raises:
@@ -113,10 +104,6 @@ class _Quantized(nn.Module):
             raise TypeError(f"expected a module of {cls._float.__name__}, got {type(module).__name__}")
         if used := [option for option in NAMES if getattr(module, option, False)]:
             raise ValueError(f"{' and '.join(used)} is on, which {cls.__name__} does not have")
-        weights: Any = module._flat_weights
-        for name, weight in zip(module._flat_weights_names, weights, strict=True):
-            if weight.dtype is not torch.float32 or not weight.is_cpu:
-                raise ValueError(f"{name}: expected float32 on the CPU, got {weight.dtype} on {weight.device}")
         if reason := cpp.unavailable():
             raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
         return cls(module).train(module.training)
@@ -126,26 +113,85 @@ class _Quantized(nn.Module):
         buffers: Any = self._buffers  # nn.Module's own way to an attribute takes 7 of the 43 us of a small step
         return [buffers[name] for name in self._order]
 
+    def _check_that_kernels_may_run(self) -> None:
+        if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
+            raise RuntimeError(f"{type(self).__name__} has no operator that a trace could hold: trace the float module")
+        if (name := requested()) not in (None, "cpp"):
+            raise BackendError(f"fastrnn backend {name!r} was asked for by name but has no weights of 8 bits")
+
+    def extra_repr(self) -> str:
+        options = ("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False), ("proj_size", 0)
+        options += (("nonlinearity", "tanh"),)
+        given = [(name, getattr(self, name, default), default) for name, default in options]
+        changed = [f"{name}={value}" for name, value, default in given if value != default]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
+
+
+class _Quantized(_Int8):
+    """RNN, LSTM or GRU with weights of 8 bits: forward only, float32, on a CPU; see :mod:`fastrnn.quantized`.
+
+    Built by :meth:`from_float` and :func:`quantize_dynamic`.  Arguments and results of a call are those of the module
+    that it was made from; results have no gradient.  Its buffers, which make its ``state_dict``, are for each layer and
+    direction ``weight_ih``, ``weight_hh`` and, with a projection, ``weight_hr``, int8, their rows' ``scale_ih``,
+    ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.
+    """
+
+    def __init__(self, float_module: nn.RNNBase) -> None:
+        super().__init__(float_module)
+        own = float_module
+        self.mode, self.proj_size, self.dropout = own.mode, own.proj_size, 0.0
+        self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
+        self._flat_weights_names: list[str] = []  # of parameters, which there are none of
+        for layer in range(own.num_layers):
+            for end in ("", "_reverse")[: 1 + own.bidirectional]:
+                self._take(own, f"_l{layer}{end}", bool(own.proj_size))
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The output and the last states, as of the module in float32.
 
         Raises:
             ValueError, RuntimeError: as torch.nn's, where shapes do not fit; the input is not float32 on the CPU.
         """
-        if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
-            raise RuntimeError(f"{type(self).__name__} has no operator that a trace could hold: trace the float module")
-        if (name := requested()) not in (None, "cpp"):
-            raise BackendError(f"fastrnn backend {name!r} was asked for by name but has no weights of 8 bits")
+        if not torch.compiler.is_compiling() and (result := cpp.quick_int8(self.__dict__, input, hx)) is not None:
+            return result
+        self._check_that_kernels_may_run()
         with torch.no_grad(), torch._C._DisableAutocast():
             return run(self, _Errors, input, hx, planned=_plan)
 
-    def extra_repr(self) -> str:
-        options = ("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False), ("proj_size", 0)
-        changed = [f"{name}={getattr(self, name)}" for name, default in options if getattr(self, name) != default]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
+
+class _QuantizedCell(_Int8):
+    """RNNCell, LSTMCell or GRUCell with weights of 8 bits: forward only, float32, on a CPU; see
+    :mod:`fastrnn.quantized`.
+
+    Built by :meth:`from_float` and :func:`quantize_dynamic`.  Arguments, results and errors of a call are those of the
+    module that it was made from; results have no gradient.  Its buffers, which make its ``state_dict``, are
+    ``weight_ih`` and ``weight_hh``, int8, their rows' ``scale_ih`` and ``scale_hh``, and the biases, float32.
+    """
+
+    _mode: str
+
+    def __init__(self, float_module: nn.Module) -> None:
+        super().__init__(float_module)
+        self._take(float_module)
+        if not self.bias:  # torch.nn's forward, which raises the errors, asks for them
+            self.bias_ih = self.bias_hh = None
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """The next state, of an LSTM ``(h, c)``, as of the module in float32.
+
+        Raises:
+            ValueError, RuntimeError: as torch.nn's, where shapes do not fit; a tensor is not float32 on the CPU.
+        """
+        if not torch.compiler.is_compiling():
+            if (result := cpp.quick_int8(self.__dict__, input, hx, self._mode)) is not None:
+                return result
+        self._check_that_kernels_may_run()
+        with torch.no_grad(), torch._C._DisableAutocast():
+            return step(self, self._float, self._mode, input, hx, planned=_plan_cell)
 
 
 left_to_python(_Quantized.forward)
+left_to_python(_QuantizedCell.forward)
 
 
 def _plan(
@@ -159,6 +205,15 @@ def _plan(
     return _layer
 
 
+def _plan_cell(
+    mode: str, x: Tensor, batch_sizes: None, h0: Tensor, c0: Tensor | None, weights: Any, sizes: Sizes
+) -> Road | Exception:
+    for tensor in (x, h0) if c0 is None else (x, h0, c0):
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            raise ValueError(f"expected input and state of float32 on the CPU, got {tensor.dtype} on {tensor.device}")
+    return shapes_misfit(mode, x, x.shape[1], h0, c0, (), sizes, ()) or _layer
+
+
 def _layer(
     mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -167,9 +222,11 @@ def _layer(
     cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
     if h0.shape[1]:
         layer = cpp.layer_sizes(mode, x, batch_sizes, h0, weights[1])
-        state = None if c0 is None else c0.contiguous()
+        # numbers may be stored with the wrong sign, of which only operators know
+        c_first = None if c0 is None else c0.resolve_neg().contiguous()
+        x, h_first = x.resolve_neg().contiguous(), h0.resolve_neg().contiguous()
         own = [weight.contiguous() for weight in weights]
-        cpp.forward_int8(layer, x.contiguous(), h0.contiguous(), state, own, y, hn, cn)
+        cpp.forward_int8(layer, x, h_first, c_first, own, y, hn, cn)
     return y, hn, cn, cn
 
 
@@ -188,19 +245,41 @@ class QuantizedGRU(_Quantized):
     _float = nn.GRU
 
 
-_CLASSES = (QuantizedRNN, QuantizedLSTM, QuantizedGRU)
+class QuantizedRNNCell(_QuantizedCell):
+    __doc__ = _QuantizedCell.__doc__
+    _float = nn.RNNCell
+
+    def __init__(self, float_module: nn.RNNCell) -> None:
+        super().__init__(float_module)
+        self.nonlinearity = float_module.nonlinearity
+        self._mode = f"RNN_{self.nonlinearity.upper()}"
+        if self._mode not in CELLS:
+            raise ValueError(f"Unknown nonlinearity: {self.nonlinearity}")
+
+
+class QuantizedLSTMCell(_QuantizedCell):
+    __doc__ = _QuantizedCell.__doc__
+    _float, _mode = nn.LSTMCell, "LSTM"
+
+
+class QuantizedGRUCell(_QuantizedCell):
+    __doc__ = _QuantizedCell.__doc__
+    _float, _mode = nn.GRUCell, "GRU"
+
+
+_CLASSES = (QuantizedRNN, QuantizedLSTM, QuantizedGRU, QuantizedRNNCell, QuantizedLSTMCell, QuantizedGRUCell)
 
 
 def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
-    """``model`` with every RNN, LSTM and GRU, of torch.nn, fastrnn or derived from them, itself included, replaced by
-    one with weights of 8 bits; all else stays.  For inference on a CPU.
+    """``model`` with every RNN, LSTM, GRU and cell, of torch.nn, fastrnn or derived from them, itself included,
+    replaced by one with weights of 8 bits; all else stays.  For inference on a CPU.
 
     Args:
         model: it is copied, unless ``inplace``.
         inplace: whether to change the model itself.
 
     Returns:
-        The model, or the module put in its place where it is itself an RNN, LSTM or GRU.
+        The model, or the module put in its place where it is itself one of these.
 
     Raises:
         ValueError, BackendError: see ``QuantizedLSTM.from_float``; then a model that was not copied is unchanged.

@@ -101,12 +101,14 @@ def plan(
 # What has to be the answer before the C++ core may take a module's call as it comes, without `plan`.  Most are
 # functions in C: many in Python would take as long as a small step does.
 cpp.prepare_quick(
-    (torch.is_grad_enabled, (False,)),
     *((ask, (calm,)) for ask, calm in UNDISTURBED),
     (torch._C._is_any_autocast_enabled, (False,)),
-    (watching_road.get, (None,)),
     (asked, (None, "cpp")),
-    (cpp.exact_products, (True,)),
+    of_floats=(
+        (torch.is_grad_enabled, (False,)),
+        (watching_road.get, (None,)),
+        (cpp.exact_products, (True,)),
+    ),
 )
 
 

@@ -89,6 +89,22 @@ def test_what_it_serves_is_right(kind: str, form: dict[str, Any], shape: tuple[i
 
 @readable
 @torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 3)], ids=str)
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_batch_first(kind: str, shape: tuple[int, int]):
+    """Where rows are many, y is not shaped as the state that it equals."""
+    ours, theirs = modules(kind, batch_first=True)
+    x = torch.randn(*shape, 19)
+    hx = ours(x)[1]
+    found = cpp.quick(vars(ours), x, hx)
+    assert found is not None
+    for f, e in zip(flat(found), flat(theirs(x.double(), wide(hx))), strict=True):
+        assert f.shape == e.shape
+        torch.testing.assert_close(f.double(), e, atol=1e-6, rtol=0)
+
+
+@readable
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
 @pytest.mark.parametrize("lead", [(), (1,), (3,)], ids=str)
 def test_cells(kind: str, lead: tuple[int, ...]):

@@ -43,6 +43,8 @@ _MODES |= {
     for g, output in enumerate(OUTPUTS)
 }
 
+Guard = tuple[Callable[[], Any], tuple[Any, ...]]
+
 MODES = tuple(CELLS)
 STACKED = torch.float32, torch.float64, torch.bfloat16  # what forward_stack and backward_stack serve
 TOKENS = True
@@ -54,14 +56,16 @@ def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = No
     return None
 
 
-def prepare_quick(*guards: tuple[Callable[[], Any], tuple[Any, ...]]) -> None:
-    """Lets :func:`quick` serve calls at which each of these functions returns one of these very objects."""
+def prepare_quick(*calm: Guard, of_floats: Sequence[Guard]) -> None:
+    """Lets :func:`quick` and ``_core.quick_int8`` serve calls at which each of these functions returns one of these
+    very objects; those ``of_floats`` are asked by ``quick`` alone, and first."""
     if not _missing:
-        _core.prepare_quick(torch.nn.Parameter, torch.empty_like, torch.get_num_threads, list(guards))
+        torch_has = torch.nn.Parameter, torch.empty_like, torch.get_num_threads
+        _core.prepare_quick(*torch_has, [*of_floats, *calm], list(calm))
 
 
 if not _missing:
-    quick = _core.quick
+    quick, quick_int8 = _core.quick, _core.quick_int8
     forward_int8 = _core.forward_int8
 
 

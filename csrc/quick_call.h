@@ -1,0 +1,295 @@
+// What the quick calls share, whatever the weights are: the module's attributes, its input and states, its results.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "scan.h"
+#include "tensors.h"
+
+namespace fastrnn {
+
+// A function, and a tuple of what it may return.
+using Guards = std::vector<std::pair<PyObject*, PyObject*>>;
+
+// What Python gave to prepare_quick: kept for good.
+struct Torch {
+  PyObject *tensor = nullptr, *parameter = nullptr, *empty_like = nullptr, *threads = nullptr;
+  Guards of_floats, of_integers;  // what has to be so for these weights
+};
+inline Torch torch;
+
+inline PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
+
+struct Names {
+  PyObject* mode = interned("mode");
+  PyObject* input_size = interned("input_size");
+  PyObject* hidden_size = interned("hidden_size");
+  PyObject* proj_size = interned("proj_size");
+  PyObject* num_layers = interned("num_layers");
+  PyObject* bidirectional = interned("bidirectional");
+  PyObject* batch_first = interned("batch_first");
+  PyObject* dropout = interned("dropout");
+  PyObject* training = interned("training");
+  PyObject* parameters = interned("_parameters");
+  PyObject* weights = interned("_flat_weights");
+  PyObject* weight_names = interned("_flat_weights_names");
+  PyObject* buffers = interned("_buffers");
+  PyObject* order = interned("_order");
+  PyObject* new_empty = interned("new_empty");
+  PyObject* is_neg = interned("is_neg");
+  PyObject* of_cell[4] = {interned("weight_ih"), interned("weight_hh"), interned("bias_ih"), interned("bias_hh")};
+};
+inline const Names& names() {
+  static const Names all;
+  return all;
+}
+
+// Thrown where the call is out of the ordinary and left to Python, which knows what to do or raises the error.
+struct Unusual {};
+
+inline void require(bool ordinary) {
+  if (!ordinary) throw Unusual();
+}
+
+inline PyObject* get(PyObject* dictionary, PyObject* name) {
+  PyObject* const value = PyDict_GetItemWithError(dictionary, name);
+  require(value);
+  return value;
+}
+
+inline int64_t size(PyObject* dictionary, PyObject* name) {
+  PyObject* const value = get(dictionary, name);
+  require(PyLong_CheckExact(value));
+  const long long number = PyLong_AsLongLong(value);
+  require(number >= 0 && number < (int64_t{1} << 31));
+  return number;
+}
+
+inline bool flag(PyObject* dictionary, PyObject* name) {
+  PyObject* const value = get(dictionary, name);
+  require(value == Py_True || value == Py_False);
+  return value == Py_True;
+}
+
+inline bool undisturbed(const Guards& guards) {
+  for (const auto& [ask, wanted] : guards) {
+    PyObject* const answer = PyObject_CallNoArgs(ask);
+    if (!answer) throw py::error_already_set();
+    Py_DECREF(answer);  // the wanted ones are never freed
+    bool found = false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(wanted); ++i) found |= PyTuple_GET_ITEM(wanted, i) == answer;
+    if (!found) return false;
+  }
+  return true;
+}
+
+// A plain dense tensor on the CPU; a Parameter only where `weight`.
+inline TensorView view(PyObject* tensor, bool weight = false) {
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  require(type == torch.tensor || (weight && type == torch.parameter));
+  TensorView found;
+  if (tensor_reader().read(tensor, &found)) {
+    PyErr_Clear();
+    throw Unusual();
+  }
+  require(found.on_cpu() && found.dense() && found.lanes == 1);
+  if (type == torch.tensor) {  // an operator alone knows of numbers stored with the wrong sign
+    const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names().is_neg));
+    if (!negative) throw py::error_already_set();
+    require(negative.ptr() == Py_False);
+  }
+  return found;
+}
+
+template <class N>
+constexpr uint8_t kCode = std::is_integral_v<N> ? 0 : 2;
+template <>
+inline constexpr uint8_t kCode<bfloat16> = 4;
+
+template <class N>
+bool holds(const TensorView& tensor) {
+  return tensor.code == kCode<N> && tensor.bits == 8 * sizeof(N);
+}
+
+template <class N>
+N* numbers(const TensorView& tensor) {
+  require(holds<N>(tensor));
+  return reinterpret_cast<N*>(tensor.address());
+}
+
+template <class N, class... Size>
+const N* weight(const py::object& tensor, Size... sizes) {
+  const TensorView found = view(tensor.ptr(), true);
+  require(found.has_shape(sizes...));
+  return numbers<N>(found);
+}
+
+inline py::object like(PyObject* tensor) {
+  auto made = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.empty_like, tensor));
+  if (!made) throw py::error_already_set();
+  return made;
+}
+
+template <class... Size>
+py::object empty(PyObject* like, Size... sizes) {
+  const py::tuple shape = py::make_tuple(static_cast<int64_t>(sizes)...);
+  auto made = py::reinterpret_steal<py::object>(PyObject_CallMethodOneArg(like, names().new_empty, shape.ptr()));
+  if (!made) throw py::error_already_set();
+  return made;
+}
+
+// What a module's attributes say of it, but for its weights.
+struct Network {
+  PyObject *attributes, *cell;  // `cell` is the mode of a cell module, null for layers
+  Mode mode;
+  int directions = 1, layers = 1;
+  int64_t inputs, hidden, outputs, rows;  // rows of a matrix of weights, those of all gates
+
+  Network(PyObject* of, PyObject* cell_mode) : attributes(of), cell(cell_mode) {
+    const Names& n = names();
+    const char* const name = PyUnicode_AsUTF8(cell ? cell : get(attributes, n.mode));
+    if (!name) throw py::error_already_set();
+    mode = !std::strcmp(name, "LSTM")       ? Mode::lstm
+           : !std::strcmp(name, "GRU")      ? Mode::gru
+           : !std::strcmp(name, "RNN_TANH") ? Mode::rnn_tanh
+                                            : Mode::rnn_relu;
+    require(mode != Mode::rnn_relu || !std::strcmp(name, "RNN_RELU"));
+    inputs = size(attributes, n.input_size);
+    hidden = outputs = size(attributes, n.hidden_size);
+    require(inputs > 0 && hidden > 0);
+    rows = hidden * (lstm() ? 4 : mode == Mode::gru ? 3 : 1);
+    if (cell) return;
+    if (const int64_t projection = size(attributes, n.proj_size)) outputs = projection;
+    layers = static_cast<int>(size(attributes, n.num_layers));
+    require(layers > 0);
+    directions = flag(attributes, n.bidirectional) ? 2 : 1;
+    if (layers > 1 && flag(attributes, n.training)) {
+      PyObject* const dropout = get(attributes, n.dropout);
+      require(PyFloat_CheckExact(dropout) && PyFloat_AS_DOUBLE(dropout) == 0);
+    }
+  }
+
+  bool lstm() const { return mode == Mode::lstm; }
+  int64_t width(int layer) const { return layer ? outputs * directions : inputs; }
+};
+
+// Multiply-adds from which other Python threads may run meanwhile.
+constexpr double kLong = 1e6;
+
+// One call: all but the weights, checked, then the results.
+template <class S>
+struct Call {
+  const Network& network;
+  PyObject *input, *h0 = nullptr, *c0 = nullptr;
+  const TensorView x;
+  const bool flat;  // a layer's (T, I) or a cell's (I): one row
+  int64_t steps, batch;
+  const S *h0_at, *c0_at = nullptr;
+  std::unique_ptr<S[]> zeros, between;  // between: y of all layers that nobody sees
+  double work = 0;
+  py::object y, hn, cn;
+
+  Call(const Network& of, PyObject* from, const TensorView& view_of_input, PyObject* hx)
+      : network(of), input(from), x(view_of_input), flat(x.rank == (of.cell ? 1 : 2)) {
+    require(flat || x.rank == (of.cell ? 2 : 3));
+    steps = of.cell ? 1 : x.shape[0], batch = flat ? 1 : of.cell ? x.shape[0] : x.shape[1];
+    if (!of.cell && !flat && flag(of.attributes, names().batch_first)) {
+      std::swap(steps, batch);
+      require(steps == 1 || batch == 1);  // then either order is the same in memory
+    }
+    require(steps > 0 && batch > 0 && x.shape[x.rank - 1] == of.inputs && holds<S>(x));
+    for (int i = 0; i < of.layers; ++i)
+      work += static_cast<double>(of.rows) * (of.width(i) + of.outputs) * of.directions * steps * batch;
+    if (hx == Py_None) {
+      zeros.reset(new S[count() * batch * of.hidden]());
+      h0_at = c0_at = zeros.get();
+      return;
+    }
+    h0 = hx;
+    if (of.lstm()) {
+      require((PyTuple_CheckExact(hx) || PyList_CheckExact(hx)) && PySequence_Fast_GET_SIZE(hx) == 2);
+      h0 = PySequence_Fast_GET_ITEM(hx, 0);
+      c0 = PySequence_Fast_GET_ITEM(hx, 1);
+    }
+    h0_at = state(h0, of.outputs);
+    if (of.lstm()) c0_at = state(c0, of.hidden);
+  }
+
+  int64_t count() const { return int64_t{network.layers} * network.directions; }
+
+  const S* state(PyObject* tensor, int64_t units) const {
+    const TensorView found = view(tensor);
+    require(network.cell ? flat ? found.has_shape(units) : found.has_shape(batch, units)
+            : flat       ? found.has_shape(count(), units)
+                         : found.has_shape(count(), batch, units));
+    return numbers<S>(found);
+  }
+
+  py::object last_state(PyObject* first, int64_t units) const {
+    if (first) return like(first);
+    return network.cell ? flat ? empty(input, units) : empty(input, batch, units)
+           : flat       ? empty(input, count(), units)
+                        : empty(input, count(), batch, units);
+  }
+
+  static S* memory(const py::object& result) {
+    TensorView found;
+    if (tensor_reader().read(result.ptr(), &found)) throw py::error_already_set();
+    return numbers<S>(found);
+  }
+
+  // Makes the results, and tells the layers, one upon the other, all but their weights.
+  template <class Layer>
+  void lay_out(std::vector<Layer>& all) {
+    const Network& n = network;
+    const int64_t width = n.directions * n.outputs, layer_size = steps * batch * width;
+    hn = last_state(h0, n.outputs);
+    if (n.lstm()) cn = last_state(c0, n.hidden);
+    if (!n.cell) {
+      const bool as_h0 = h0 && !flat && n.layers == 1 && width == n.outputs && x.shape[0] == 1 && x.shape[1] == batch;
+      y = as_h0 ? like(h0) : flat ? empty(input, steps, width) : empty(input, x.shape[0], x.shape[1], width);
+    }
+    S* const hn_at = memory(hn);
+    S* const cn_at = n.lstm() ? memory(cn) : nullptr;
+    between.reset(new S[(n.layers - !n.cell) * layer_size]);
+    const int threads = work < kLong ? 1 : thread_count();
+    for (int i = 0; i < n.layers; ++i) {
+      Layer& layer = all[i];
+      layer.mode = n.mode;
+      layer.sizes = {steps, batch, steps * batch, n.width(i), n.hidden, n.outputs, n.directions, nullptr};
+      layer.threads = threads;
+      layer.x = i ? all[i - 1].y : numbers<S>(x);
+      const int64_t before = static_cast<int64_t>(i) * n.directions * batch;
+      layer.h0 = h0_at + before * n.outputs;
+      layer.hn = hn_at + before * n.outputs;
+      if (n.lstm()) layer.c0 = c0_at + before * n.hidden, layer.cn = cn_at + before * n.hidden;
+      layer.y = i + 1 == n.layers && !n.cell ? memory(y) : between.get() + i * layer_size;
+    }
+  }
+
+  static int thread_count() {
+    const auto count = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.threads));
+    if (!count) throw py::error_already_set();
+    return count.cast<int>();
+  }
+
+  template <class Kernel>
+  py::object run(Kernel kernel) {
+    {
+      std::optional<py::gil_scoped_release> released;
+      if (work >= kLong) released.emplace();
+      kernel();
+    }
+    const py::object state = network.lstm() ? py::object(py::make_tuple(hn, cn)) : hn;
+    return network.cell ? state : py::object(py::make_tuple(y, state));
+  }
+};
+
+}  // namespace fastrnn
