@@ -30,7 +30,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
                                              int64_t share) {
   constexpr int L = kLanes<S>;
   Vec<S> sum[R][NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[r][v] = Vec<S>{};
@@ -45,19 +45,19 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
     for (int pass = 0; pass < kPasses<S>; ++pass) {
       if constexpr (R < NV) {
         Vec<S> left[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) left[r] = operand<S>(broadcast_group(column + r * lda), pass);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
           const Vec<S> right = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
           for (int r = 0; r < R; ++r) sum[r][v] = multiply_add<S>(left[r], right, sum[r][v]);
         }
       } else {
         Vec<S> right[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) right[v] = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
           const Vec<S> left = operand<S>(broadcast_group(column + r * lda), pass);
 #pragma GCC unroll 8
@@ -66,7 +66,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
       }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v)
