@@ -5,11 +5,14 @@
 // something finite, and the panel holds zeros there. Every result is the same chains of multiply-adds in the order of
 // k, whatever the tile it was computed in, so results do not depend on batch size or number of threads.
 
-// Rows of a tile: with NV vectors a row they fill the registers, less those for the panel and for A.
-template <int NV>
-constexpr int kTileRows = NV == 1            ? 12
-                          : kRegisters == 32 ? 24 / NV
-                                             : 12 / NV;
+// Sums of a tile: they fill the registers, less those for the panel and for A. Two passes take more of these, since
+// compilers read each vector once and keep both halves.
+template <class S>
+constexpr int kTileSums = kRegisters == 32 ? (kPasses<S> == 1 ? 24 : 16) : (kPasses<S> == 1 ? 12 : 6);
+
+// Rows of a tile, with NV vectors a row.
+template <class S, int NV>
+constexpr int kTileRows = kTileSums<S> / NV < 12 ? kTileSums<S> / NV : 12;
 
 // The width of the panels of plain matrix products.
 constexpr int kPlain = 4;
@@ -30,7 +33,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
                                              int64_t share) {
   constexpr int L = kLanes<S>;
   Vec<S> sum[R][NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[r][v] = Vec<S>{};
@@ -45,19 +48,19 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
     for (int pass = 0; pass < kPasses<S>; ++pass) {
       if constexpr (R < NV) {
         Vec<S> left[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) left[r] = operand<S>(broadcast_group(column + r * lda), pass);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
           const Vec<S> right = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
           for (int r = 0; r < R; ++r) sum[r][v] = multiply_add<S>(left[r], right, sum[r][v]);
         }
       } else {
         Vec<S> right[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) right[v] = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
           const Vec<S> left = operand<S>(broadcast_group(column + r * lda), pass);
 #pragma GCC unroll 8
@@ -66,7 +69,7 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
       }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v)
@@ -77,7 +80,7 @@ template <class S, int NV>
 struct Tiles {
   using Function = void (*)(const S*, int64_t, int64_t, const S*, const Wide<S>*, int64_t, Wide<S>*, const char*,
                             int64_t);
-  static constexpr int size = kTileRows<NV>;
+  static constexpr int size = kTileRows<S, NV>;
   Function by_rows[size + 1];
   template <int... R>
   static constexpr Tiles make(std::integer_sequence<int, R...>) {
@@ -105,9 +108,9 @@ struct Nothing {
 template <class S, int NV, class Expect = Nothing>
 FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const Wide<S>* init,
                              int64_t ld_init, Wide<S>* c, const Expect& expect = {}) {
-  static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<NV>>());
+  static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<S, NV>>());
   constexpr int64_t width = kPanel<S, NV>, bytes = width * kGroup<S> * static_cast<int64_t>(sizeof(S));
-  const int64_t count = ceil_div(rows, kTileRows<NV>), share = smaller<int64_t>(64, ceil_div(bytes, count));
+  const int64_t count = ceil_div(rows, kTileRows<S, NV>), share = smaller<int64_t>(64, ceil_div(bytes, count));
   const int64_t groups = ceil_div(depth, kGroup<S>), cuts = ceil_div(groups, kChain);
   for (int64_t cut = 0; cut < cuts; ++cut) {
     const int64_t begin = groups * cut / cuts, end = groups * (cut + 1) / cuts;

@@ -61,7 +61,7 @@ Crew make_crew(const Inputs<S, A>& args, int64_t panels) {
   const bool side_by_side = z.directions == 2 && threads % 2 == 0;
   const int own = side_by_side ? threads / 2 : threads;
   if (own == 1) return {1, side_by_side, false};
-  const bool tall = !z.batch_sizes && z.batch >= own * kTileRows<Cell::kVectors> / 2;
+  const bool tall = !z.batch_sizes && z.batch >= own * kTileRows<Wide<S>, Cell::kVectors> / 2;
   if (tall && (state * sizeof(S) < kSharedBytes || panels < own)) return {own, side_by_side, true};
   const bool worth = state * z.rows / z.steps >= kStepWork && panels > 1;
   return {worth ? own : 1, side_by_side, false};

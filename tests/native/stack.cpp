@@ -1,0 +1,148 @@
+// Layers one upon the other, which threads take as a wavefront, on every instruction set that this machine runs: bit
+// for bit as layer by layer, and nothing outside an output written.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "guarded.h"
+#include "runtime.h"
+#include "scan.h"
+
+namespace {
+
+using fastrnn::bfloat16;
+using fastrnn::Forward;
+using fastrnn::Kernels;
+using fastrnn::Mode;
+
+struct Case {
+  const char* isolates;
+  Mode mode;
+  int layers;
+  int64_t steps, batch, inputs, hidden;
+  int64_t projection = 0;
+  std::vector<int64_t> batch_sizes = {};
+  bool bias = true;
+
+  int64_t outputs() const { return projection ? projection : hidden; }
+  int gates() const { return mode == Mode::lstm ? 4 : mode == Mode::gru ? 3 : 1; }
+  int64_t rows() const {
+    int64_t sum = 0;
+    for (const int64_t size : batch_sizes) sum += size;
+    return batch_sizes.empty() ? steps * batch : sum;
+  }
+};
+
+// All but the last two are a wavefront: of much work in all (kCallWork), little a step (kWaveWork) and few rows.
+const Case kCases[] = {
+    {"as many layers as threads", Mode::lstm, 2, 50, 2, 24, 36},
+    {"as many layers as threads", Mode::gru, 3, 50, 3, 24, 36},
+    {"layers left over", Mode::rnn_tanh, 4, 130, 2, 5, 64},
+    {"layers left over", Mode::lstm, 5, 41, 3, 7, 30},
+    {"one row", Mode::gru, 3, 90, 1, 20, 50},
+    {"packed", Mode::lstm, 5, 12, 40, 9, 22, 0, {40, 33, 33, 20, 9, 9, 9, 4, 2, 1, 1, 1}},
+    {"packed", Mode::rnn_relu, 3, 9, 30, 70, 80, 0, {30, 30, 30, 17, 17, 2, 2, 2, 1}},
+    {"projection", Mode::lstm, 4, 30, 4, 11, 40, 18},
+    {"no bias", Mode::gru, 4, 60, 3, 9, 34, 0, {}, false},
+    {"an odd number of units, one by one in bfloat16", Mode::lstm, 3, 40, 4, 6, 33},
+    {"too few steps, one by one", Mode::lstm, 3, 3, 30, 40, 64},
+};
+
+void run_stack(const Kernels& k, const Forward<float>* layers, int count) { k.stack_float(layers, count); }
+void run_stack(const Kernels& k, const Forward<double>* layers, int count) { k.stack_double(layers, count); }
+void run_stack(const Kernels& k, const Forward<bfloat16>* layers, int count) { k.stack_bfloat16(layers, count); }
+
+// All results of all layers: twice, since the second call finds the weights packed. Until a layer has run there are
+// NaNs in its y, so that none is read too early unnoticed.
+template <class S>
+Values run(const Kernels& kernels, const Case& c, bool together, int threads, bool& tidy) {
+  std::mt19937 random(11);
+  std::vector<std::unique_ptr<Guarded<S>>> inputs, outputs;
+  const auto input = [&](int64_t count, double spread) {
+    Values drawn(static_cast<std::size_t>(count));
+    for (double& value : drawn) value = (random() / 2147483648.0 - 1) * spread;
+    inputs.push_back(std::make_unique<Guarded<S>>(drawn));
+    return inputs.back()->or_null();
+  };
+  const auto output = [&](int64_t count) {
+    outputs.push_back(std::make_unique<Guarded<S>>(static_cast<std::size_t>(count)));
+    return outputs.back()->or_null();
+  };
+
+  const int64_t B = c.batch, H = c.hidden, P = c.outputs(), rows = c.gates() * H;
+  const int64_t cells = c.mode == Mode::lstm ? B * H : 0;
+  const double spread = 1 / std::sqrt(static_cast<double>(H));
+  std::vector<fastrnn::Kept> packed(static_cast<std::size_t>(c.layers));
+  std::vector<Forward<S>> layers(packed.size());
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    Forward<S>& layer = layers[i];
+    const int64_t I = i ? P : c.inputs;
+    layer.mode = c.mode, layer.threads = threads;
+    layer.sizes = {c.steps, B, c.rows(), I, H, P, 1, c.batch_sizes.empty() ? nullptr : c.batch_sizes.data()};
+    layer.x = i ? layers[i - 1].y : input(c.rows() * I, 1);
+    layer.h0 = input(B * P, 1), layer.c0 = input(cells, 1);
+    layer.weights[0] = {input(rows * I, spread),          input(rows * P, spread),
+                        input(c.bias ? rows : 0, spread), input(c.bias ? rows : 0, spread),
+                        input(c.projection * H, spread),  nullptr};
+    layer.kept[0] = &packed[i];
+    layer.y = output(c.rows() * P), layer.hn = output(B * P), layer.cn = output(cells);
+  }
+
+  Values all;
+  for (int call = 0; call < 2; ++call) {
+    if (together)
+      run_stack(kernels, layers.data(), c.layers);
+    else
+      for (const Forward<S>& layer : layers) run_stack(kernels, &layer, 1);
+    for (const auto& each : outputs) {
+      const Values values = each->values();
+      all.insert(all.end(), values.begin(), values.end());
+    }
+  }
+  for (const auto& each : inputs) tidy = each->intact() && tidy;
+  for (const auto& each : outputs) tidy = each->intact() && tidy;
+  return all;
+}
+
+int checks = 0, failures = 0;
+
+void check(bool passed, const std::string& what) {
+  ++checks;
+  if (passed) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+template <class S>
+void check_stack(const Kernels& kernels, const Case& c, const char* dtype) {
+  const std::string name =
+      std::string(kernels.name) + ", mode " + std::to_string(int(c.mode)) + ", " + c.isolates + ", " + dtype;
+  bool tidy = true;
+  const Values want = run<S>(kernels, c, false, 1, tidy);
+  bool numbers = true;
+  for (const double value : want) numbers = numbers && std::isfinite(value);
+  check(numbers, name + ": every result is written");
+  for (const int threads : {1, 2, 3}) {
+    const Values got = run<S>(kernels, c, true, threads, tidy);
+    check(std::memcmp(got.data(), want.data(), want.size() * sizeof(double)) == 0,
+          name + ": not as layer by layer with threads: " + std::to_string(threads));
+  }
+  check(tidy, name + ": something beside the outputs was written");
+}
+
+}  // namespace
+
+int main() {
+  for (const Case& c : kCases)
+    for (const Kernels* const* k = fastrnn::supported_kernels(); *k; ++k) {
+      check_stack<float>(**k, c, "float");
+      check_stack<double>(**k, c, "double");
+      check_stack<bfloat16>(**k, c, "bfloat16");
+    }
+  std::printf("stack: %d passed, %d failed\n", checks - failures, failures);
+  return failures != 0;
+}
