@@ -52,9 +52,9 @@ const Case kCases[] = {
     {"too few steps, one by one", Mode::lstm, 3, 3, 30, 40, 64},
 };
 
-void run_stack(const Kernels& k, const Forward<float>* layers, int count) { k.stack_float(layers, count); }
-void run_stack(const Kernels& k, const Forward<double>* layers, int count) { k.stack_double(layers, count); }
-void run_stack(const Kernels& k, const Forward<bfloat16>* layers, int count) { k.stack_bfloat16(layers, count); }
+void run_stack(const Kernels& k, const Forward<float>* layers, int count) { k.forward_float(layers, count); }
+void run_stack(const Kernels& k, const Forward<double>* layers, int count) { k.forward_double(layers, count); }
+void run_stack(const Kernels& k, const Forward<bfloat16>* layers, int count) { k.forward_bfloat16(layers, count); }
 
 // All results of all layers: twice, since the second call finds the weights packed. Until a layer has run there are
 // NaNs in its y, so that none is read too early unnoticed.
