@@ -31,7 +31,8 @@ void run_layer(const Layer& args) {
   second.join();
 }
 
-// Multiply-adds of one step below which a wavefront over layers beats sharing the units of each.
+// Multiply-adds of one step below which a wavefront over layers beats sharing the units of each, if a thread's L2 cache
+// holds a layer's weights.
 constexpr double kWaveWork = 1e6;
 
 // How many of the layers, from the first, to run in a wavefront.
@@ -44,7 +45,9 @@ int wave_height(const Layer* layers, int count) {
   const int threads = team_size(layers->threads);
   const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
   const Crew alone = make_crew<S, Cell>(*layers, Scan::shared_panels(z));
-  if (step * z.steps * count < kCallWork || step >= kWaveWork || alone.by_rows || z.steps < 4) return 1;
+  const double state = double(Cell::kGates) * z.hidden * z.outputs * sizeof(S);
+  if (step * z.steps * count < kCallWork || step >= kWaveWork || state >= kSharedBytes) return 1;
+  if (alone.by_rows || z.steps < 4) return 1;
   if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
   return smaller(threads, count);
 }
