@@ -32,9 +32,8 @@ struct ForwardScan {
   const bool projected;
   const Wave wave;
   const int64_t panels;
-  const int64_t chunk;  // steps whose inputs are multiplied at once
-  // Rows of x, h and the units, as rows of products: whole groups, with zeros behind.
-  const int64_t ld_inputs, ld_outputs, ld_units;
+  const int64_t chunk;                               // steps whose inputs are multiplied at once
+  const int64_t &ld_inputs, &ld_outputs, &ld_units;  // rows of x, h and the units, as rows of products
   const S* x;
 
   S *state, *next;  // h before and after the step, (B, P)
@@ -46,8 +45,8 @@ struct ForwardScan {
   ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch, Wave w = {})
       : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
         weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), wave(w),
-        panels(weights.panels), chunk(chunk_of(z, wave.done != nullptr)), ld_inputs(grouped<S>(z.inputs)),
-        ld_outputs(grouped<S>(z.outputs)), ld_units(grouped<S>(z.hidden)), x(args.x) {
+        panels(weights.panels), chunk(chunk_of(z, wave.done != nullptr)), ld_inputs(weights.ld_inputs),
+        ld_outputs(weights.ld_outputs), ld_units(weights.ld_units), x(args.x) {
     if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
     state = scratch.take<S>(z.batch * ld_outputs);
     next = scratch.take<S>(z.batch * ld_outputs);
@@ -57,8 +56,10 @@ struct ForwardScan {
     results = scratch.take<W>(crew.threads * results_size());
   }
 
-  // Of one thread: one panel of all rows, or all panels of one row.
-  int64_t results_size() const { return larger(z.batch, panels) * kResultsWidth; }
+  // Of one thread: one panel of all rows, or all panels of the rows that come together.
+  int64_t results_size() const {
+    return weights.packed ? larger(z.batch, panels) * kResultsWidth : z.batch * panels * kWidth;
+  }
 
   static int64_t chunk_of(const Sizes& z, bool in_wave) {
     const int64_t rows = in_wave ? smaller(kChunkRows, wave_rows(z)) : kChunkRows;
@@ -90,8 +91,8 @@ struct ForwardScan {
         multiply_inputs(s, end, own_panels, own_rows);
       }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
-      if (weights.packed && rows.end - rows.begin == 1)
-        step_row(s, own_panels, rows, before, after, mine);
+      if (weights.streams(rows.end - rows.begin))
+        step_streaming(s, own_panels, rows, before, after, mine);
       else
         for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
       if (!crew.by_rows) barrier.wait(crew.threads);
@@ -139,17 +140,15 @@ struct ForwardScan {
 
   void multiply_inputs(int64_t s, int64_t end, Part own_panels, Part own_rows) const {
     const int64_t first = steps.first_row(s, end), last = first + steps.rows_between(s, end);
-    for (int64_t p = own_panels.begin; p < own_panels.end; ++p) {
-      const auto rows = [&](int64_t from, int64_t to) {
-        W* const c = product_at(p, from - first);
-        if (args.tokens) return weights.gather(args.tokens + from, to - from, p, c);
-        weights.times_inputs(x + from * ld_inputs, to - from, p, c);
-      };
-      if (!crew.by_rows)
-        rows(first, last);
-      else
-        for (int64_t i = s; i < end; ++i) rows(steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);
-    }
+    const auto rows = [&](Part own, int64_t from, int64_t to) {
+      const auto place = [&](int64_t p) { return product_at(p, from - first); };
+      if (!args.tokens) return weights.times_inputs(x + from * ld_inputs, to - from, own, place);
+      for (int64_t p = own.begin; p < own.end; ++p) weights.gather(args.tokens + from, to - from, p, place(p));
+    };
+    if (!crew.by_rows) return rows(own_panels, first, last);
+    for (int64_t p = own_panels.begin; p < own_panels.end; ++p)  // which stays in cache from step to step
+      for (int64_t i = s; i < end; ++i)
+        rows({p, p + 1}, steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);
   }
 
   // One step of the units of panel p: gates, c and h of some rows.
@@ -165,16 +164,18 @@ struct ForwardScan {
     close(s, p, rows, mine, before, after);
   }
 
-  // One step of one row: first all that streams weights, then the gates' math of all units.
-  void step_row(int64_t s, Part own, Part row, const S* before, S* after, W* mine) const {
+  // One step of few rows: first all that streams weights, then the gates' math of all units.
+  void step_streaming(int64_t s, Part own, Part rows, const S* before, S* after, W* mine) const {
+    const int64_t count = rows.end - rows.begin;
+    if (count <= 0) return;
     for (int64_t p = own.begin; p < own.end; ++p) {
-      const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, row.begin));
+      const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, rows.begin));
       for (int64_t byte = 0; byte < kWidth * int64_t(sizeof(W)); byte += 64) __builtin_prefetch(inputs + byte);
     }
-    weights.times_state(before + row.begin * ld_outputs, own, mine);
-    const auto results = [&](int64_t p) { return mine + (p - own.begin) * kWidth; };
-    for (int64_t p = own.begin; p < own.end; ++p) open(s, p, row, results(p));
-    for (int64_t p = own.begin; p < own.end; ++p) close(s, p, row, results(p), before, after);
+    weights.times_all(before + rows.begin * ld_outputs, count, own, mine);
+    const auto results = [&](int64_t p) { return mine + (p - own.begin) * count * kWidth; };
+    for (int64_t p = own.begin; p < own.end; ++p) open(s, p, rows, results(p));
+    for (int64_t p = own.begin; p < own.end; ++p) close(s, p, rows, results(p), before, after);
   }
 
   // The inputs' share of the gates at step s, for panel p, from row r on.

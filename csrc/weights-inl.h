@@ -14,7 +14,7 @@ struct ForwardWeights {
   const bool projected, packed, packed_inputs;
   const int64_t panels;
   const Panels<S> outputs;                        // of the projection
-  const int64_t ld_inputs, ld_outputs, ld_units;  // rows of x, h and the units in whole groups
+  const int64_t ld_inputs, ld_outputs, ld_units;  // rows of x, h and the units: whole groups, with zeros behind
   S *w_ih, *w_hh, *w_hr;
   W *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
   Mark* marks;                     // of the packed weights that are kept: panels of w_ih, of w_hh, then of w_hr
@@ -111,27 +111,34 @@ struct ForwardWeights {
       }
   }
 
-  // Rows of x times the weights of panel p, with their bias, to c (rows, width(p)).
-  void times_inputs(const S* x, int64_t rows, int64_t p, W* c) const {
-    product(x, rows, z.inputs, p, w_ih, given.w_ih, init_ih, c, Nothing{});
+  // Rows of x times the weights of some panels, with their bias, to to(p) (rows, width(p)).
+  template <class To>
+  void times_inputs(const S* x, int64_t rows, Part own, const To& to) const {
+    if (!packed) return as_they_lie(x, rows, z.inputs, own, given.w_ih, init_ih, to);
+    for (int64_t p = own.begin; p < own.end; ++p) product(x, rows, z.inputs, p, w_ih, init_ih, to(p), Nothing{});
   }
 
-  // The same with rows of h.
+  // Rows of h times packed panel p, with its bias, to c.
   template <class Expect>
   void times_states(const S* h, int64_t rows, int64_t p, W* c, const Expect& expect) const {
-    product(h, rows, z.outputs, p, w_hh, given.w_hh, init_hh, c, expect);
+    product(h, rows, z.outputs, p, w_hh, init_hh, c, expect);
   }
 
-  // One row of h, where weights are packed, and some panels: their rows of c lie kWidth apart.
-  void times_state(const S* h, Part own, W* c) const {
+  // Whether the step of so many rows streams weights that no cache gives back before the next: those of all panels
+  // then come one behind the other, and what else a step does comes behind all of them.
+  bool streams(int64_t rows) const { return !packed || rows == 1; }
+
+  // Such rows of h times some panels, whose results lie `rows` times kWidth apart.
+  void times_all(const S* h, int64_t rows, Part own, W* c) const {
+    const auto to = [&](int64_t p) { return c + (p - own.begin) * rows * kWidth; };
+    if (!packed) return as_they_lie(h, rows, z.outputs, own, given.w_hh, init_hh, to);
     for (int64_t p = own.begin, next; p < own.end; p = next) {
       for (next = p; next < own.end && width(next) == kWidth;) ++next;
       const int64_t at = p * kWidth;
-      W* to = c + (p - own.begin) * kWidth;
       if (next > p)
-        multiply_row<S, Cell::kVectors>(h, z.outputs, w_hh + at * ld_outputs, next - p, init_hh + at, to);
+        multiply_row<S, Cell::kVectors>(h, z.outputs, w_hh + at * ld_outputs, next - p, init_hh + at, to(p));
       else
-        times_states(h, 1, next++, to, Nothing{});
+        times_states(h, 1, next++, to(p), Nothing{});
     }
   }
 
@@ -142,18 +149,26 @@ struct ForwardWeights {
   }
 
   template <class Expect>
-  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const S* raw, const W* init, W* c,
+  void product(const S* a, int64_t rows, int64_t depth, int64_t p, const S* panels, const W* init, W* c,
                const Expect& expect) const {
     const int64_t ld = grouped<S>(depth);
-    init += p * kWidth;
     const S* panel = panels + p * kWidth * ld;
-    if (packed && width(p) < kWidth) return multiply_plain<S>(width(p), a, ld, rows, depth, panel, init, c, expect);
-    if (packed) return multiply<S, Cell::kVectors>(a, ld, rows, depth, panel, init, 0, c, expect);
-    const int64_t end = smaller(begin(p + 1) * L, z.hidden);
-    for (int64_t unit = begin(p) * L; unit < end; unit += L)
-      for (int gate = 0; gate < G; ++gate, init += L, c += L)
-        multiply_raw(a, ld, rows, depth, raw + (gate * z.hidden + unit) * depth, smaller<int64_t>(L, end - unit), init,
-                     c, width(p));
+    init += p * kWidth;
+    if (width(p) < kWidth) return multiply_plain<S>(width(p), a, ld, rows, depth, panel, init, c, expect);
+    multiply<S, Cell::kVectors>(a, ld, rows, depth, panel, init, 0, c, expect);
+  }
+
+  // Weights that are not packed, gate by gate: from end to end as they lie in memory.
+  template <class To>
+  void as_they_lie(const S* a, int64_t rows, int64_t depth, Part own, const S* raw, const W* init, const To& to) const {
+    for (int gate = 0; gate < G; ++gate)
+      for (int64_t p = own.begin; p < own.end; ++p) {
+        const int64_t end = smaller(begin(p + 1) * L, z.hidden);
+        int64_t column = gate * L;
+        for (int64_t unit = begin(p) * L; unit < end; unit += L, column += G * L)
+          multiply_raw(a, grouped<S>(depth), rows, depth, raw + (gate * z.hidden + unit) * depth,
+                       smaller<int64_t>(L, end - unit), init + p * kWidth + column, to(p) + column, width(p));
+      }
   }
 
   // The product of one-hot rows with the weights of panel p, with their bias, to c (rows, width(p)): a column of w_ih

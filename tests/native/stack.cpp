@@ -1,5 +1,5 @@
 // Layers one upon the other, which threads take as a wavefront, on every instruction set that this machine runs: bit
-// for bit as layer by layer, and nothing outside an output written.
+// for bit as layer by layer, forward and backward, and nothing outside an output written.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +14,7 @@
 
 namespace {
 
+using fastrnn::Backward;
 using fastrnn::bfloat16;
 using fastrnn::Forward;
 using fastrnn::Kernels;
@@ -52,16 +53,20 @@ const Case kCases[] = {
     {"too few steps, one by one", Mode::lstm, 3, 3, 30, 40, 64},
 };
 
+void run_stack(const Kernels& k, const Backward<float>* layers, int count) { k.backward_float(layers, count); }
+void run_stack(const Kernels& k, const Backward<double>* layers, int count) { k.backward_double(layers, count); }
+void run_stack(const Kernels& k, const Backward<bfloat16>* layers, int count) { k.backward_bfloat16(layers, count); }
 void run_stack(const Kernels& k, const Forward<float>* layers, int count) { k.forward_float(layers, count); }
 void run_stack(const Kernels& k, const Forward<double>* layers, int count) { k.forward_double(layers, count); }
 void run_stack(const Kernels& k, const Forward<bfloat16>* layers, int count) { k.forward_bfloat16(layers, count); }
 
-// All results of all layers: twice, since the second call finds the weights packed. Until a layer has run there are
-// NaNs in its y, so that none is read too early unnoticed.
+// All results of all layers. Without `train` twice, since the second call finds the weights packed. Until a layer has
+// run there are NaNs in its y, and in its gradient of x, so that none is read too early unnoticed.
 template <class S>
-Values run(const Kernels& kernels, const Case& c, bool together, int threads, bool& tidy) {
+Values run(const Kernels& kernels, const Case& c, bool train, bool together, int threads, bool& tidy) {
   std::mt19937 random(11);
   std::vector<std::unique_ptr<Guarded<S>>> inputs, outputs;
+  std::vector<std::unique_ptr<Guarded<fastrnn::Wide<S>>>> wide;
   const auto input = [&](int64_t count, double spread) {
     Values drawn(static_cast<std::size_t>(count));
     for (double& value : drawn) value = (random() / 2147483648.0 - 1) * spread;
@@ -88,23 +93,47 @@ Values run(const Kernels& kernels, const Case& c, bool together, int threads, bo
     layer.weights[0] = {input(rows * I, spread),          input(rows * P, spread),
                         input(c.bias ? rows : 0, spread), input(c.bias ? rows : 0, spread),
                         input(c.projection * H, spread),  nullptr};
-    layer.kept[0] = &packed[i];
+    if (!train) layer.kept[0] = &packed[i];
     layer.y = output(c.rows() * P), layer.hn = output(B * P), layer.cn = output(cells);
+    if (!train) continue;
+    layer.saved.gates = output(c.gates() > 1 ? c.rows() * 4 * H : 0);
+    if (cells) {
+      wide.push_back(std::make_unique<Guarded<fastrnn::Wide<S>>>(static_cast<std::size_t>(c.rows() * H)));
+      layer.saved.cells = wide.back()->or_null();
+    }
+    layer.saved.hidden = i + 1 < layers.size() ? layer.y : output(c.rows() * P);
+  }
+  std::vector<Backward<S>> back;  // from the highest
+  for (std::size_t i = layers.size(); train && i--;) {
+    const Forward<S>& layer = layers[i];
+    const fastrnn::Saved<const S> saved{layer.saved.gates, layer.saved.cells, layer.saved.hidden};
+    Backward<S> of{layer, saved, {}, input(B * P, 1), input(cells, 1), {}, {}, {}, {}, {}};
+    of.grad_y = back.empty() ? input(c.rows() * P, 1) : back.back().grad_x;
+    const int64_t I = layer.sizes.inputs, biases = c.bias ? rows : 0;
+    of.grad_x = output(c.rows() * I), of.grad_h0 = output(B * P), of.grad_c0 = output(cells);
+    of.grad_weights[0] = {output(rows * I), output(rows * P),         output(biases),
+                          output(biases),   output(c.projection * H), nullptr};
+    back.push_back(of);
   }
 
   Values all;
-  for (int call = 0; call < 2; ++call) {
-    if (together)
-      run_stack(kernels, layers.data(), c.layers);
-    else
-      for (const Forward<S>& layer : layers) run_stack(kernels, &layer, 1);
+  const auto call = [&](const auto& stack) {
+    if (together) return run_stack(kernels, stack.data(), c.layers);
+    for (const auto& layer : stack) run_stack(kernels, &layer, 1);
+  };
+  const auto collect = [&] {
     for (const auto& each : outputs) {
       const Values values = each->values();
       all.insert(all.end(), values.begin(), values.end());
     }
-  }
+  };
+  call(layers);
+  if (!train) collect(), call(layers);
+  if (train) call(back);
+  collect();
   for (const auto& each : inputs) tidy = each->intact() && tidy;
   for (const auto& each : outputs) tidy = each->intact() && tidy;
+  for (const auto& each : wide) tidy = each->intact() && tidy;
   return all;
 }
 
@@ -122,14 +151,16 @@ void check_stack(const Kernels& kernels, const Case& c, const char* dtype) {
   const std::string name =
       std::string(kernels.name) + ", mode " + std::to_string(int(c.mode)) + ", " + c.isolates + ", " + dtype;
   bool tidy = true;
-  const Values want = run<S>(kernels, c, false, 1, tidy);
-  bool numbers = true;
-  for (const double value : want) numbers = numbers && std::isfinite(value);
-  check(numbers, name + ": every result is written");
-  for (const int threads : {1, 2, 3}) {
-    const Values got = run<S>(kernels, c, true, threads, tidy);
-    check(std::memcmp(got.data(), want.data(), want.size() * sizeof(double)) == 0,
-          name + ": not as layer by layer with threads: " + std::to_string(threads));
+  for (const bool train : {false, true}) {
+    const Values want = run<S>(kernels, c, train, false, 1, tidy);
+    bool numbers = true;
+    for (const double value : want) numbers = numbers && std::isfinite(value);
+    check(numbers, name + ": every result is written");
+    for (const int threads : {1, 2, 3}) {
+      const Values got = run<S>(kernels, c, train, true, threads, tidy);
+      check(std::memcmp(got.data(), want.data(), want.size() * sizeof(double)) == 0,
+            name + (train ? ", training" : "") + ": not as layer by layer with threads: " + std::to_string(threads));
+    }
   }
   check(tidy, name + ": something beside the outputs was written");
 }
