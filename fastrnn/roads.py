@@ -229,15 +229,17 @@ def walk(
 
 def _at_once(road: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], sizes: Sizes) -> Road | None:
     """The road that runs all layers in one call, of a road that runs one; None where there is none."""
-    if sizes.directions > 1 or not h0.shape[1] or h0.dtype not in cpp.STACKED or type(road) is not functools.partial:
+    if sizes.directions > 1 or type(road) is not functools.partial or h0.dtype not in cpp.STACKED:
         return None
+    lowest = x, *weights[: len(weights) // sizes.num_layers]
+    whole = None
     if road.func is _without_grad and road.args[0] is cpp.forward:
-        return functools.partial(stacks.without_grad, road.args[1])
-    if road.func is ops.layer and road.args[0] == "cpp" and road.args[2]:
-        lowest = x, *weights[: len(weights) // sizes.num_layers]
-        if any(tensor.requires_grad for tensor in lowest):  # else lower layers may have no derivative to wait for
-            return stacks.layers
-    return None
+        whole = functools.partial(stacks.without_grad, road.args[1])
+    elif road.func is ops.layer and road.args[0] == "cpp" and road.args[2]:
+        # else lower layers may have no derivative to wait for
+        whole = stacks.layers if any(tensor.requires_grad for tensor in lowest) else None
+    # Rows come last: in a graph, whose road is none of these, their number may be unknown.
+    return whole if whole and h0.shape[1] else None
 
 
 def cell_states(cells: Tensor, y: Tensor) -> Tensor:
