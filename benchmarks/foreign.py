@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from cases import Case
 from problem import Problem, Results
-from timing import Side
+from timing import LINGERS, Side
 from torch import Tensor
 
 Built = tuple[Side, Callable[[], Results]]
@@ -98,15 +98,14 @@ def _onnxruntime(problem: Problem, threads: int) -> Built:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Its threads spin within a run, and not beyond it, where they would take cores from the side timed next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(onnx_model(problem), options, providers=["CPUExecutionProvider"])
     feeds = _feeds(problem)
 
     def call() -> list[Any]:
         return session.run(None, feeds)
 
-    return Side(call), lambda: _from_onnx(problem, call())
+    # A million pauses, some 16 ms on a Zen. To forbid it ("session.force_spinning_stop") would slow its own steps down.
+    return Side(call, pool="ONNX Runtime", lingers=0.05 * (threads > 1)), lambda: _from_onnx(problem, call())
 
 
 def _openvino(problem: Problem, threads: int) -> Built:
@@ -124,7 +123,7 @@ def _openvino(problem: Problem, threads: int) -> Built:
         request.infer()
         return _from_onnx(problem, [request.get_output_tensor(i).data for i in range(len(request.results))])
 
-    return Side(request.infer), results
+    return Side(request.infer, pool="OpenVINO"), results
 
 
 def _onednn_refusal(case: Case, threads: int) -> str | None:
@@ -154,7 +153,7 @@ def _onednn(problem: Problem, threads: int) -> Built:
         y, h, c, _ = call()
         return problem.name([y, h[None], c[None]])
 
-    return Side(call), results
+    return Side(call, lingers=LINGERS * (threads > 1)), results
 
 
 _jax_threads: list[int] = []
@@ -221,7 +220,7 @@ def _jax(problem: Problem, threads: int) -> Built:
         first_weight = 2 + len(last)
         return problem.name(found[:first_weight] + [grad.t() for grad in found[first_weight:]])
 
-    return Side(call), results
+    return Side(call, pool="JAX"), results
 
 
 def installed() -> list[tuple[str, Callable[[Case, int], str | None], Callable[[Problem, int], Built]]]:

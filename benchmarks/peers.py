@@ -16,7 +16,7 @@ import foreign
 import torch
 from cases import Case
 from problem import Problem, Results, evaluate
-from timing import Side
+from timing import LINGERS, Side
 from torch import nn
 
 import fastrnn
@@ -40,9 +40,9 @@ class Peer:
 
 
 def _module_side(
-    problem: Problem, module: nn.Module, context: Callable = contextlib.nullcontext
+    problem: Problem, module: nn.Module, threads: int, context: Callable = contextlib.nullcontext
 ) -> tuple[Side, Callable[[], Results]]:
-    train = problem.case.work == "train"
+    train, lingers = problem.case.work == "train", LINGERS * (threads > 1)
 
     def results() -> Results:
         with context():
@@ -50,23 +50,23 @@ def _module_side(
 
     call = functools.partial(evaluate, module, problem.data, train)
     if not train:
-        return Side(call, context=context), results
+        return Side(call, context=context, lingers=lingers), results
     parameters = [parameter.detach() for parameter in module.parameters()]  # shares storage and version counter
 
     def step() -> None:
         torch._foreach_mul_(parameters, 1.0)
 
-    return Side(call, before=step, context=context), results
+    return Side(call, before=step, context=context, lingers=lingers), results
 
 
 def _torch_nn(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:
-    return _module_side(problem, problem.module)
+    return _module_side(problem, problem.module, threads)
 
 
 def _fastrnn(backend: str) -> Peer:
     def build(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:
         module = fastrnn.convert(nn.ModuleList([copy.deepcopy(problem.module)]))[0]
-        return _module_side(problem, module, functools.partial(fastrnn.use_backend, backend))
+        return _module_side(problem, module, threads, functools.partial(fastrnn.use_backend, backend))
 
     def refusal(case: Case, threads: int) -> str | None:
         return backends.load(backend).unsupported(torch.device("cpu"), getattr(torch, case.shape.dtype))

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+LINGERS = 5e-3  # what GNU's OpenMP, torch's pool, spins at most: 300000 pauses
 BLOCK_SECONDS = 2e-3  # calls shorter than this are timed several in a row, so that the clock costs no share of them
 
 
 @dataclass(frozen=True)
 class Side:
     """``call`` is timed inside ``context``.  ``before``, if any, runs untimed before each call: in training the
-    parameters change between two steps, and nothing derived from them may outlive a step."""
+    parameters change between two steps, and nothing derived from them may outlive a step.  Its ``pool`` of threads, if
+    there are several, spins on for up to ``lingers`` seconds after a call, in case of another."""
 
     call: Call
     before: Callable[[], None] | None = None
     context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    pool: str = "OpenMP"
+    lingers: float = 0.0
 
     def sample(self, number: int = 1) -> float:
         """Seconds a call, over ``number`` calls in a row."""
@@ -39,7 +43,8 @@ class Side:
 
 def race(sides: Mapping[str, Side], seconds: float) -> dict[str, list[float]]:
     """Seconds a call for each side, as many samples as fit into ``seconds`` a side (at least five): one sample of each
-    side in turn, so that whatever else the machine does hits all sides alike."""
+    side in turn, so that whatever else the machine does hits all sides alike.  A side on another pool of threads than
+    the one before waits until those have stopped spinning, which would take its cores."""
     for side in sides.values():
         side.sample()
     first = {name: max(side.sample(), 1e-7) for name, side in sides.items()}
@@ -49,9 +54,13 @@ def race(sides: Mapping[str, Side], seconds: float) -> dict[str, list[float]]:
     }
     rounds = round(seconds * len(sides) / sum(number[name] * first[name] for name in sides))
     samples: dict[str, list[float]] = {name: [] for name in sides}
+    latest: Side | None = None
     for _ in range(max(5, min(1000, rounds))):
         for name, side in sides.items():
+            if latest and latest.pool != side.pool:
+                time.sleep(latest.lingers)
             samples[name].append(side.sample(number[name]))
+            latest = side
     return samples
 
 
