@@ -73,7 +73,8 @@ def product_rate(threads: int, dtype: torch.dtype) -> float:
     size = 1024
     x, w = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     sides = {"torch": Side(lambda: torch.nn.functional.linear(x, w))}
-    if torch.backends.mkldnn.is_available() and dtype != torch.float64:
+    served = dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.backends.mkldnn.is_available() and served:
         sides["oneDNN"] = Side(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     return 2 * size**3 / min(sorted(taken)[len(taken) // 2] for taken in race(sides, 0.5).values())
 
