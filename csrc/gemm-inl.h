@@ -5,14 +5,16 @@
 // something finite, and the panel holds zeros there. Every result is the same chains of multiply-adds in the order of
 // k, whatever the tile it was computed in, so results do not depend on batch size or number of threads.
 
-// Sums of a tile: they fill the registers, less those for the panel and for A. Two passes take more of these, since
-// compilers read each vector once and keep both halves.
-template <class S>
-constexpr int kTileSums = kRegisters == 32 ? (kPasses<S> == 1 ? 24 : 16) : (kPasses<S> == 1 ? 12 : 6);
-
-// Rows of a tile, with NV vectors a row.
+// Rows of a tile, with NV vectors a row: its sums fill the registers, less those for the panel and for A. Two passes
+// take more of these, since both halves of whichever is fewer stay at hand.
 template <class S, int NV>
-constexpr int kTileRows = kTileSums<S> / NV < 12 ? kTileSums<S> / NV : 12;
+constexpr int tile_rows() {
+  const bool two = kPasses<S> == 2;
+  const int sums = kRegisters == 32 ? (two ? 16 : 24) : two ? (NV == 4 ? 8 : 6) : 12;
+  return sums / NV < 12 ? sums / NV : 12;
+}
+template <class S, int NV>
+constexpr int kTileRows = tile_rows<S, NV>();
 
 // The width of the panels of plain matrix products.
 constexpr int kPlain = 4;
@@ -44,19 +46,26 @@ __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t de
     const S* row = panel + k * NV * L * kGroup<S>;
     const S* column = a + k * kGroup<S>;
     __builtin_prefetch(ahead + k * share, 0, 2);
+    constexpr int P = kPasses<S>;
+    if constexpr (R < NV) {
+      Vec<S> left[P][R];
 #pragma GCC unroll 2
-    for (int pass = 0; pass < kPasses<S>; ++pass) {
-      if constexpr (R < NV) {
-        Vec<S> left[R];
+      for (int pass = 0; pass < P; ++pass)
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) left[r] = operand<S>(broadcast_group(column + r * lda), pass);
+        for (int r = 0; r < R; ++r) left[pass][r] = operand<S>(broadcast_group(column + r * lda), pass);
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) {
-          const Vec<S> right = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
+      for (int v = 0; v < NV; ++v) {
+        const auto both = load_groups(row + v * L * kGroup<S>);
+#pragma GCC unroll 2
+        for (int pass = 0; pass < P; ++pass) {
+          const Vec<S> right = operand<S>(both, pass);
 #pragma GCC unroll 12
-          for (int r = 0; r < R; ++r) sum[r][v] = multiply_add<S>(left[r], right, sum[r][v]);
+          for (int r = 0; r < R; ++r) sum[r][v] = multiply_add<S>(left[pass][r], right, sum[r][v]);
         }
-      } else {
+      }
+    } else {
+#pragma GCC unroll 2
+      for (int pass = 0; pass < P; ++pass) {
         Vec<S> right[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) right[v] = operand<S>(load_groups(row + v * L * kGroup<S>), pass);
