@@ -85,7 +85,7 @@ py::object floats(const Network& network, PyObject* input, PyObject* hx) {
   const TensorView x = view(input);
   if (holds<float>(x)) return run_floats<float>(network, input, x, hx);
   if (holds<double>(x)) return run_floats<double>(network, input, x, hx);
-  if (holds<bfloat16>(x) && kernels().forward_bfloat16) return run_floats<bfloat16>(network, input, x, hx);
+  if (holds<bfloat16>(x)) return run_floats<bfloat16>(network, input, x, hx);
   throw Unusual();
 }
 

@@ -142,8 +142,8 @@ def forward(
             saved = Saved(saved.gates.to(dtype), saved.cells, saved.hidden.to(dtype))
         return Forward(y.to(dtype), hn.to(dtype), cn.to(dtype), saved)
     y, saved = _room(mode, x, h0, weights, save)
-    hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    hn = _like(h0)
+    cn = h0.new_empty(0) if c0 is None else _like(c0)
     if h0.shape[1]:
         kernels[0]([(*_inputs(mode, x, batch_sizes, h0, c0, weights, narrow), y, hn, cn, *saved)])
     return Forward(y, hn, cn, _saved(h0, saved) if save else None)
@@ -180,6 +180,11 @@ def _inputs(
     layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     own = [_operand(w, narrow) for w in weights]
     return layer, _operand(x, narrow), x.dtype is torch.int64, h0.contiguous(), _dense(c0), own
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Dense memory of this shape, uninitialised."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -224,12 +229,12 @@ def backward(
         found = backward(mode, *wide, kept, *seeds, need_x, need_state, need_weights)
         grad_x, grad_h0, grad_c0 = (None if grad is None else grad.to(dtype) for grad in found[:3])
         return Backward(grad_x, grad_h0, grad_c0, found.weights and [g.to(dtype) for g in found.weights])
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
+    grad_x = _like(x) if need_x else None
     grad_h0 = grad_c0 = None
     if need_state:
-        grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-        grad_c0 = None if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
-    grads = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights] if need_weights else None
+        grad_h0 = _like(h0)
+        grad_c0 = None if c0 is None else _like(c0)
+    grads = [_like(w) for w in weights] if need_weights else None
     if h0.shape[1] == 0:  # no rows: nothing ran
         return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])
     seeds = [_dense(seed) for seed in (grad_y, grad_hn, grad_cn, grad_cells)]
@@ -248,8 +253,8 @@ def forward_stack(
     Returns the y of each layer, hn and cn of all, and what each saves, whose ``hidden`` is its y but for the last.
     """
     each = len(weights) // h0.shape[0]
-    hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)
+    hn = _like(h0)
+    cn = h0.new_empty(0) if c0 is None else _like(c0)
     calls, ys, kept = [], [], []
     for i in range(h0.shape[0]):
         own, h, c = weights[i * each : (i + 1) * each], h0[i : i + 1], None if c0 is None else c0[i : i + 1]
@@ -286,9 +291,9 @@ def backward_stack(
     """The gradients of what :func:`forward_stack` read, from those of the last y, of hn and cn and of the last layer's
     cells; ``need_weights`` is for each layer, and the gradients of those that need none are None."""
     count, each = h0.shape[0], len(weights) // h0.shape[0]
-    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
-    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_state else None
-    grad_c0 = torch.empty_like(c0, memory_format=torch.contiguous_format) if need_state and c0 is not None else None
+    grad_x = _like(x) if need_x else None
+    grad_h0 = _like(h0) if need_state else None
+    grad_c0 = _like(c0) if need_state and c0 is not None else None
     # Gradients of what lies between layers, each of which lives until the layer below is done: a wavefront is at most
     # as high as there are threads.
     room = [torch.empty_like(ys[0]) for _ in range(min(count - 1, torch.get_num_threads() + 1))]
@@ -302,7 +307,7 @@ def backward_stack(
         own = weights[i * each : (i + 1) * each]
         own_grads = None
         if need_weights[i]:
-            own_grads = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in own]
+            own_grads = [_like(w) for w in own]
             grads[i * each : (i + 1) * each] = own_grads
         inputs = _inputs(mode, ys[i - 1] if i else x, batch_sizes, h0[i : i + 1], of_layer(c0, i), own)
         seeds = grad, of_layer(grad_hn, i), of_layer(grad_cn, i), _dense(grad_cells) if i + 1 == count else None
