@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn.cells import CELLS
-from fastrnn.interop.layout import ends, reorder, require_layers, write
+from fastrnn.interop.layout import as_array, as_tensor, ends, reorder, require_layers, write
 from fastrnn.modules import GRU, LSTM, RNN
 
 if TYPE_CHECKING:
@@ -41,11 +41,13 @@ def load_keras_weights(module: Layers, weights: Sequence[Any]) -> Layers:
     The second bias of LSTM and RNN becomes 0, both where Keras has none.
 
     Raises:
-        TypeError: ``module`` is none of these.
+        TypeError: ``module`` is none of these; ``weights`` is no list of arrays of real numbers.
         ValueError: a number or a shape of weights does not fit; a GRU's bias is that of ``reset_after=False``.  Without
             a bias nothing tells such a GRU: :func:`from_keras` sees it.
     """
     require_layers(module, "load_keras_weights")
+    if isinstance(weights, str | bytes | dict | Tensor) or not hasattr(weights, "__len__"):
+        raise TypeError(f"load_keras_weights expects a list of arrays, got {type(weights).__name__}")
     names = ends(module)
     each = len(weights) // len(names)
     if each * len(names) != len(weights) or each not in (2, 3):
@@ -55,8 +57,11 @@ def load_keras_weights(module: Layers, weights: Sequence[Any]) -> Layers:
     gates, wanted = _GATES[module.mode], CELLS[module.mode].gates
     values: dict[str, Tensor] = {}
     for k, end in enumerate(names):
-        kernel, recurrent, *biases = (_tensor(array) for array in weights[k * each : (k + 1) * each])
-        own = {"weight_ih": kernel.mT, "weight_hh": recurrent.mT}
+        given = (as_tensor(weights[n], f"weights[{n}]") for n in range(k * each, (k + 1) * each))
+        kernel, recurrent, *biases = (
+            tensor.mT if tensor.dim() > 1 and n < 2 else tensor for n, tensor in enumerate(given)
+        )
+        own = {"weight_ih": kernel, "weight_hh": recurrent}
         if module.bias:
             rows = len(gates) * module.hidden_size
             bias = biases[0] if biases else kernel.new_zeros(rows)
@@ -68,7 +73,8 @@ def load_keras_weights(module: Layers, weights: Sequence[Any]) -> Layers:
 
 def keras_weights(module: nn.RNNBase) -> list[numpy.ndarray]:
     """A module's weights for Keras, the inverse of :func:`load_keras_weights`: of one layer, what ``set_weights`` of a
-    Keras layer of the same sizes, with ``use_bias=module.bias`` and a GRU's ``reset_after=True``, takes.
+    Keras layer of the same sizes, with ``use_bias=module.bias`` and a GRU's ``reset_after=True``, takes.  The arrays
+    have the module's dtype, but for bfloat16, which NumPy has not: that becomes float32.
 
     Raises:
         TypeError, ValueError: ``module`` is no RNN, LSTM or GRU; or an LSTM with a projection, which Keras has not.
@@ -77,49 +83,64 @@ def keras_weights(module: nn.RNNBase) -> list[numpy.ndarray]:
     gates, own = CELLS[module.mode].gates, _GATES[module.mode]
     arrays: list[Tensor] = []
     for end in ends(module):
-        arrays += [
-            reorder(getattr(module, f"{name}_{end}").detach(), gates, own).mT for name in ("weight_ih", "weight_hh")
-        ]
+
+        def block(name: str, end: str = end) -> Tensor:
+            weight = getattr(module, f"{name}_{end}").detach()
+            return reorder(weight.float() if weight.dtype == torch.bfloat16 else weight, gates, own)
+
+        arrays += [block(name).mT for name in ("weight_ih", "weight_hh")]
         if module.bias:
-            pair = [reorder(getattr(module, f"{name}_{end}").detach(), gates, own) for name in ("bias_ih", "bias_hh")]
+            pair = [block(name) for name in ("bias_ih", "bias_hh")]
             arrays.append(torch.stack(pair) if module.mode == "GRU" else pair[0] + pair[1])
-    return [tensor.cpu().contiguous().numpy() for tensor in arrays]
+    return [as_array(tensor) for tensor in arrays]
 
 
 def from_keras(layer: Any) -> RNN | LSTM | GRU:
     """A fastrnn module that computes what a built Keras LSTM, GRU or SimpleRNN, or a Bidirectional of one, computes.
 
-    ``batch_first`` is true, as Keras's sequences are (B, T, I).  The module returns every step's output and the last
-    states, whatever ``return_sequences`` and ``return_state`` say.  Keras's ``dropout``, ``stateful`` and masks are of
-    its training and its calls, and are not carried over.
+    ``batch_first`` is true, as Keras's sequences are (B, T, I), unless the layer is of Keras 2 and ``time_major``.  The
+    module returns every step's output and the last states, whatever ``return_sequences`` and ``return_state`` say.
+    ``dropout`` and ``recurrent_dropout`` are at work in Keras's training alone, as are constraints and regularizers,
+    and are not carried over; masks are of Keras's calls: of ours, ``lengths``.
 
     Raises:
         TypeError: another layer.
         ValueError: an option that torch's equations have no place for: an activation other than tanh (or relu, of a
-            SimpleRNN) and sigmoid, ``reset_after=False``, ``go_backwards``, a ``merge_mode`` other than "concat"; or a
-            layer that has no weights yet.
+            SimpleRNN) and sigmoid, ``reset_after=False``, ``go_backwards``, a ``merge_mode`` other than "concat"; one
+            that is not carried over and changes what a call gives: ``stateful``, a ``dtype`` policy that computes in
+            another dtype than that of the variables, any that Keras adds; or a layer that has no weights yet.
     """
     both = type(layer).__name__ == "Bidirectional"
-    parts = [layer.forward_layer, layer.backward_layer] if both else [layer]
+    parts = [getattr(layer, f"{part}_layer", None) for part in ("forward", "backward")] if both else [layer]
     kinds = [type(part).__name__ for part in parts]
     kind = kinds[0]
-    if kind not in ("LSTM", "GRU", "SimpleRNN") or len(set(kinds)) > 1:
+    methods = ("get_config", "get_weights")
+    if (
+        kind not in ("LSTM", "GRU", "SimpleRNN")
+        or len(set(kinds)) > 1
+        or not all(hasattr(part, method) for part in (layer, *parts) for method in methods)
+    ):
         raise TypeError(
-            f"from_keras expects an LSTM, GRU, SimpleRNN or a Bidirectional of one, got {' and '.join(kinds)}"
+            "from_keras expects an LSTM, GRU, SimpleRNN of Keras or a Bidirectional of one, got "
+            f"{type(layer).__name__}{' of ' + ' and '.join(kinds) if both else ''}"
         )
-    if both and layer.merge_mode != "concat":
-        raise ValueError(f"from_keras: expected merge_mode='concat', got {layer.merge_mode!r}")
-    configs = [part.get_config() for part in parts]
-    for config, backwards in zip(configs, (False, True), strict=False):
-        _refuse(kind, config, backwards)
+    if both and getattr(layer, "merge_mode", None) != "concat":
+        raise ValueError(f"from_keras: expected merge_mode='concat', got {getattr(layer, 'merge_mode', None)!r}")
+    if any(base.__name__ == kind for part in parts for base in type(part).__mro__[1:]):
+        raise TypeError(f"from_keras expects Keras's own {kind}, got a subclass of that name, {type(parts[0])}")
+    configs = [_configuration(kind, part, back) for part, back in zip(parts, (False, True), strict=False)]
     first = configs[0]
-    if any(config[key] != first[key] for config in configs for key in ("units", "use_bias", "activation")):
-        raise ValueError("from_keras: expected both directions to have the same units, use_bias and activation")
+    for key in ("units", "use_bias", "activation", "time_major"):
+        if any(config.get(key, False) != first.get(key, False) for config in configs):
+            raise ValueError(f"from_keras: expected both directions to have the same {key}")
     weights = layer.get_weights()
     if not weights:
-        raise ValueError(f"from_keras: {layer.name} has no weights yet; call it or its build() first")
-    kernel = _tensor(weights[0])
-    options = dict(bias=first["use_bias"], batch_first=True, bidirectional=both, dtype=kernel.dtype)
+        raise ValueError(f"from_keras: {configs[0].get('name', kind)} has no weights yet; call it or its build() first")
+    kernel = as_tensor(weights[0], "weights[0]")
+    if kernel.dim() != 2:
+        raise ValueError(f"from_keras: expected a kernel of shape (I, G*H), got {tuple(kernel.shape)}")
+    batch_first = not first.get("time_major", False)
+    options = dict(bias=first["use_bias"], batch_first=batch_first, bidirectional=both, dtype=kernel.dtype)
     if kind == "SimpleRNN":
         module = RNN(kernel.shape[0], first["units"], nonlinearity=first["activation"], **options)
     else:
@@ -127,17 +148,53 @@ def from_keras(layer: Any) -> RNN | LSTM | GRU:
     return load_keras_weights(module, weights)
 
 
-def _refuse(kind: str, config: dict[str, Any], backwards: bool) -> None:
-    """Raises where a Keras layer's configuration makes another network than torch has."""
+# Of a layer's configuration: what is honoured or checked, and what changes neither weights nor results.
+_CHECKED = "units use_bias activation recurrent_activation go_backwards stateful reset_after time_major dtype".split()
+_HARMLESS = (
+    "name trainable return_sequences return_state unroll zero_output_for_mask implementation batch_input_shape seed "
+    "dropout recurrent_dropout unit_forget_bias kernel_initializer recurrent_initializer bias_initializer "
+    "kernel_regularizer recurrent_regularizer bias_regularizer activity_regularizer "
+    "kernel_constraint recurrent_constraint bias_constraint"
+).split()
+
+
+def _configuration(kind: str, layer: Any, backwards: bool) -> dict[str, Any]:
+    """A Keras layer's configuration; raises where it makes another network than torch has."""
+    config = layer.get_config()
     expected: dict[str, tuple[Any, ...]] = {"activation": ("tanh", "relu") if kind == "SimpleRNN" else ("tanh",)}
     if kind != "SimpleRNN":
         expected["recurrent_activation"] = ("sigmoid",)
-    expected["go_backwards"] = (backwards,)
+    expected |= {"go_backwards": (backwards,), "stateful": (False,), "use_bias": (True, False)}
+    if kind == "GRU":
+        expected["reset_after"] = (True,)
+    for key in ("units", *expected):
+        if key not in config:
+            raise ValueError(f"from_keras: the layer's configuration has no {key}")
     for key, values in expected.items():
         if config[key] not in values:
-            raise ValueError(f"from_keras: expected {key}={' or '.join(map(repr, values))}, got {config[key]!r}")
-    if kind == "GRU" and not config["reset_after"]:
-        raise ValueError(f"from_keras: expected reset_after=True, got False: {_BEFORE}")
+            why = {"reset_after": f": {_BEFORE}", "stateful": ": the state of the last call is given to a call as hx"}
+            raise ValueError(
+                f"from_keras: expected {key}={' or '.join(map(repr, values))}, got {config[key]!r}{why.get(key, '')}"
+            )
+    for key in sorted(config.keys() - {*_CHECKED, *_HARMLESS}):
+        if config[key]:
+            raise ValueError(f"from_keras: {key}={config[key]!r} is an option that it does not know")
+    for key in ("activation", "recurrent_activation"):
+        function = getattr(layer, key, None)
+        # A function of another library that is called tanh is "tanh" in the configuration too.
+        if function is not None and _library(function) != _library(type(layer)):
+            raise ValueError(f"from_keras: expected Keras's own {key}, got {function}")
+    computed, stored = (getattr(layer, f"{of}_dtype", None) for of in ("compute", "variable"))
+    if computed != stored:
+        raise ValueError(
+            f"from_keras: expected a dtype policy of one dtype, got one that computes in {computed} with variables of "
+            f"{stored}; load_keras_weights copies them into a module of the dtype you choose"
+        )
+    return config
+
+
+def _library(of: Any) -> str:
+    return str(getattr(of, "__module__", "")).split(".")[0]
 
 
 def _two_biases(mode: str, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +203,3 @@ def _two_biases(mode: str, bias: Tensor) -> tuple[Tensor, Tensor]:
     if bias.dim() == 1:
         raise ValueError(f"expected a GRU's bias of shape (2, 3*H), got {tuple(bias.shape)}: {_BEFORE}")
     return bias[0], bias[1]
-
-
-def _tensor(array: Any) -> Tensor:
-    return array.detach() if isinstance(array, Tensor) else torch.tensor(array)

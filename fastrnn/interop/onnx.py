@@ -4,7 +4,7 @@ A node keeps ``W`` (D, G*H, I), ``R`` (D, G*H, H) and ``B`` (D, 2*G*H), the two 
 f, c of an LSTM and z, r, h of a GRU where torch has i, f, g, o and r, z, n.  Its output ``Y`` is (T, D, B, H) where
 torch's is (T, B, D*H).
 
-Source: the operators LSTM, GRU and RNN of the ONNX specification, opset 7 to 22.
+Source: the operators LSTM, GRU and RNN of the ONNX specification, opset 1 to 22.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.cells import CELLS
-from fastrnn.interop.layout import reorder, require_layers, write
+from fastrnn.interop.layout import as_array, reorder, require_layers, write
+from fastrnn.interop.onnx_node import GATES, read
 from fastrnn.modules import GRU, LSTM, RNN
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
-
-GATES = {"RNN_TANH": ("h",), "RNN_RELU": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
-_INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-_ACTIVATIONS = {"LSTM": [["sigmoid", "tanh", "tanh"]], "GRU": [["sigmoid", "tanh"]], "RNN": [["tanh"], ["relu"]]}
 
 
 class Reversed(nn.Module):
@@ -58,52 +55,39 @@ def from_onnx(node: NodeProto, graph: GraphProto) -> FromOnnx:
     """A fastrnn module that computes what an LSTM, GRU or RNN node computes, and its constant first states.
 
     Weights and biases are looked up among the graph's initializers and Constant nodes.  ``batch_first`` is the node's
-    ``layout``; ``direction="reverse"`` gives a :class:`Reversed`.  ``hx`` is None where the node has no first states
-    (which are zeros) or does not hold them itself: then they come from the caller, as X does, and as a PackedSequence
-    in the place of ``sequence_lens``.
+    ``layout``; ``direction="reverse"`` gives a :class:`Reversed`; the module's dtype is that of the weights.  ``hx`` is
+    None where the node has no first states, or has zeros that the graph expands to the batch, or has them from an input
+    of the graph: then they come from the caller, as X does, and as lengths or a PackedSequence in the place of
+    ``sequence_lens``.
+
+    Args:
+        node: of any opset from 1 to 22.
+        graph: that in which the node stands, with its values (not as external data).
 
     Raises:
-        TypeError: another operator.
+        TypeError: another operator or domain; no node, or no graph.
         ValueError: what torch's equations have no place for: peepholes (P), ``clip``, ``input_forget``, activations
-            other than the default (for an RNN also Relu), a GRU with ``linear_before_reset=0``; or weights that are no
-            constants of the graph or of another shape than the specification's.
+            other than the default (for an RNN also Relu), a GRU with ``linear_before_reset=0``; what a module does not
+            hold: ``sequence_lens`` that the graph holds or computes from constants and shapes, first states that it
+            computes so (other than zeros), one of two first states; weights that are no constants of the graph; any
+            attribute, input, shape or dtype that the specification does not have, and values that cannot be read.
     """
-    from onnx import helper
-
-    kind, where = node.op_type, f"ONNX {node.op_type} {node.name!r}"
-    if kind not in _ACTIVATIONS:
-        raise TypeError(f"from_onnx expects an LSTM, GRU or RNN node, got {kind}")
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    inputs = {name: value for name, value in zip(_INPUTS, node.input, strict=False) if value}
-    direction = attributes.get("direction", b"forward").decode()
-    directions = 2 if direction == "bidirectional" else 1
-    mode = _mode(kind, attributes, inputs, directions, where)
-
-    constants = _constants(graph, set(inputs.values()))
-    for name in ("W", "R", "B"):
-        if name in inputs and inputs[name] not in constants:
-            raise ValueError(f"{where}: expected {name} to be an initializer or a Constant, got {inputs[name]!r}")
-    w, r = constants[inputs["W"]], constants[inputs["R"]]
-    hidden, batch_first = int(attributes.get("hidden_size", r.shape[-1])), bool(attributes.get("layout", 0))
-    if w.dim() != 3 or w.shape[0] != directions:
-        raise ValueError(f"{where}: expected W of shape ({directions}, G*H, I), got {tuple(w.shape)}")
+    found = read(node, graph)
+    mode, w = found.mode, found.weights["W"]
+    both = found.directions == 2
     options: dict[str, Any] = dict(
-        bias="B" in inputs, batch_first=batch_first, bidirectional=directions == 2, dtype=w.dtype
+        bias="B" in found.weights, batch_first=found.batch_first, bidirectional=both, dtype=w.dtype
     )
-    if kind == "RNN":
+    kind = {"LSTM": LSTM, "GRU": GRU}.get(mode, RNN)
+    if kind is RNN:
         options["nonlinearity"] = mode.removeprefix("RNN_").lower()
-    module = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}[kind](w.shape[2], hidden, **options)
-
-    rows, values = len(GATES[mode]) * hidden, {"weight_ih": w, "weight_hh": r}
-    if "B" in inputs:
-        b = constants[inputs["B"]]
-        if b.shape != (directions, 2 * rows):
-            raise ValueError(f"{where}: expected B of shape {(directions, 2 * rows)}, got {tuple(b.shape)}")
-        values |= {"bias_ih": b[:, :rows], "bias_hh": b[:, rows:]}
     own, wanted = GATES[mode], CELLS[mode].gates
-    if r.shape != (directions, rows, hidden):
-        raise ValueError(f"{where}: expected R of shape {(directions, rows, hidden)}, got {tuple(r.shape)}")
-    suffixes = ("", "_reverse")[:directions]
+    module = kind(w.shape[2], w.shape[1] // len(own), **options)
+
+    values = {"weight_ih": w, "weight_hh": found.weights["R"]}
+    if module.bias:
+        values["bias_ih"], values["bias_hh"] = found.weights["B"].chunk(2, 1)
+    suffixes = ("", "_reverse")[: found.directions]
     write(
         module,
         {
@@ -112,54 +96,15 @@ def from_onnx(node: NodeProto, graph: GraphProto) -> FromOnnx:
             for d, suffix in enumerate(suffixes)
         },
     )
-    hx = _first_states(mode, inputs, constants, batch_first)
-    return FromOnnx(Reversed(module) if direction == "reverse" else module, hx)
+    return FromOnnx(Reversed(module) if found.direction == "reverse" else module, _first_states(mode, found.states))
 
 
-def _mode(kind: str, attributes: dict[str, Any], inputs: dict[str, str], directions: int, where: str) -> str:
-    """The mode of fastrnn that a node's attributes ask for; raises where torch has no such network."""
-    if "P" in inputs:
-        raise ValueError(f"{where}: peepholes (input P) have no place in torch's LSTM")
-    if "clip" in attributes:
-        raise ValueError(f"{where}: expected no clip, got {attributes['clip']}")
-    if attributes.get("input_forget", 0):
-        raise ValueError(f"{where}: expected input_forget=0, got 1 (input and forget gate coupled)")
-    if kind == "GRU" and not attributes.get("linear_before_reset", 0):
-        raise ValueError(
-            f"{where}: expected linear_before_reset=1, got 0: the reset gate multiplies h before the recurrent "
-            "product; torch's cannot"
-        )
-    known = _ACTIVATIONS[kind]
-    given = [name.decode().lower() for name in attributes.get("activations", ())] or known[0] * directions
-    for activations in known:
-        if given == activations * directions:
-            return f"RNN_{activations[0].upper()}" if kind == "RNN" else kind
-    expected = " or ".join(str(activations * directions) for activations in known)
-    raise ValueError(f"{where}: expected activations {expected}, got {given}")
-
-
-def _constants(graph: GraphProto, names: set[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that the graph holds itself."""
-    from onnx import numpy_helper
-
-    found = {proto.name: proto for proto in graph.initializer if proto.name in names}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] in names and node.attribute[0].name == "value":
-            found[node.output[0]] = node.attribute[0].t
-    return {name: torch.tensor(numpy_helper.to_array(proto)) for name, proto in found.items()}
-
-
-def _first_states(
-    mode: str, inputs: dict[str, str], constants: dict[str, Tensor], batch_first: bool
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    names = ("initial_h", "initial_c") if CELLS[mode].has_cell_state else ("initial_h",)
-    given = [inputs[name] for name in names if name in inputs]
-    if not given or any(name not in constants for name in given):
+def _first_states(mode: str, given: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor] | None:
+    if not given:
         return None
-    one = constants[given[0]]
-    states = [constants[inputs[name]] if name in inputs else torch.zeros_like(one) for name in names]
-    states = [state.transpose(0, 1) if batch_first else state for state in states]
-    return (states[0], states[1]) if len(states) == 2 else states[0]
+    one = next(iter(given.values()))
+    h, c = (given.get(name, torch.zeros_like(one)) for name in ("initial_h", "initial_c"))
+    return (h, c) if CELLS[mode].has_cell_state else h
 
 
 def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bool = False) -> GraphProto:
@@ -168,10 +113,11 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
 
     The graph's input is ``x`` and, with ``initial_states``, ``h_0`` and for an LSTM ``c_0``; its outputs are ``y``,
     ``h_n`` and for an LSTM ``c_n``, all shaped as the module's.  Names of the values inside begin with ``name``.
-    ``onnx.helper.make_model(graph)`` makes it a model; it needs opset 14 or later.
+    ``onnx.helper.make_model(graph)`` makes it a model; it needs opset 14 or later.  The graph has the module's dtype,
+    but for bfloat16, which few runtimes compute in: that becomes float32.
 
     Raises:
-        TypeError: ``module`` is none of these, or its dtype is not float16, float32 or float64.
+        TypeError: ``module`` is none of these, or its dtype is no float16, bfloat16, float32 or float64.
         ValueError: an LSTM has a projection, which ONNX has not.
     """
     from onnx import TensorProto, helper, numpy_helper
@@ -180,9 +126,10 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
     layers: nn.RNNBase = module.module if backwards else module
     require_layers(layers, "to_onnx")
     types = {torch.float16: TensorProto.FLOAT16, torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE}
+    types[torch.bfloat16] = TensorProto.FLOAT
     dtype = layers.weight_ih_l0.dtype
     if dtype not in types:
-        raise TypeError(f"to_onnx expects parameters of float16, float32 or float64, got {dtype}")
+        raise TypeError(f"to_onnx expects parameters of float16, bfloat16, float32 or float64, got {dtype}")
     kind, hidden, directions = layers.mode.split("_")[0], layers.hidden_size, 2 if layers.bidirectional else 1
     states = ("h", "c") if CELLS[layers.mode].has_cell_state else ("h",)
     attributes: dict[str, Any] = {"hidden_size": hidden}
@@ -195,17 +142,17 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
     nodes, constants = [], []
 
     def constant(label: str, tensor: Tensor) -> str:
-        constants.append(numpy_helper.from_array(tensor.detach().cpu().contiguous().numpy(), f"{name}.{label}"))
+        constants.append(numpy_helper.from_array(as_array(tensor), f"{name}.{label}"))
         return constants[-1].name
 
     def add(operator: str, inputs: list[str], outputs: list[str], **own: Any) -> str:
         nodes.append(helper.make_node(operator, inputs, outputs, name=f"{name}.{operator}{len(nodes)}", **own))
         return outputs[0]
 
-    merged = constant("merged", torch.tensor([0, 0, -1]))
+    merged = constant("merged", torch.tensor([0, 0, -1], device="cpu"))
     firsts = {state: [""] * layers.num_layers for state in states}
     if initial_states:
-        sizes = constant("directions", torch.full((layers.num_layers,), directions))
+        sizes = constant("directions", torch.full((layers.num_layers,), directions, device="cpu"))
         for state in states:
             firsts[state] = [f"{name}.l{k}.{state}_0" for k in range(layers.num_layers)]
             add("Split", [f"{state}_0", sizes], firsts[state], axis=0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastrnn.cells import CELLS, TORCH_MODES
-from fastrnn.interop.onnx import GATES
+from fastrnn.interop.onnx_node import GATES
 
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
