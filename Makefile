@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench check dev format native sanitize aarch64 test-oldest clean
+.PHONY: help demo test test-slow bench check dev format native sanitize mutants aarch64 test-oldest clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -67,6 +67,9 @@ native: | .venv/installed  ## run the native tests of the C++ kernels
 
 sanitize: | .venv/installed  ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call run_native,-DFASTRNN_SANITIZE=address$(comma)undefined)
+
+mutants: .venv/installed  ## plant faults one at a time, and say which tests see them
+	$(BIN)/python tests/mutants $(ARGS)
 
 aarch64: | .venv/installed  ## the native tests cross-compiled for aarch64, under qemu-user
 	@command -v $(CROSS)-g++ qemu-aarch64 >/dev/null || { echo 'needs Debian packages: g++-$(CROSS) qemu-user'; exit 1; }

@@ -7,41 +7,58 @@
 
 namespace fastrnn {
 
-#if defined(__x86_64__)
+// The build names each that it compiled: FASTRNN_HAS_avx2 and so on.
+#if defined(FASTRNN_HAS_avx512_bf16)
 namespace avx512_bf16 {
 const Kernels& table();
 }
+#endif
+#if defined(FASTRNN_HAS_avx512_vnni)
 namespace avx512_vnni {
 const Kernels& table();
 }
+#endif
+#if defined(FASTRNN_HAS_avx512)
 namespace avx512 {
 const Kernels& table();
 }
+#endif
+#if defined(FASTRNN_HAS_avx2)
 namespace avx2 {
 const Kernels& table();
 }
 #endif
+#if defined(FASTRNN_HAS_generic)
 namespace generic {
 const Kernels& table();
 }
+#endif
 
 const Kernels* const* supported_kernels() {
   static const Kernels* const* found = [] {
     static const Kernels* all[6] = {};
-    int count = 0;
+    [[maybe_unused]] int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl")) {
-      if (__builtin_cpu_supports("avx512vnni")) {
-        if (__builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();
-        all[count++] = &avx512_vnni::table();
-      }
-      all[count++] = &avx512::table();
-    }
+    [[maybe_unused]] const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+#endif
+#if defined(FASTRNN_HAS_avx512_bf16)
+    if (vnni && __builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();
+#endif
+#if defined(FASTRNN_HAS_avx512_vnni)
+    if (vnni) all[count++] = &avx512_vnni::table();
+#endif
+#if defined(FASTRNN_HAS_avx512)
+    if (avx512) all[count++] = &avx512::table();
+#endif
+#if defined(FASTRNN_HAS_avx2)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all[count++] = &avx2::table();
 #endif
+#if defined(FASTRNN_HAS_generic)
     all[count++] = &generic::table();
+#endif
     return all;
   }();
   return found;
@@ -50,12 +67,13 @@ const Kernels* const* supported_kernels() {
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
     const char* asked = std::getenv("FASTRNN_ISA");
-    if (!asked || !*asked) return *supported_kernels()[0];
+    if ((!asked || !*asked) && *supported_kernels()) return **supported_kernels();
     std::string names;
     for (const Kernels* const* k = supported_kernels(); *k; ++k) {
       if (std::string(asked) == (*k)->name) return **k;
       names += std::string(names.empty() ? "" : ", ") + (*k)->name;
     }
+    if (names.empty()) throw std::runtime_error("this CPU runs no instruction set that fastrnn was compiled for");
     throw std::runtime_error("FASTRNN_ISA=" + std::string(asked) + " cannot be used here: expected one of " + names);
   }();
   return chosen;

@@ -1,0 +1,86 @@
+"""Faults in the Python of modules and of what stands around them."""
+
+from mutants import Fault
+
+FAULTS = [
+    Fault(
+        "sequences-reverse-state",
+        "the reverse direction of a sequence in pieces begins from the state given at its first piece, not its last",
+        "fastrnn/sequences.py",
+        "start[1::2].index_copy(1, self.last, given[1::2])",
+        "start[1::2].index_copy(1, self.first, given[1::2])",
+        "test_sequences.py -k pieces_alone",
+    ),
+    Fault(
+        "sequences-padding",
+        "the gradient of rows of padding is that of the first packed row",
+        "fastrnn/sequences.py",
+        "        if index.numel() > rows.shape[0]:\n",
+        "        index = torch.where(index == rows.shape[0], 0, index)\n        if False:\n",
+        "test_sequences.py -k padding",
+    ),
+    Fault(
+        "recompute-late-rows",
+        "sequences that begin in a later chunk of the reverse direction take the first ones' states",
+        "fastrnn/recompute.py",
+        "first[:, one.shape[1] : rows]",
+        "first[:, : rows - one.shape[1]]",
+        "test_recompute.py -k same_results",
+    ),
+    Fault(
+        "recompute-reversed-cells",
+        "the cell states of the reverse direction stand in the order in which they were computed",
+        "fastrnn/recompute.py",
+        "cells = cells.unflatten(1, x.shape[:2]).flip(1).flatten(1, 2)",
+        "cells = cells.unflatten(1, x.shape[:2]).flatten(1, 2)",
+        "test_recompute.py -k same_results",
+    ),
+    Fault(
+        "recompute-chunks",
+        "chunks overlap by a step",
+        "fastrnn/recompute.py",
+        "return [(k * steps // count, (k + 1) * steps // count) for k in range(count)]",
+        "return [(max(0, k * steps // count - 1), (k + 1) * steps // count) for k in range(count)]",
+        "test_recompute.py -k chunks",
+    ),
+    Fault(
+        "jordan-spread",
+        "a Jordan network draws the weights of its output by the number of outputs, not of units",
+        "fastrnn/jordan.py",
+        "columns = parameter.shape[1] if parameter.dim() == 2 else self.hidden_size",
+        "columns = parameter.shape[0] if parameter.dim() == 2 else self.hidden_size",
+        "test_jordan.py test_init.py",
+    ),
+    Fault(
+        "init-zeros",
+        "chrono_ leaves the second bias of a GRU's update gate",
+        "fastrnn/init.py",
+        '            zeros += _blocks(module, "bias_hh")[1::3]\n',
+        "",
+        "test_init.py",
+    ),
+    Fault(
+        "keras-two-biases",
+        "the two biases of a GRU for Keras change places",
+        "fastrnn/interop/keras.py",
+        'for name in ("bias_ih", "bias_hh")]\n',
+        'for name in ("bias_hh", "bias_ih")]\n',
+        "test_interop_keras.py",
+    ),
+    Fault(
+        "cell-states-packed",
+        "the cell states of a packed batch come in the order in which it was sorted",
+        "fastrnn/modules.py",
+        "all_cells = PackedSequence(all_cells, batch_sizes, sorted_indices, unsorted_indices)",
+        "all_cells = PackedSequence(all_cells, batch_sizes)",
+        "test_cell_states.py",
+    ),
+    Fault(
+        "modules-order-of-c",
+        "the last c of a packed batch comes in the order in which it was sorted",
+        "fastrnn/modules.py",
+        "cn = cn if c0 is None else cn.index_select(1, unsorted_indices)",
+        "cn = cn if c0 is None else cn",
+        "test_modules.py",
+    ),
+]
