@@ -1,26 +1,43 @@
 #include "kept.h"
 
 #include <unordered_map>
+#include <vector>
 
 namespace fastrnn {
 namespace {
 
-struct Entry {
-  std::shared_ptr<Kept> kept;
-  PyObject* reference;  // weak; when the parameter goes it erases the entry
+namespace py = pybind11;
+
+// A storage of torch's: when it goes, so does what was packed of it. Its weak reference is to torch's Python object for
+// it, which lives as long as the memory does; one to the parameter would forbid torch to swap that for another.
+struct Storage {
+  PyObject* reference;
+  uintptr_t base;                 // of its memory
+  std::vector<uintptr_t> places;  // that something is kept for
 };
 
 // Guarded by the GIL; never destroyed, since parameters may go after static objects do.
-std::unordered_map<PyObject*, Entry>& entries() {
-  static auto* const all = new std::unordered_map<PyObject*, Entry>;
+struct Entries {
+  std::unordered_map<uintptr_t, std::shared_ptr<Kept>> kept;  // by place
+  std::unordered_map<PyObject*, Storage> storages;
+
+  void clear(Storage& storage) {
+    for (const uintptr_t place : storage.places) kept.erase(place);
+    storage.places.clear();
+  }
+};
+
+Entries& entries() {
+  static auto* const all = new Entries;
   return *all;
 }
 
 PyObject* forget(PyObject* key, PyObject*) {
-  const auto found = entries().find(static_cast<PyObject*>(PyCapsule_GetPointer(key, nullptr)));
-  if (found != entries().end()) {
+  const auto found = entries().storages.find(static_cast<PyObject*>(PyCapsule_GetPointer(key, nullptr)));
+  if (found != entries().storages.end()) {
     PyObject* const reference = found->second.reference;
-    entries().erase(found);
+    entries().clear(found->second);
+    entries().storages.erase(found);
     Py_DECREF(reference);
   }
   Py_RETURN_NONE;
@@ -28,30 +45,43 @@ PyObject* forget(PyObject* key, PyObject*) {
 
 PyMethodDef forget_method{"forget", forget, METH_O, nullptr};
 
+Storage& entry_of(const py::object& storage) {
+  auto found = entries().storages.find(storage.ptr());
+  if (found == entries().storages.end()) {
+    const auto key = py::reinterpret_steal<py::object>(PyCapsule_New(storage.ptr(), nullptr, nullptr));
+    if (!key) throw py::error_already_set();
+    const auto callback = py::reinterpret_steal<py::object>(PyCFunction_New(&forget_method, key.ptr()));
+    if (!callback) throw py::error_already_set();
+    PyObject* const reference = PyWeakref_NewRef(storage.ptr(), callback.ptr());
+    if (!reference) throw py::error_already_set();
+    found = entries().storages.emplace(storage.ptr(), Storage{reference, 0, {}}).first;
+  }
+  return found->second;
+}
+
 PyObject* parameter_type() {
-  static PyObject* const type =
-      pybind11::object(pybind11::module_::import("torch.nn").attr("Parameter")).release().ptr();
+  static PyObject* const type = py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
   return type;
 }
 
 }  // namespace
 
-KeptFor::KeptFor(pybind11::handle weight) {
-  PyObject* const parameter = weight.ptr();
-  if (reinterpret_cast<PyObject*>(Py_TYPE(parameter)) != parameter_type()) return;
-  auto found = entries().find(parameter);
-  if (found == entries().end()) {
-    const auto key = pybind11::reinterpret_steal<pybind11::object>(PyCapsule_New(parameter, nullptr, nullptr));
-    if (!key) throw pybind11::error_already_set();
-    const auto callback = pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&forget_method, key.ptr()));
-    if (!callback) throw pybind11::error_already_set();
-    PyObject* const reference = PyWeakref_NewRef(parameter, callback.ptr());
-    if (!reference) throw pybind11::error_already_set();
-    found = entries().emplace(parameter, Entry{std::make_shared<Kept>(), reference}).first;
+KeptFor::KeptFor(py::handle weight, uintptr_t place) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(weight.ptr())) != parameter_type()) return;
+  auto found = entries().kept.find(place);
+  if (found == entries().kept.end()) {
+    const py::object storage = weight.attr("untyped_storage")();
+    const auto base = storage.attr("data_ptr")().cast<uintptr_t>();
+    if (place < base || place - base >= storage.attr("nbytes")().cast<uintptr_t>()) return;  // exchanged meanwhile
+    Storage& own = entry_of(storage);
+    if (own.base != base) entries().clear(own);  // its memory has moved
+    own.base = base;
+    own.places.push_back(place);
+    found = entries().kept.emplace(place, std::make_shared<Kept>()).first;
   }
-  if (found->second.kept->claim()) kept_ = found->second.kept;
+  if (found->second->claim()) kept_ = found->second;
 }
 
-size_t kept_count() { return entries().size(); }
+size_t kept_count() { return entries().kept.size(); }
 
 }  // namespace fastrnn

@@ -1,4 +1,4 @@
-// Packed weights that live as long as the parameter they were packed for.
+// Packed weights that live as long as the memory of the parameter they were packed for.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,11 +9,13 @@
 
 namespace fastrnn {
 
-// Claims for one call what is kept for an nn.Parameter, for which there is nothing at first. Nothing is claimed for
-// other objects, which may be gone after the call, nor while another thread has it. Construct and destroy with the GIL.
+// Claims for one call what is kept for an nn.Parameter whose numbers stand at `place`, for which there is nothing at
+// first. Nothing is claimed for other objects, which may be gone after the call, nor while another thread has it. What
+// is kept under a place is a guess that its fingerprints confirm, so it does no harm if other memory stands there now.
+// Construct and destroy with the GIL.
 class KeptFor {
  public:
-  explicit KeptFor(pybind11::handle weight);
+  KeptFor(pybind11::handle weight, uintptr_t place);
   ~KeptFor() {
     if (kept_) kept_->release();
   }
@@ -25,7 +27,7 @@ class KeptFor {
   std::shared_ptr<Kept> kept_;
 };
 
-// How many parameters something is kept for.
+// For how many parameters something is kept.
 size_t kept_count();
 
 }  // namespace fastrnn

@@ -16,11 +16,12 @@ namespace {
 // (mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
 template <class S, class A>
 struct Reader {
+  Memory& memory;
   Inputs<S, A> in{};
   int64_t gates = 0, saved = 0;
   bool has_cell = false;
 
-  explicit Reader(const py::tuple& layer) {
+  Reader(const py::tuple& layer, Memory& of_call) : memory(of_call) {
     if (layer.size() != 11) throw py::value_error("layer: expected 11 values");
     const int mode = layer[0].cast<int>();
     if (mode < 0 || mode > 3) throw py::value_error("mode: expected 0 to 3");
@@ -49,7 +50,8 @@ struct Reader {
       if (__int128{z.steps} * z.batch != z.rows) throw py::value_error("rows: expected steps * batch");
       return;
     }
-    z.batch_sizes = reinterpret_cast<const int64_t*>(address(batch_sizes, "batch_sizes", z.steps, sizeof(int64_t)));
+    z.batch_sizes =
+        reinterpret_cast<const int64_t*>(memory.address(batch_sizes, "batch_sizes", z.steps, sizeof(int64_t)));
     int64_t before = z.batch, sum = 0;
     for (int64_t t = 0; t < z.steps; ++t) {
       const int64_t size = z.batch_sizes[t];
@@ -63,12 +65,12 @@ struct Reader {
 
   template <class N>
   N* tensor(py::handle t, const char* name, __int128 count, bool optional = false) const {
-    return reinterpret_cast<N*>(address(t, name, count, sizeof(N), optional));
+    return reinterpret_cast<N*>(memory.address(t, name, count, sizeof(N), optional));
   }
   Wide<S>* wide_per_direction(py::handle t, const char* name, int64_t rows, int64_t width,
                               bool optional = false) const {
     const __int128 count = static_cast<__int128>(in.sizes.directions) * rows * width;
-    return reinterpret_cast<Wide<S>*>(address(t, name, count, sizeof(Wide<S>), optional));
+    return reinterpret_cast<Wide<S>*>(memory.address(t, name, count, sizeof(Wide<S>), optional));
   }
   A* per_direction(py::handle t, const char* name, int64_t rows, int64_t width, bool optional = false) const {
     return tensor<A>(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
@@ -103,7 +105,7 @@ struct Reader {
 
   void read_tokens(py::handle x) {
     const Sizes& z = in.sizes;
-    in.tokens = reinterpret_cast<const int64_t*>(address(x, "x", z.rows, sizeof(int64_t)));
+    in.tokens = reinterpret_cast<const int64_t*>(memory.address(x, "x", z.rows, sizeof(int64_t)));
     for (int64_t n = 0; n < z.rows; ++n)
       if (in.tokens[n] < 0 || in.tokens[n] >= z.inputs)
         throw py::index_error("x: expected tokens from 0 to " + std::to_string(z.inputs - 1) + ", got " +
@@ -165,12 +167,13 @@ void run_joined(const std::vector<Layer>& layers) {
 // Layers from the lowest: tuples of (layer, x, tokens, h0, c0, weights, y, hn, cn, gates, cells, hidden).
 template <class S, class A = S>
 void forward(const py::list& tuples) {
+  Memory memory;
   std::vector<Forward<S, A>> layers;
   std::vector<std::unique_ptr<KeptFor>> kept;
   for (const py::handle item : tuples) {
     const auto t = py::cast<py::tuple>(item);
     if (t.size() != 12) throw py::value_error("layers: expected tuples of 12");
-    Reader<S, A> read(t[0]);
+    Reader<S, A> read(t[0], memory);
     const auto weights = py::cast<py::sequence>(t[5]);
     read.inputs(t[1], t[2].cast<bool>(), t[3], t[4], weights);
     const Sizes& z = read.in.sizes;
@@ -183,7 +186,8 @@ void forward(const py::list& tuples) {
     if (read.saves_cells()) call.saved.cells = read.wide_per_direction(t[10], "cells", z.rows, z.hidden, true);
     call.saved.hidden = read.per_direction(t[11], "hidden", z.rows, z.outputs, true);
     for (int d = 0; d < z.directions && t[11].is_none() && z.rows >= kKeptRows; ++d) {
-      kept.push_back(std::make_unique<KeptFor>(weights[d * weights.size() / z.directions + 1]));
+      const py::object weight = weights[d * weights.size() / z.directions + 1];
+      kept.push_back(std::make_unique<KeptFor>(weight, reinterpret_cast<uintptr_t>(call.weights[d].w_hh)));
       call.kept[d] = kept.back()->get();
     }
     layers.push_back(call);
@@ -195,11 +199,12 @@ void forward(const py::list& tuples) {
 // grad_cn, grad_cells, grad_x, grad_h0, grad_c0, grad_weights).
 template <class S, class A = S>
 void backward(const py::list& tuples) {
+  Memory memory;
   std::vector<Backward<S, A>> layers;
   for (const py::handle item : tuples) {
     const auto t = py::cast<py::tuple>(item);
     if (t.size() != 17) throw py::value_error("layers: expected tuples of 17");
-    Reader<S, A> read(t[0]);
+    Reader<S, A> read(t[0], memory);
     const auto weights = py::cast<py::sequence>(t[5]);
     const bool tokens = t[2].cast<bool>();
     read.inputs(t[1], tokens, t[3], t[4], weights);
@@ -233,7 +238,8 @@ void backward(const py::list& tuples) {
 // then scale_hr and weight_hr if there is a projection, for each direction.
 void forward_int8(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
                   py::handle y, py::handle hn, py::handle cn) {
-  const Reader<float, float> read(layer);
+  Memory memory;
+  const Reader<float, float> read(layer, memory);
   const Sizes& z = read.in.sizes;
   Int8Forward call{};
   call.mode = read.in.mode, call.sizes = z, call.threads = read.in.threads;
@@ -256,7 +262,7 @@ void forward_int8(const py::tuple& layer, py::handle x, py::handle h0, py::handl
   for (int d = 0; d < z.directions; ++d) {
     size_t at = d * each;
     const auto narrow = [&](__int128 count) {
-      return reinterpret_cast<const int8_t*>(address(weights[at++], "weights", count, 1));
+      return reinterpret_cast<const int8_t*>(memory.address(weights[at++], "weights", count, 1));
     };
     const auto wide = [&](__int128 count) { return read.tensor<float>(weights[at++], "scales and biases", count); };
     Int8Parameters& w = call.weights[d];
@@ -278,6 +284,8 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Fused kernels of fastrnn for the CPU; called through fastrnn.backends.cpp.";
   add_quick(m);
   m.def("kept_count", &kept_count);
+  m.def("storages_are_at_hand", &storages_are_at_hand);
+  m.def("freed", &freed);
   m.def("isa", [] { return kernels().name; });
   m.def("supported_isas", [] {
     py::list names;

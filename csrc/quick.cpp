@@ -52,64 +52,76 @@ void run_stack(const std::vector<Forward<bfloat16>>& all) {
   kernels().forward_bfloat16(all.data(), static_cast<int>(all.size()));
 }
 
+// How many there are for each direction of each layer; more layers than weights are no network.
+size_t share(const Network& network, const Held& held) {
+  require(network.count() <= static_cast<int64_t>(held.size()) && held.size() % network.count() == 0);
+  for (const py::object& tensor : held) require_true_signs(tensor.ptr());
+  return held.size() / network.count();
+}
+
 // torch's list: w_ih, w_hh, b_ih and b_hh if there are biases, w_hr if there is a projection, for each direction.
 template <class S>
-py::object run_floats(const Network& network, PyObject* input, const TensorView& x, PyObject* hx) {
-  Call<S> call(network, input, x, hx);
+py::object run_floats(const Network& network, PyObject* input, PyObject* hx) {
   const Held held = parameters_of(network);
-  const int64_t count = call.count(), rows = network.rows, outputs = network.outputs;
-  const size_t each = held.size() / count;
-  require(each * count == held.size() && each >= 2 && each <= 5);
+  const size_t each = share(network, held);
+  const int64_t rows = network.rows, outputs = network.outputs;
+  require(each >= 2 && each <= 5);
   const bool projected = each % 2;
   require(projected ? network.lstm() : outputs == network.hidden);
+  Call<S> call(network, input, hx);
+  call.make_results();
   std::vector<Forward<S>> layers(network.layers);
-  for (int i = 0; i < count; ++i) {
+  std::vector<std::unique_ptr<KeptFor>> kept;
+  for (int i = 0; i < network.count() && call.steps * call.batch >= kKeptRows; ++i) {
+    const py::object& of = held[i * each + 1];
+    kept.push_back(std::make_unique<KeptFor>(of, view(of.ptr(), true).address()));
+    layers[i / network.directions].kept[i % network.directions] = kept.back()->get();
+  }
+  call.lay_out(layers);
+  for (int i = 0; i < network.count(); ++i) {
     const int layer = i / network.directions;
     const py::object* const own = held.data() + i * each;
     Parameters<const S>& to = layers[layer].weights[i % network.directions];
-    to.w_ih = weight<S>(own[0], rows, network.width(layer));
-    to.w_hh = weight<S>(own[1], rows, outputs);
-    if (each >= 4) to.b_ih = weight<S>(own[2], rows), to.b_hh = weight<S>(own[3], rows);
-    if (projected) to.w_hr = weight<S>(own[each - 1], outputs, network.hidden);
-  }
-  call.lay_out(layers);
-  std::vector<std::unique_ptr<KeptFor>> kept;
-  for (int i = 0; i < count && call.steps * call.batch >= kKeptRows; ++i) {
-    kept.push_back(std::make_unique<KeptFor>(held[i * each + 1]));
-    layers[i / network.directions].kept[i % network.directions] = kept.back()->get();
+    to.w_ih = call.template weight<S>(own[0], rows, network.width(layer));
+    to.w_hh = call.template weight<S>(own[1], rows, outputs);
+    if (each >= 4) to.b_ih = call.template weight<S>(own[2], rows), to.b_hh = call.template weight<S>(own[3], rows);
+    if (projected) to.w_hr = call.template weight<S>(own[each - 1], outputs, network.hidden);
   }
   return call.run([&] { run_stack(layers); });
 }
 
 py::object floats(const Network& network, PyObject* input, PyObject* hx) {
   const TensorView x = view(input);
-  if (holds<float>(x)) return run_floats<float>(network, input, x, hx);
-  if (holds<double>(x)) return run_floats<double>(network, input, x, hx);
-  if (holds<bfloat16>(x)) return run_floats<bfloat16>(network, input, x, hx);
+  if (holds<float>(x)) return run_floats<float>(network, input, hx);
+  if (holds<double>(x)) return run_floats<double>(network, input, hx);
+  if (holds<bfloat16>(x)) return run_floats<bfloat16>(network, input, hx);
   throw Unusual();
 }
 
 // The list of forward_int8 in module.cpp, for each direction.
 py::object integers(const Network& network, PyObject* input, PyObject* hx) {
-  Call<float> call(network, input, view(input), hx);
   const Held held = buffers_of(network);
-  const int64_t count = call.count(), rows = network.rows, hidden = network.hidden, outputs = network.outputs;
+  const int64_t rows = network.rows, hidden = network.hidden, outputs = network.outputs;
   const bool projected = outputs != hidden;
-  const size_t each = held.size() / count, plain = each - 2 * projected;
-  require(each * count == held.size() && (plain == 4 || plain == 6));
+  const size_t each = share(network, held), plain = each - 2 * projected;
+  require(plain == 4 || plain == 6);
   require((!projected || network.lstm()) && hidden <= kInt8Depth);
+  Call<float> call(network, input, hx);
+  call.make_results();
   std::vector<Int8Forward> layers(network.layers);
-  for (int i = 0; i < count; ++i) {
+  call.lay_out(layers);
+  for (int i = 0; i < network.count(); ++i) {
     const int64_t width = network.width(i / network.directions);
     require(width <= kInt8Depth);
     const py::object* own = held.data() + i * each;
     Int8Parameters& to = layers[i / network.directions].weights[i % network.directions];
-    to.s_ih = weight<float>(*own++, rows), to.w_ih = weight<int8_t>(*own++, rows, width);
-    to.s_hh = weight<float>(*own++, rows), to.w_hh = weight<int8_t>(*own++, rows, outputs);
-    if (plain == 6) to.b_ih = weight<float>(*own++, rows), to.b_hh = weight<float>(*own++, rows);
-    if (projected) to.s_hr = weight<float>(*own++, outputs), to.w_hr = weight<int8_t>(*own++, outputs, hidden);
+    const auto wide = [&](auto... sizes) { return call.weight<float>(*own++, sizes...); };
+    const auto narrow = [&](auto... sizes) { return call.weight<int8_t>(*own++, sizes...); };
+    to.s_ih = wide(rows), to.w_ih = narrow(rows, width);
+    to.s_hh = wide(rows), to.w_hh = narrow(rows, outputs);
+    if (plain == 6) to.b_ih = wide(rows), to.b_hh = wide(rows);
+    if (projected) to.s_hr = wide(outputs), to.w_hr = narrow(outputs, hidden);
   }
-  call.lay_out(layers);
   return call.run([&] {
     for (const Int8Forward& layer : layers) kernels().forward_int8(layer);
   });
@@ -161,14 +173,13 @@ void add_quick(py::module_& module) {
   add<integers, &Torch::of_integers>(module, "quick_int8");
   module.def("prepare_quick", [](py::object parameter, py::object empty_like, py::object threads,
                                  const py::list& of_floats, const py::list& of_integers) {
-    const TensorReader& reader = tensor_reader();
-    if (!reader.read) return;  // both then leave every call to Python
+    if (!storages_are_at_hand()) return;  // both then leave every call to Python
     torch.parameter = parameter.release().ptr();
     torch.empty_like = empty_like.release().ptr();
     torch.threads = threads.release().ptr();
     torch.of_floats = kept_for_good(of_floats);
     torch.of_integers = kept_for_good(of_integers);
-    torch.tensor = reinterpret_cast<PyObject*>(reader.type);
+    torch.tensor = reinterpret_cast<PyObject*>(tensor_reader().type);
   });
 }
 

@@ -90,7 +90,7 @@ inline bool undisturbed(const Guards& guards) {
   return true;
 }
 
-// A plain dense tensor on the CPU; a Parameter only where `weight`.
+// A dense tensor on the CPU; a Parameter only where `weight`. All in C, so no other thread gets in meanwhile.
 inline TensorView view(PyObject* tensor, bool weight = false) {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   require(type == torch.tensor || (weight && type == torch.parameter));
@@ -100,12 +100,16 @@ inline TensorView view(PyObject* tensor, bool weight = false) {
     throw Unusual();
   }
   require(found.on_cpu() && found.dense() && found.lanes == 1);
-  if (type == torch.tensor) {  // an operator alone knows of numbers stored with the wrong sign
-    const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names().is_neg));
-    if (!negative) throw py::error_already_set();
-    require(negative.ptr() == Py_False);
-  }
   return found;
+}
+
+// That a tensor, unless it is a Parameter, does not store numbers with the wrong sign, of which an operator alone
+// knows.
+inline void require_true_signs(PyObject* tensor) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != torch.tensor) return;
+  const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names().is_neg));
+  if (!negative) throw py::error_already_set();
+  require(negative.ptr() == Py_False);
 }
 
 template <class N>
@@ -116,19 +120,6 @@ inline constexpr uint8_t kCode<bfloat16> = 4;
 template <class N>
 bool holds(const TensorView& tensor) {
   return tensor.code == kCode<N> && tensor.bits == 8 * sizeof(N);
-}
-
-template <class N>
-N* numbers(const TensorView& tensor) {
-  require(holds<N>(tensor));
-  return reinterpret_cast<N*>(tensor.address());
-}
-
-template <class N, class... Size>
-const N* weight(const py::object& tensor, Size... sizes) {
-  const TensorView found = view(tensor.ptr(), true);
-  require(found.has_shape(sizes...));
-  return numbers<N>(found);
 }
 
 inline py::object like(PyObject* tensor) {
@@ -177,29 +168,36 @@ struct Network {
   }
 
   bool lstm() const { return mode == Mode::lstm; }
+  int64_t count() const { return int64_t{layers} * directions; }
   int64_t width(int layer) const { return layer ? outputs * directions : inputs; }
 };
 
 // Multiply-adds from which other Python threads may run meanwhile.
 constexpr double kLong = 1e6;
 
-// One call: all but the weights, checked, then the results.
+// One call: the sizes of input and states, checked; then the results, which lets other threads in; then where all of it
+// is. From the first of those addresses to the kernel's begin no other thread runs Python, which might free or exchange
+// what was read. A short call keeps the GIL to its end, a long one holds the storages.
 template <class S>
 struct Call {
   const Network& network;
-  PyObject *input, *h0 = nullptr, *c0 = nullptr;
-  const TensorView x;
-  const bool flat;  // a layer's (T, I) or a cell's (I): one row
-  int64_t steps, batch;
-  const S *h0_at, *c0_at = nullptr;
-  std::unique_ptr<S[]> zeros, between;  // between: y of all layers that nobody sees
+  PyObject* const input;
+  py::object h0, c0;
+  bool flat;                            // a layer's (T, I) or a cell's (I): one row
+  int64_t steps, batch, first, second;  // the first two sizes of x as it comes, or its one
   double work = 0;
+  int threads = 1;
   py::object y, hn, cn;
+  std::unique_ptr<S[]> zeros, between;  // between: y of all layers that nobody sees
+  Memory memory;
 
-  Call(const Network& of, PyObject* from, const TensorView& view_of_input, PyObject* hx)
-      : network(of), input(from), x(view_of_input), flat(x.rank == (of.cell ? 1 : 2)) {
+  Call(const Network& of, PyObject* from, PyObject* hx) : network(of), input(from) {
+    require_true_signs(input);
+    const TensorView x = view(input);
+    flat = x.rank == (of.cell ? 1 : 2);
     require(flat || x.rank == (of.cell ? 2 : 3));
-    steps = of.cell ? 1 : x.shape[0], batch = flat ? 1 : of.cell ? x.shape[0] : x.shape[1];
+    first = x.shape[0], second = x.rank > 1 ? x.shape[1] : 1;
+    steps = of.cell ? 1 : first, batch = flat ? 1 : of.cell ? first : second;
     if (!of.cell && !flat && flag(of.attributes, names().batch_first)) {
       std::swap(steps, batch);
       require(steps == 1 || batch == 1);  // then either order is the same in memory
@@ -207,70 +205,91 @@ struct Call {
     require(steps > 0 && batch > 0 && x.shape[x.rank - 1] == of.inputs && holds<S>(x));
     for (int i = 0; i < of.layers; ++i)
       work += static_cast<double>(of.rows) * (of.width(i) + of.outputs) * of.directions * steps * batch;
-    if (hx == Py_None) {
-      zeros.reset(new S[count() * batch * of.hidden]());
-      h0_at = c0_at = zeros.get();
-      return;
-    }
-    h0 = hx;
+    if (hx == Py_None) return;
     if (of.lstm()) {
       require((PyTuple_CheckExact(hx) || PyList_CheckExact(hx)) && PySequence_Fast_GET_SIZE(hx) == 2);
-      h0 = PySequence_Fast_GET_ITEM(hx, 0);
-      c0 = PySequence_Fast_GET_ITEM(hx, 1);
+      h0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 0));
+      c0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 1));
+      require_state(c0.ptr(), of.hidden);
+    } else {
+      h0 = py::reinterpret_borrow<py::object>(hx);
     }
-    h0_at = state(h0, of.outputs);
-    if (of.lstm()) c0_at = state(c0, of.hidden);
+    require_state(h0.ptr(), of.outputs);
   }
 
-  int64_t count() const { return int64_t{network.layers} * network.directions; }
+  bool is_long() const { return work >= kLong; }
 
-  const S* state(PyObject* tensor, int64_t units) const {
+  void require_state(PyObject* tensor, int64_t units) const {
+    require_true_signs(tensor);
     const TensorView found = view(tensor);
     require(network.cell ? flat ? found.has_shape(units) : found.has_shape(batch, units)
-            : flat       ? found.has_shape(count(), units)
-                         : found.has_shape(count(), batch, units));
-    return numbers<S>(found);
+            : flat       ? found.has_shape(network.count(), units)
+                         : found.has_shape(network.count(), batch, units));
+    require(holds<S>(found));
   }
 
-  py::object last_state(PyObject* first, int64_t units) const {
-    if (first) return like(first);
+  py::object last_state(const py::object& before, int64_t units) const {
+    if (before) return like(before.ptr());
     return network.cell ? flat ? empty(input, units) : empty(input, batch, units)
-           : flat       ? empty(input, count(), units)
-                        : empty(input, count(), batch, units);
+           : flat       ? empty(input, network.count(), units)
+                        : empty(input, network.count(), batch, units);
   }
 
-  static S* memory(const py::object& result) {
-    TensorView found;
-    if (tensor_reader().read(result.ptr(), &found)) throw py::error_already_set();
-    return numbers<S>(found);
-  }
-
-  // Makes the results, and tells the layers, one upon the other, all but their weights.
-  template <class Layer>
-  void lay_out(std::vector<Layer>& all) {
+  void make_results() {
     const Network& n = network;
-    const int64_t width = n.directions * n.outputs, layer_size = steps * batch * width;
+    const int64_t width = n.directions * n.outputs;
+    if (!h0) zeros.reset(new S[n.count() * batch * (n.outputs > n.hidden ? n.outputs : n.hidden)]());
     hn = last_state(h0, n.outputs);
     if (n.lstm()) cn = last_state(c0, n.hidden);
     if (!n.cell) {
-      const bool as_h0 = h0 && !flat && n.layers == 1 && width == n.outputs && x.shape[0] == 1 && x.shape[1] == batch;
-      y = as_h0 ? like(h0) : flat ? empty(input, steps, width) : empty(input, x.shape[0], x.shape[1], width);
+      const bool as_h0 = h0 && !flat && n.layers == 1 && width == n.outputs && first == 1 && second == batch;
+      y = as_h0 ? like(h0.ptr()) : flat ? empty(input, steps, width) : empty(input, first, second, width);
     }
-    S* const hn_at = memory(hn);
-    S* const cn_at = n.lstm() ? memory(cn) : nullptr;
-    between.reset(new S[(n.layers - !n.cell) * layer_size]);
-    const int threads = work < kLong ? 1 : thread_count();
+    between.reset(new S[(n.layers - !n.cell) * steps * batch * width]);
+    if (is_long()) threads = thread_count();
+  }
+
+  // Where the numbers of a tensor are, by itself or until the call ends.
+  template <class N>
+  N* numbers(PyObject* tensor, const TensorView& found) {
+    require(holds<N>(found) && has_memory(tensor, found.count(), sizeof(N)));
+    if (is_long()) memory.hold(tensor);
+    return reinterpret_cast<N*>(found.address());
+  }
+  S* numbers_of(const py::object& tensor, int64_t count) {
+    const TensorView found = view(tensor.ptr());
+    require(found.count() == count);
+    return numbers<S>(tensor.ptr(), found);
+  }
+  template <class N, class... Size>
+  const N* weight(const py::object& tensor, Size... sizes) {
+    const TensorView found = view(tensor.ptr(), true);
+    require(found.has_shape(sizes...));
+    return numbers<N>(tensor.ptr(), found);
+  }
+
+  // Tells the layers, one upon the other, all but their weights.
+  template <class Layer>
+  void lay_out(std::vector<Layer>& all) {
+    const Network& n = network;
+    const int64_t layer_size = steps * batch * n.directions * n.outputs, rows = n.count() * batch;
+    const S* const x_at = numbers_of(py::reinterpret_borrow<py::object>(input), steps * batch * n.inputs);
+    const S* const h0_at = h0 ? numbers_of(h0, rows * n.outputs) : zeros.get();
+    const S* const c0_at = c0 ? numbers_of(c0, rows * n.hidden) : zeros.get();
+    S* const hn_at = numbers_of(hn, rows * n.outputs);
+    S* const cn_at = n.lstm() ? numbers_of(cn, rows * n.hidden) : nullptr;
+    S* const y_at = n.cell ? nullptr : numbers_of(y, layer_size);
     for (int i = 0; i < n.layers; ++i) {
       Layer& layer = all[i];
       layer.mode = n.mode;
       layer.sizes = {steps, batch, steps * batch, n.width(i), n.hidden, n.outputs, n.directions, nullptr};
       layer.threads = threads;
-      layer.x = i ? all[i - 1].y : numbers<S>(x);
+      layer.x = i ? all[i - 1].y : x_at;
       const int64_t before = static_cast<int64_t>(i) * n.directions * batch;
       layer.h0 = h0_at + before * n.outputs;
       layer.hn = hn_at + before * n.outputs;
       if (n.lstm()) layer.c0 = c0_at + before * n.hidden, layer.cn = cn_at + before * n.hidden;
-      layer.y = i + 1 == n.layers && !n.cell ? memory(y) : between.get() + i * layer_size;
+      layer.y = i + 1 == n.layers && y_at ? y_at : between.get() + i * layer_size;
     }
   }
 
@@ -284,7 +303,7 @@ struct Call {
   py::object run(Kernel kernel) {
     {
       std::optional<py::gil_scoped_release> released;
-      if (work >= kLong) released.emplace();
+      if (is_long()) released.emplace();
       kernel();
     }
     const py::object state = network.lstm() ? py::object(py::make_tuple(hn, cn)) : hn;

@@ -6,8 +6,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace fastrnn {
 
@@ -37,6 +39,12 @@ struct TensorView {
       step *= shape[i];
     }
     return true;
+  }
+  // From the first element to behind the last, in memory.
+  int64_t span() const {
+    int64_t last = 0;
+    for (int i = 0; i < rank; ++i) last += (shape[i] - 1) * strides[i];
+    return count() ? last + 1 : 0;
   }
   template <class... Size>
   bool has_shape(Size... sizes) const {
@@ -81,35 +89,38 @@ inline const TensorReader& tensor_reader() {
   return found;
 }
 
-// Address of a dense CPU tensor of exactly `count` elements of `item` bytes. None stands for null where `optional`.
-inline uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false) {
-  if (tensor.is_none()) {
-    if (optional) return 0;
-    throw py::value_error(std::string(name) + ": expected a tensor, got None");
-  }
-  const __int128 wanted = count * static_cast<__int128>(item);
-  __int128 bytes;
-  uintptr_t place;
-  bool fits;
-  const TensorReader& reader = tensor_reader();
-  if (!PyObject_TypeCheck(tensor.ptr(), reader.type)) throw py::type_error(std::string(name) + ": expected a tensor");
-  if (reader.read) {
-    TensorView view;
-    if (reader.read(tensor.ptr(), &view)) throw py::error_already_set();
-    bytes = static_cast<__int128>(view.count()) * view.bits / 8;
-    place = view.address();
-    fits = view.on_cpu() && view.dense();
-  } else {
-    const auto get = [&](const char* attribute) { return tensor.attr(attribute); };
-    bytes = py::cast<int64_t>(get("nbytes"));
-    place = py::cast<uintptr_t>(get("data_ptr")());
-    fits = py::cast<bool>(get("is_cpu")) && py::cast<bool>(get("is_contiguous")());
-  }
-  if (!fits) throw py::value_error(std::string(name) + ": expected a contiguous tensor on the CPU");
-  if (bytes != wanted)
-    throw py::value_error(std::string(name) + ": expected " + std::to_string(static_cast<int64_t>(wanted)) +
-                          " bytes, got " + std::to_string(static_cast<int64_t>(bytes)));
-  return place;
-}
+// Whether tensors and their storages are read through C interfaces, in some nanoseconds; else only `address` serves, by
+// Python's, in a microsecond.
+bool storages_are_at_hand();
+
+// Whether the storage of a tensor has `count` elements of `item` bytes from the tensor's first one on. Its shape does
+// not say so: `tensor.untyped_storage().resize_(0)` frees the memory under it.
+bool has_memory(PyObject* tensor, __int128 count, size_t item);
+
+// The first of some tensors on the CPU whose storage is too small for it, by its place; -1 where there is none.
+// Subclasses, which may be anything, and None are passed over.
+int freed(const py::tuple& tensors);
+
+// The memory of a call's tensors. What is held stays where it is until this goes, whatever another thread does to the
+// tensor: `tensor.data = other` exchanges the storage of the very object, so it is the storage that is held. (Not that
+// a storage which is resized in place stays where it was: nobody can hold that.) Construct, use and destroy with the
+// GIL.
+class Memory {
+ public:
+  Memory() = default;
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  void hold(PyObject* tensor);
+
+  // Holds a dense CPU tensor of exactly `count` elements of `item` bytes, and says where it is. None stands for null
+  // where `optional`.
+  uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false);
+
+ private:
+  std::vector<void**> views_;
+  std::vector<py::object> storages_;  // where none are at hand
+};
 
 }  // namespace fastrnn

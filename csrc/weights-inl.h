@@ -61,43 +61,48 @@ struct ForwardWeights {
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) {
         const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
         const S* from = given.w_hr + first * z.hidden;
-        const auto sum = [&](Mark& mark) { mark.add(from, count * z.hidden * sizeof(S)); };
-        if (changed(2 * panels + p, sum)) {
+        const auto take = [&](Fingerprint& print) { print.add(from, count * z.hidden * sizeof(S)); };
+        pack_if_changed(2 * panels + p, take, [&] {
           S* to = w_hr + outputs.offset(p, z.hidden);
           if (count < width) clear(to, width * ld_units);
           transpose(from, z.hidden, count, z.hidden, to, width);
-        }
+        });
         clear(init_hr + first, width);
         if (given.b_hr) convert(init_hr + first, given.b_hr + first, count);
       }
     }
   }
 
-  // Whether the weights of which `sum` tells are others than those packed under this mark.
-  template <class Sum>
-  bool changed(int64_t mark, const Sum& sum) const {
-    if (!marks) return true;
-    Mark now{};
-    now.known = true;
-    sum(now);
-    if (now == marks[mark]) return false;
-    marks[mark] = now;
-    return true;
+  // Packs a panel if its weights, of which `take` takes the fingerprint, are others than those packed under this mark.
+  template <class Take, class Pack>
+  void pack_if_changed(int64_t mark, const Take& take, const Pack& pack) const {
+    if (!marks) return pack();
+    const auto fingerprint = [&] {
+      Fingerprint print;
+      take(print);
+      return print.sum();
+    };
+    const uint64_t now = fingerprint();
+    if (marks[mark].known && marks[mark].fingerprint == now) return;
+    pack();
+    // Somebody may write the weights meanwhile; then nobody knows what was packed.
+    marks[mark] = {now, fingerprint() == now};
   }
 
   // The gates of L units side by side, block after block, for each k.
   void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t mark) const {
     const int64_t first = begin(p) * L, end = smaller(begin(p + 1) * L, z.hidden);
-    const auto sum = [&](Mark& now) {
+    const auto take = [&](Fingerprint& print) {
       for (int gate = 0; gate < G; ++gate)
-        now.add(w + (gate * z.hidden + first) * depth, (end - first) * depth * static_cast<int64_t>(sizeof(S)));
+        print.add(w + (gate * z.hidden + first) * depth, (end - first) * depth * static_cast<int64_t>(sizeof(S)));
     };
-    if (!changed(mark, sum)) return;
-    if (end < begin(p + 1) * L) clear(to, grouped<S>(depth) * width(p));
-    for (int64_t unit = first; unit < end; unit += L, to += G * L * kGroup<S>)
-      for (int gate = 0; gate < G; ++gate)
-        transpose(w + (gate * z.hidden + unit) * depth, depth, smaller<int64_t>(L, end - unit), depth,
-                  to + gate * L * kGroup<S>, width(p));
+    pack_if_changed(mark, take, [&] {
+      if (end < begin(p + 1) * L) clear(to, grouped<S>(depth) * width(p));
+      for (int64_t unit = first; unit < end; unit += L, to += G * L * kGroup<S>)
+        for (int gate = 0; gate < G; ++gate)
+          transpose(w + (gate * z.hidden + unit) * depth, depth, smaller<int64_t>(L, end - unit), depth,
+                    to + gate * L * kGroup<S>, width(p));
+    });
   }
 
   void pack_bias(int64_t p) const {

@@ -49,7 +49,15 @@ def prepare_quick(
     objects one of which it has to return."""
 
 def kept_count() -> int:
-    """How many parameters packed weights are kept for: those of which a longer call without gradients was made."""
+    """How many parameters packed weights are kept for: those of which a longer call without gradients was made, while
+    their memory lives."""
+
+def storages_are_at_hand() -> bool:
+    """Whether this torch tells in C of a tensor's storage, which ``freed`` and ``quick`` need."""
+
+def freed(tensors: tuple[Tensor | None, ...]) -> int:
+    """The place of the first of these tensors whose storage is too small for it, as after
+    ``untyped_storage().resize_(0)``; -1 where there is none."""
 
 def multiply_adds(wanted: int) -> int:
     """Runs ``wanted`` multiply-adds of float32 or some more, on registers alone: the processor's own limit.

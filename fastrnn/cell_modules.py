@@ -13,6 +13,7 @@ from fastrnn.dynamo import watched
 from fastrnn.modules import hand_over, is_state, leaf
 from fastrnn.roads import autocast_dtype, cast, first_states, plan
 from fastrnn.scripting import copied
+from fastrnn.storage import require_memory
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -44,6 +45,7 @@ def step(
         h0, c0 = _as_layer(h0, rank), c0 if c0 is None else _as_layer(c0, rank)
     # torch.nn's other cells are not cast: their products are, each by itself
     if torch._C._is_any_autocast_enabled() and mode[:3] == "RNN" and x.is_cpu and (dtype := autocast_dtype(x)):
+        require_memory(x, h0, c0, *weights)
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     road = (planned or plan)(mode, x, None, h0, c0, weights, sizes)
     if road is None or isinstance(road, Exception):

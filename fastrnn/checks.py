@@ -22,6 +22,10 @@ class Sizes(NamedTuple):
     directions: int
 
 
+class Misplaced(RuntimeError):
+    """The tensors of a call are on several devices."""
+
+
 @functools.lru_cache(maxsize=1024)
 def weight_shapes(mode: str, sizes: Sizes, count: int) -> tuple[tuple[int, ...], ...] | None:
     """Shapes of the flat list of ``count`` parameters; None where there is no network of so many."""
@@ -91,7 +95,7 @@ def shapes_misfit(
         if weight.dtype is not dtype:
             return ValueError(f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})")
         if weight.device != device:
-            return RuntimeError(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
+            return Misplaced(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
     count = sizes.num_layers * sizes.directions
     for name, state, units in (("hidden[0]", h0, sizes.outputs), ("hidden[1]", c0, sizes.hidden)):
         if state is None:
@@ -101,5 +105,5 @@ def shapes_misfit(
         if state.dtype is not dtype:
             return RuntimeError(f"Input and {name} dtypes are not the same: {dtype}, {state.dtype}")
         if state.device != device:
-            return RuntimeError(f"Input and {name} tensors are not at the same device: {x.device}, {state.device}")
+            return Misplaced(f"Input and {name} tensors are not at the same device: {x.device}, {state.device}")
     return None

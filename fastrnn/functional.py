@@ -13,6 +13,7 @@ from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import watched
 from fastrnn.roads import cell_states, first_states, plan, walk
+from fastrnn.storage import require_memory
 
 
 def rnn(
@@ -158,6 +159,7 @@ def _network(
         raise ValueError(f"{mode}: Expected input to be {dims}D, got {x.dim()}D instead")
     if len(weights) < 2 or weights[0].dim() != 2 or weights[1].dim() != 2:
         raise RuntimeError(f"expected a flat list of parameters, got {[list(weight.shape) for weight in weights]}")
+    require_memory(x, batch_sizes, h0, c0, *weights)
     turn = batch_first and batch_sizes is None
     x = x.transpose(0, 1) if turn else x
     gate_rows, outputs = weights[1].shape

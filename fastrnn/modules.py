@@ -20,13 +20,14 @@ from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
 from fastrnn.backends.cpp import quick
 from fastrnn.backends.triton_roads import cudnn_wins
-from fastrnn.checks import Sizes
+from fastrnn.checks import Misplaced, Sizes
 from fastrnn.dynamo import watched
 from fastrnn.embedding import folded
 from fastrnn.options import Options
 from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
 from fastrnn.scripting import Pair
 from fastrnn.sequences import Lengths
+from fastrnn.storage import require_memory
 
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
@@ -34,6 +35,8 @@ def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: 
     result = base.forward(module, input, hx)
     if problem is not None and (name := requested()):
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {problem}") from problem
+    if isinstance(problem, Misplaced):  # of which torch.nn's cells may make numbers from nowhere
+        raise problem
     return result
 
 
@@ -87,11 +90,15 @@ def run(
             module._update_flat_weights()
             weights = module._flat_weights
             break
+    if packed or torch._C._is_any_autocast_enabled():  # torch's functions read some of these on the way to a kernel
+        states = () if hx is None else hx if mode == "LSTM" else (hx,)
+        require_memory(x, batch_sizes, sorted_indices, unsorted_indices, *states, *weights)
     hidden = module.hidden_size
     sizes = Sizes(
         module.input_size, hidden, module.proj_size or hidden, module.num_layers, 2 if module.bidirectional else 1
     )
     if vectors is not None:
+        require_memory(*weights)
         sizes = sizes._replace(inputs=vectors.shape[0])
         weights = folded(weights, vectors, sizes.num_layers, sizes.directions)
     if hx is None:

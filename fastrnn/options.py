@@ -52,6 +52,7 @@ from fastrnn import recompute, sequences
 from fastrnn.backends import reference
 from fastrnn.dynamo import watched
 from fastrnn.roads import Road, plan
+from fastrnn.storage import require_memory
 
 NAMES = ("learn_initial_state", "return_cell_states", "recompute")
 
@@ -124,6 +125,11 @@ def forward(
         raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
     initial = (module.initial_h, getattr(module, "initial_c", None)) if module.learn_initial_state else (None, None)
     planned = _planner(cells, module.recompute) if cells or module.recompute else None
+
+    given = input.data if isinstance(input, PackedSequence) else input
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
+    table = getattr(embedding, "weight", embedding)
+    require_memory(*(tensor for tensor in (given, *states, *initial, table) if isinstance(tensor, Tensor)))
 
     def inner(input: Any, hx: Any) -> Any:
         vectors = None

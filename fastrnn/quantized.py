@@ -29,6 +29,7 @@ from fastrnn.dynamo import left_to_python
 from fastrnn.modules import run
 from fastrnn.options import NAMES
 from fastrnn.roads import Road
+from fastrnn.storage import require_memory
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -217,6 +218,7 @@ def _plan_cell(
 def _layer(
     mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    require_memory(x, h0, c0, *weights)
     y = h0.new_empty((*x.shape[:-1], h0.shape[0] * h0.shape[2]))
     hn = torch.empty_like(h0, memory_format=torch.contiguous_format)
     cn = h0.new_empty(0) if c0 is None else torch.empty_like(c0, memory_format=torch.contiguous_format)

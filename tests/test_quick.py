@@ -4,8 +4,6 @@ that it keeps, and the wavefront over layers."""
 from __future__ import annotations
 
 import copy
-import gc
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -162,47 +160,6 @@ def test_what_it_leaves_to_python():
         assert left()
     with pytest.raises(TypeError, match="3 or 4"):
         core.quick(attributes)
-
-
-@torch.no_grad()
-def test_packed_weights_are_kept_with_their_parameters_and_freed_with_them():
-    gc.collect()
-    before = core.kept_count()
-    lstm = fastrnn.LSTM(8, 16, num_layers=2, bidirectional=True)
-    lstm(torch.randn(1, 1, 8))
-    assert core.kept_count() == before  # one row multiplies the weights as they lie
-    lstm(torch.randn(50, 2, 8))
-    assert core.kept_count() == before + 4
-    twin = pickle.loads(pickle.dumps(copy.deepcopy(lstm)))
-    assert core.kept_count() == before + 4
-    del lstm, twin
-    gc.collect()
-    assert core.kept_count() == before
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0", "bias_hh_l0"])
-@pytest.mark.parametrize("how", ["data", "numpy", "in place", "replaced"])
-def test_no_change_of_the_weights_is_missed(name: str, how: str):
-    """Of one number at a time, whichever it is, also where no version counter tells of it."""
-    torch.manual_seed(0)
-    lstm = fastrnn.LSTM(7, 21, proj_size=5)
-    x = torch.randn(60, 2, 7)
-    lstm(x)
-    weight = getattr(lstm, name)
-    for at in (0, weight.numel() // 2 + 1, weight.numel() - 1):
-        if how == "replaced":
-            new = weight.detach().clone()
-            new.view(-1)[at] += 0.5
-            weight.data = new
-        elif how == "numpy":
-            weight.detach().numpy().reshape(-1)[at] += 0.5
-        else:
-            (weight.data if how == "data" else weight).view(-1)[at] += 0.5
-        fresh = fastrnn.LSTM(7, 21, proj_size=5)
-        fresh.load_state_dict(lstm.state_dict())
-        for found, wanted in zip(flat(lstm(x)), flat(fresh(x)), strict=True):
-            assert torch.equal(found, wanted)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, OUTPUTS
+from fastrnn.storage import require_memory
 
 _missing = ""
 _KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}  # forward and backward of layers one upon the other
@@ -134,6 +135,7 @@ def forward(
     narrow: bool = False,
 ) -> Forward:
     """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
+    require_memory(x, h0, c0, *weights)
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
@@ -221,6 +223,7 @@ def backward(
     narrow: bool = False,
 ) -> Backward:
     """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
+    require_memory(x, h0, c0, *weights, *saved, grad_y, grad_hn, grad_cn, grad_cells)
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
@@ -252,6 +255,7 @@ def forward_stack(
     ``h0`` is (L, B, P) and ``c0`` (L, B, H) or None, with B >= 1; ``weights`` is the flat list of all parameters.
     Returns the y of each layer, hn and cn of all, and what each saves, whose ``hidden`` is its y but for the last.
     """
+    require_memory(x, h0, c0, *weights)
     each = len(weights) // h0.shape[0]
     hn = _like(h0)
     cn = h0.new_empty(0) if c0 is None else _like(c0)
@@ -290,6 +294,7 @@ def backward_stack(
 ) -> Backward:
     """The gradients of what :func:`forward_stack` read, from those of the last y, of hn and cn and of the last layer's
     cells; ``need_weights`` is for each layer, and the gradients of those that need none are None."""
+    require_memory(x, h0, c0, *weights, grad_y, grad_hn, grad_cn, grad_cells)
     count, each = h0.shape[0], len(weights) // h0.shape[0]
     grad_x = _like(x) if need_x else None
     grad_h0 = _like(h0) if need_state else None

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fastrnn.backends import Backward, Forward, Saved, numba_start
 from fastrnn.backends.numba_plan import Plan, Shape, plan, starts_of
 from fastrnn.cells import CELLS, split_weights
+from fastrnn.storage import require_memory
 
 MODES = tuple(CELLS)
 TOKENS = True
@@ -40,8 +41,8 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.dtype is dtype and tensor.is_contiguous():
-        return tensor
+    """The numbers of a tensor as a kernel reads them.  Never the tensor itself: ``tensor.data = other`` in another
+    thread would take its memory away during the call."""
     return tensor.detach().to(dtype).contiguous()
 
 
@@ -80,6 +81,7 @@ def forward(
     Raises:
         IndexError: a token is not within 0 .. I - 1.
     """
+    require_memory(x, h0, c0, *weights)
     plan, dtype, (sizes, starts) = _plan(mode, "forward", x, batch_sizes, h0, weights, save)
     narrow, (directions, batch, outputs) = h0.dtype, h0.shape
     steps, _, rows, inputs, *_, tokens, _ = plan.shape
@@ -117,7 +119,7 @@ def _checked(tokens: Tensor, inputs: int) -> Tensor:
         if lowest < 0 or highest >= inputs:
             wrong = lowest if lowest < 0 else highest
             raise IndexError(f"x: expected tokens from 0 to {inputs - 1}, got {wrong}")
-    return tokens.contiguous()
+    return tokens.detach().contiguous()
 
 
 def backward(
@@ -137,6 +139,7 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
+    require_memory(x, h0, c0, *weights, *saved, grad_y, grad_hn, grad_cn, grad_cells)
     wanted = (need_x, need_state, need_weights)
     plan, dtype, (sizes, starts) = _plan(mode, "backward", x, batch_sizes, h0, weights, *wanted)
     narrow, (directions, batch, outputs) = h0.dtype, h0.shape

@@ -1,0 +1,162 @@
+#include "tensors.h"
+
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#endif
+
+#include <cstring>
+
+namespace fastrnn {
+namespace {
+
+// What torch's C interface (torch/csrc/inductor/aoti_torch/c/shim.h) knows of a tensor's storage, told in some
+// nanoseconds where Python's way takes some hundred. A handle there is a pointer to an at::Tensor, which is nothing but
+// a pointer to its implementation, and that stands in Python's object.
+struct Torch {
+  using Handle = void* const*;
+  int32_t (*storage_size)(Handle tensor, int64_t* bytes) = nullptr;
+  int32_t (*storage_offset)(Handle tensor, int64_t* elements) = nullptr;
+  int32_t (*view)(Handle tensor, int64_t rank, const int64_t* sizes, const int64_t* strides, int64_t offset,
+                  void*** to) = nullptr;
+  int32_t (*release)(void** tensor) = nullptr;
+  size_t place = 0;  // of the implementation's address in Python's object; 0 where this torch has no such interface
+
+  Handle handle(PyObject* tensor) const {
+    return reinterpret_cast<Handle>(reinterpret_cast<const char*>(tensor) + place);
+  }
+};
+
+// Where in Python's object for a tensor its implementation's address stands: as the tensor itself tells it, of several.
+size_t place_of_implementation() {
+  const py::object empty = py::module_::import("torch").attr("empty");
+  const py::object parameter = py::module_::import("torch.nn").attr("Parameter");
+  size_t found = 0;
+  for (int i = 0; i < 4; ++i) {
+    py::object tensor =
+        empty(i, py::arg("device") = "cpu", py::arg("dtype") = py::module_::import("torch").attr("float32"));
+    if (i % 2) tensor = parameter(tensor);
+    const auto implementation = tensor.attr("_cdata").cast<uintptr_t>();
+    size_t place = sizeof(PyObject);  // from here on the object is torch's: the address, or a flag and the address
+    for (; place <= sizeof(PyObject) + sizeof(void*); place += sizeof(void*)) {
+      uintptr_t word;
+      std::memcpy(&word, reinterpret_cast<const char*>(tensor.ptr()) + place, sizeof(word));
+      if (word == implementation) break;
+    }
+    if (place > sizeof(PyObject) + sizeof(void*) || (i && place != found)) return 0;
+    found = place;
+  }
+  return found;
+}
+
+Torch find_torch() {
+  Torch torch;
+#if defined(__APPLE__)
+  void* const library = dlopen("@rpath/libtorch_cpu.dylib", RTLD_LAZY | RTLD_NOLOAD);
+#elif !defined(_WIN32)
+  void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+#else
+  void* const library = nullptr;
+#endif
+  if (!library) return torch;
+#if !defined(_WIN32)
+  const auto find = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+    return function != nullptr;
+  };
+  if (find(torch.storage_size, "aoti_torch_get_storage_size") &&
+      find(torch.storage_offset, "aoti_torch_get_storage_offset") &&
+      find(torch.view, "aoti_torch__reinterpret_tensor") && find(torch.release, "aoti_torch_delete_tensor_object"))
+    torch.place = place_of_implementation();
+#endif
+  return torch;
+}
+
+const Torch& torch() {
+  static const Torch found = find_torch();
+  return found;
+}
+
+}  // namespace
+
+bool storages_are_at_hand() { return tensor_reader().read && torch().place; }
+
+bool has_memory(PyObject* tensor, __int128 count, size_t item) {
+  const Torch& all = torch();
+  int64_t bytes, offset;
+  if (all.storage_size(all.handle(tensor), &bytes) || all.storage_offset(all.handle(tensor), &offset)) return false;
+  return count == 0 || (offset + count) * static_cast<__int128>(item) <= bytes;
+}
+
+int freed(const py::tuple& tensors) {
+  static PyObject* const parameter = py::object(py::module_::import("torch.nn").attr("Parameter")).release().ptr();
+  const TensorReader& reader = tensor_reader();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    PyObject* const tensor = PyTuple_GET_ITEM(tensors.ptr(), i);
+    PyTypeObject* const type = Py_TYPE(tensor);
+    if (type != reader.type && reinterpret_cast<PyObject*>(type) != parameter) continue;
+    TensorView view;
+    if (reader.read(tensor, &view)) {  // of a device or a layout without such memory
+      PyErr_Clear();
+      continue;
+    }
+    if (view.on_cpu() && !has_memory(tensor, view.span(), view.bits / 8)) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+Memory::~Memory() {
+  for (void** view : views_) torch().release(view);
+}
+
+void Memory::hold(PyObject* tensor) {
+  const Torch& all = torch();
+  const int64_t size = 0, stride = 1;
+  views_.push_back(nullptr);
+  if (all.view(all.handle(tensor), 1, &size, &stride, 0, &views_.back())) {
+    views_.pop_back();
+    throw std::runtime_error("torch gave no view of a tensor's storage");
+  }
+}
+
+uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional) {
+  const std::string of = std::string(name) + ": ";
+  if (tensor.is_none()) {
+    if (optional) return 0;
+    throw py::value_error(of + "expected a tensor, got None");
+  }
+  if (!PyObject_TypeCheck(tensor.ptr(), tensor_reader().type)) throw py::type_error(of + "expected a tensor");
+  __int128 bytes;
+  uintptr_t place;
+  bool fits, there;
+  if (storages_are_at_hand()) {  // C throughout: no other thread gets in before the address is known
+    TensorView view;
+    if (tensor_reader().read(tensor.ptr(), &view)) throw py::error_already_set();
+    hold(tensor.ptr());
+    bytes = static_cast<__int128>(view.count()) * view.bits / 8;
+    place = view.address();
+    fits = view.on_cpu() && view.dense();
+    there = has_memory(tensor.ptr(), count, item);
+  } else {
+    const py::object storage = tensor.attr("untyped_storage")();
+    const auto number = [](const py::object& owner, const char* method) {
+      return owner.attr(method)().cast<int64_t>();
+    };
+    const int64_t offset = number(py::reinterpret_borrow<py::object>(tensor), "storage_offset") * item;
+    bytes = py::cast<int64_t>(tensor.attr("nbytes"));
+    place = static_cast<uintptr_t>(number(storage, "data_ptr") + offset);
+    fits = py::cast<bool>(tensor.attr("is_cpu")) && py::cast<bool>(tensor.attr("is_contiguous")());
+    there = count == 0 || offset + count * item <= number(storage, "nbytes");
+    storages_.push_back(storage);
+  }
+  const __int128 wanted = count * static_cast<__int128>(item);
+  if (!fits) throw py::value_error(of + "expected a contiguous tensor on the CPU");
+  if (bytes != wanted)
+    throw py::value_error(of + "expected " + std::to_string(static_cast<int64_t>(wanted)) + " bytes, got " +
+                          std::to_string(static_cast<int64_t>(bytes)));
+  if (!there)
+    throw std::runtime_error(of + "the memory of a tensor of " + std::to_string(static_cast<int64_t>(wanted)) +
+                             " bytes was freed or cut short, as untyped_storage().resize_() does");
+  return place;
+}
+
+}  // namespace fastrnn
