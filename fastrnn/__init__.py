@@ -3,7 +3,7 @@
 from fastrnn import backends, diagnostics, init, interop
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
-from fastrnn.convert import convert, revert
+from fastrnn.convert import convert, quantize_dynamic, revert
 from fastrnn.functional import gru, jordan_rnn, lstm, rnn
 from fastrnn.jordan import JordanRNN
 from fastrnn.modules import GRU, LSTM, RNN
@@ -14,7 +14,6 @@ from fastrnn.quantized import (
     QuantizedLSTMCell,
     QuantizedRNN,
     QuantizedRNNCell,
-    quantize_dynamic,
 )
 
 __version__ = "0.1.0"

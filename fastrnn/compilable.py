@@ -99,7 +99,7 @@ for _module in (modules.RNN, modules.LSTM, modules.GRU):
     left_to_python(_module.forward)
 
 
-class _Compilable(nn.RNNBase):
+class Compilable(nn.RNNBase):
     """What the three share: the forward, and the construction of torch.nn's class ``_base``."""
 
     _base: type[Any]
@@ -114,14 +114,18 @@ class _Compilable(nn.RNNBase):
         """
         return modules.run(self, self._base, input, hx, _plan if torch.compiler.is_compiling() else None)
 
+    def __prepare_scriptable__(self) -> Any:
+        own = f"{type(self).__module__}.{type(self).__name__}"
+        raise NotImplementedError(f"torch.jit.script knows no {own}: fastrnn.revert(model) first")
 
-class RNN(_Compilable):
+
+class RNN(Compilable):
     """:class:`fastrnn.RNN` for torch.compile and torch.export."""
 
     _base = nn.RNN
 
 
-class LSTM(_Compilable):
+class LSTM(Compilable):
     """:class:`fastrnn.LSTM` for torch.compile and torch.export."""
 
     _base = nn.LSTM
@@ -131,7 +135,7 @@ class LSTM(_Compilable):
     permute_hidden: Any = nn.LSTM.permute_hidden
 
 
-class GRU(_Compilable):
+class GRU(Compilable):
     """:class:`fastrnn.GRU` for torch.compile and torch.export."""
 
     _base = nn.GRU

@@ -102,7 +102,14 @@ def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]
     def before(module: nn.Module, args: Any) -> None:
         nonlocal layer
         layer = 0
-        tokens.append(roads.watching_road.set(functools.partial(reference.layer, watch=watch)))
+        outer: Any = roads.watching_road.get()  # of a block around this one
+
+        def watch_all(directions: list[list[Tensor]]) -> None:
+            watch(directions)
+            if outer is not None:
+                outer.keywords["watch"](directions)
+
+        tokens.append(roads.watching_road.set(functools.partial(reference.layer, watch=watch_all)))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         roads.watching_road.reset(tokens.pop())
@@ -113,7 +120,8 @@ def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]
             raise RuntimeError(f"gradient_norms cannot see the states of {name}: it ran on torch's own functions")
 
     stack.callback(module.register_forward_pre_hook(before).remove)
-    stack.callback(module.register_forward_hook(after, always_call=True).remove)
+    # Blocks within blocks take back in turn what they have set.
+    stack.callback(module.register_forward_hook(after, always_call=True, prepend=True).remove)
     stack.callback(module.register_forward_hook(check).remove)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastrnn.jordan import JordanRNN
+from fastrnn.kinds import kind
 
 Model = TypeVar("Model", bound=nn.Module)
 Found = TypeVar("Found")
@@ -64,7 +65,7 @@ def forget_bias_(model: Model, value: float = 1.0) -> Model:
     Source: Gers, Schmidhuber, Cummins, "Learning to forget" (2000); Jozefowicz, Zaremba, Sutskever, "An empirical
     exploration of recurrent network architectures" (2015).
     """
-    lstms = [module for module in _recurrent(model) if isinstance(module, nn.LSTM | nn.LSTMCell)]
+    lstms = [module for module in _recurrent(model) if kind(module) in ("LSTM", "LSTMCell")]
     forget = 1  # of the gates i, f, g, o
     pairs = [(block, value) for module in lstms for block in _blocks(module, "bias_ih")[forget::4]]
     pairs += [(block, 0.0) for module in lstms for block in _blocks(module, "bias_hh")[forget::4]]
@@ -91,11 +92,11 @@ def chrono_(model: Model, longest: float, generator: Generator | None = None) ->
     opposed: list[tuple[Tensor, Tensor | None]] = []  # what keeps, and what lets new values in where that has a bias
     zeros: list[Tensor] = []
     for module in _recurrent(model):
-        if isinstance(module, nn.LSTM | nn.LSTMCell):  # i, f, g, o
+        if kind(module) in ("LSTM", "LSTMCell"):  # i, f, g, o
             given, fed_back = _blocks(module, "bias_ih"), _blocks(module, "bias_hh")
             opposed += zip(given[1::4], given[0::4], strict=True)
             zeros += fed_back[1::4] + fed_back[0::4]
-        elif isinstance(module, nn.GRU | nn.GRUCell):  # r, z, n
+        elif kind(module) in ("GRU", "GRUCell"):  # r, z, n
             opposed += [(block, None) for block in _blocks(module, "bias_ih")[1::3]]
             zeros += _blocks(module, "bias_hh")[1::3]
     for keeping, entering in _some(opposed, model, "LSTM or GRU with biases"):

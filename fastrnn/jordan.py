@@ -159,6 +159,9 @@ class JordanRNN(Options, nn.Module):
             columns = parameter.shape[1] if parameter.dim() == 2 else self.hidden_size
             nn.init.uniform_(parameter, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
 
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(f"torch.jit.script knows no {type(self).__name__}")
+
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, {self.output_size}"
         defaults = {"num_layers": 1, "nonlinearity": "tanh", "output_nonlinearity": "identity", "bias": True}

@@ -54,7 +54,30 @@ from fastrnn.dynamo import watched
 from fastrnn.roads import Road, plan
 from fastrnn.storage import require_memory
 
-NAMES = ("learn_initial_state", "return_cell_states", "recompute")
+# Each option of a module, and whether with it on a call gives something else than torch.nn's of the same weights.
+CHANGES = {"learn_initial_state": True, "return_cell_states": True, "recompute": False}
+NAMES = tuple(CHANGES)
+
+
+def on(module: nn.Module) -> list[str]:
+    """The options that a module, of whatever class, has on."""
+    return [name for name in NAMES if getattr(module, name, False)]
+
+
+def refuse(module: nn.Module, what: str, where: str = "", harmless: bool = False) -> None:
+    """How whatever holds no options refuses a module that has one on, with its name: silence would change the numbers.
+
+    Args:
+        module: of any class.
+        what: the end of the message, as "which ... has not".
+        where: the module's name in its model.
+        harmless: whether options that change no numbers are refused, too.
+
+    Raises:
+        ValueError: an option is on.
+    """
+    if used := [name for name in on(module) if harmless or CHANGES[name]]:
+        raise ValueError(f"{where or type(module).__name__} has {' and '.join(used)} on, which {what}")
 
 
 class Options:

@@ -1,4 +1,4 @@
-"""Weights of 8 bits for inference on a CPU: `quantize_dynamic`, and the modules that it puts in.
+"""Weights of 8 bits for inference on a CPU: the modules that :func:`fastrnn.quantize_dynamic` puts in.
 
 A weight is ``q * s``: ``q`` an integer from -127 to 127 and ``s`` a float32 scale for each row of a matrix (each unit
 of a gate), the largest of the row over 127.  Just before a product the row of x or h is rounded to such integers by a
@@ -14,24 +14,23 @@ for efficient integer-arithmetic-only inference" (2018); what is dynamic is the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from fastrnn import options
 from fastrnn.backends import BackendError, cpp, requested
 from fastrnn.cell_modules import step
 from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, shapes_misfit
-from fastrnn.dynamo import left_to_python
+from fastrnn.compilable import Compilable
+from fastrnn.dynamo import left_to_python, transformed
 from fastrnn.modules import run
-from fastrnn.options import NAMES
 from fastrnn.roads import Road
 from fastrnn.storage import require_memory
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +45,11 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = weight.abs().amax(1) / 127
     divisors = torch.where(scales > 0, scales, 1)  # of a row of zeros
     return scales, (weight / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)
+
+
+def call_hooks(module: nn.Module) -> dict[str, Any]:
+    """What torch keeps of the hooks on a module's calls: its attributes of all modules that tell of these."""
+    return {name: vars(module)[name] for name in vars(nn.Module()) if "forward" in name or "backward" in name}
 
 
 class _Errors:
@@ -80,6 +84,9 @@ class _Int8(nn.Module):
         biases = ("bias_ih", "bias_hh") if self.bias else ()
         for kind in ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if projected else ())):
             tensor = getattr(own, f"{kind}{end}")
+            if not isinstance(tensor, nn.Parameter) and not parametrize.is_parametrized(own, f"{kind}{end}"):
+                # by a hook (weight_norm and pruning of old, weight drop), maybe with other numbers at the next call
+                raise ValueError(f"{kind}{end} of {type(own).__name__} is computed, not a parameter: make it one first")
             if tensor.dtype is not torch.float32 or not tensor.is_cpu:
                 raise ValueError(f"{kind}{end}: expected float32 on the CPU, got {tensor.dtype} on {tensor.device}")
             if kind.startswith("bias"):
@@ -93,30 +100,43 @@ class _Int8(nn.Module):
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Any:
-        """The same network with weights of 8 bits, of a module of torch.nn's or fastrnn's class; weights are copied.
+        """The same network with weights of 8 bits, of a module of torch.nn's or fastrnn's class; weights are copied,
+        hooks on calls are those of the module.
 
         Raises:
             TypeError: it is not of that class.
-            ValueError: its weights are not float32 on a CPU or not finite, or it has an option of
-                :mod:`fastrnn.options`.
+            ValueError: its weights are not float32 on a CPU, not finite, or neither parameters nor computed by
+                ``torch.nn.utils.parametrize``; or an option of :mod:`fastrnn.options` is on that changes its numbers.
             BackendError: the compiled core is missing.
         """
-        if not isinstance(module, cls._float):
+        same = isinstance(module, cls._float) or isinstance(module, Compilable) and module._base is cls._float
+        if not same:
             raise TypeError(f"expected a module of {cls._float.__name__}, got {type(module).__name__}")
-        if used := [option for option in NAMES if getattr(module, option, False)]:
-            raise ValueError(f"{' and '.join(used)} is on, which {cls.__name__} does not have")
+        options.refuse(module, f"{cls.__name__} does not have")
         if reason := cpp.unavailable():
             raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
-        return cls(module).train(module.training)
+        narrow = cls(module).train(module.training)
+        vars(narrow).update(call_hooks(module))
+        return narrow
 
     @property
     def _flat_weights(self) -> list[Tensor]:
         buffers: Any = self._buffers  # nn.Module's own way to an attribute takes 7 of the 43 us of a small step
         return [buffers[name] for name in self._order]
 
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(f"torch.jit.script knows no {type(self).__name__}: script the float module")
+
     def _check_that_kernels_may_run(self) -> None:
+        if torch.compiler.is_compiling():  # which breaks the graph here in any case; with fullgraph=True it says why
+            torch._dynamo.graph_break(msg=f"{type(self).__name__} has no operator that a graph could hold")
         if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
             raise RuntimeError(f"{type(self).__name__} has no operator that a trace could hold: trace the float module")
+        if transformed():
+            raise RuntimeError(
+                f"{type(self).__name__} has no derivatives and serves neither torch.func's transforms nor forward-mode "
+                "AD: take the float module for these"
+            )
         if (name := requested()) not in (None, "cpp"):
             raise BackendError(f"fastrnn backend {name!r} was asked for by name but has no weights of 8 bits")
 
@@ -142,10 +162,15 @@ class _Quantized(_Int8):
         own = float_module
         self.mode, self.proj_size, self.dropout = own.mode, own.proj_size, 0.0
         self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
+        if own.mode.startswith("RNN"):
+            self.nonlinearity = own.mode.removeprefix("RNN_").lower()
         self._flat_weights_names: list[str] = []  # of parameters, which there are none of
         for layer in range(own.num_layers):
             for end in ("", "_reverse")[: 1 + own.bidirectional]:
                 self._take(own, f"_l{layer}{end}", bool(own.proj_size))
+
+    def flatten_parameters(self) -> None:
+        """Nothing, as torch.nn's on a CPU; some models call it before every forward."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The output and the last states, as of the module in float32.
@@ -267,37 +292,3 @@ class QuantizedLSTMCell(_QuantizedCell):
 class QuantizedGRUCell(_QuantizedCell):
     __doc__ = _QuantizedCell.__doc__
     _float, _mode = nn.GRUCell, "GRU"
-
-
-_CLASSES = (QuantizedRNN, QuantizedLSTM, QuantizedGRU, QuantizedRNNCell, QuantizedLSTMCell, QuantizedGRUCell)
-
-
-def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
-    """``model`` with every RNN, LSTM, GRU and cell, of torch.nn, fastrnn or derived from them, itself included,
-    replaced by one with weights of 8 bits; all else stays.  For inference on a CPU.
-
-    Args:
-        model: it is copied, unless ``inplace``.
-        inplace: whether to change the model itself.
-
-    Returns:
-        The model, or the module put in its place where it is itself one of these.
-
-    Raises:
-        ValueError, BackendError: see ``QuantizedLSTM.from_float``; then a model that was not copied is unchanged.
-    """
-    found: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
-        for quantized in _CLASSES:
-            if isinstance(module, quantized._float):
-                found[module] = quantized.from_float(module)
-    if model in found:
-        return found[model]
-    if not inplace:
-        memo = {id(module): quantized for module, quantized in found.items()}
-        return copy.deepcopy(model, memo)
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child in found:
-                setattr(module, name, found[child])
-    return model

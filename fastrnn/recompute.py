@@ -34,7 +34,7 @@ def around(road: Any) -> Any:
     while isinstance(inner, functools.partial):
         if inner.func is ops.layer:
             return functools.partial(layer, road)
-        inner = inner.args[0]  # what it is wrapped in switches autocast off
+        inner = inner.args[0] if inner.args else None  # what it is wrapped in switches autocast off
     return road
 
 

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastrnn import options
+from fastrnn.kinds import kind
+
 if TYPE_CHECKING:
     import numpy
 
 
 def require_layers(module: Any, function: str) -> None:
     """Raises unless ``module`` is an RNN, LSTM or GRU, torch.nn's or ours, whose equations the other library has."""
-    if not isinstance(module, nn.RNN | nn.LSTM | nn.GRU):
+    if kind(module) not in ("RNN", "LSTM", "GRU"):
         raise TypeError(f"{function} expects an RNN, LSTM or GRU, got {type(module).__name__}")
     if module.proj_size:
         raise ValueError(f"{function} expects an LSTM without projection, got proj_size={module.proj_size}")
+    options.refuse(module, f"{function} has no place for")
 
 
 def ends(module: nn.RNNBase) -> list[str]:

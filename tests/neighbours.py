@@ -1,0 +1,478 @@
+"""What meets a module: every function of ours and of torch's that takes one, as columns of `test_neighbours.py`.
+
+A column takes a row and its module, has its function do to them what users do, and returns what is to be compared with
+the module's own results: results of its own, or pairs of what was found and what is right.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parametrizations
+
+import fastrnn
+from fastrnn.kinds import KINDS
+
+INPUTS, HIDDEN, OUTPUTS, STEPS, ROWS = 4, 5, 3, 6, 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module of ours: a class, the arguments of its construction, the options that are on."""
+
+    kind: str
+    variant: str = "ours"
+    form: dict[str, Any] = field(default_factory=dict, hash=False)
+    options: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "-".join([self.kind, *map(str, self.form.values()), self.variant, *self.options])
+
+    @property
+    def traits(self) -> set[str]:
+        found = {self.kind, self.variant, *self.form, *map(str, self.form.values()), *self.options}
+        if self.is_cell:
+            return found | {"cell"}
+        return found | {"default"} if self.variant == "ours" and KINDS[self.kind].theirs else found
+
+    @property
+    def is_cell(self) -> bool:
+        return self.kind.endswith("Cell")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.variant == "int8" else torch.float64
+
+    def theirs(self) -> Any:
+        """torch.nn's module; of a network that torch.nn has not, ours without options."""
+        cls = KINDS[self.kind].theirs
+        if cls is None:
+            return fastrnn.JordanRNN(INPUTS, HIDDEN, OUTPUTS, **self.form, dtype=self.dtype)
+        return cls(INPUTS, HIDDEN, **self.form, dtype=self.dtype)
+
+    def build(self) -> Any:
+        """The module; a learned initial state is none of zeros."""
+        torch.manual_seed(0)
+        theirs = self.theirs()
+        if self.variant != "ours":
+            return BUILT[self.variant](theirs)
+        sizes = (INPUTS, HIDDEN, OUTPUTS)[: 3 if self.kind == "JordanRNN" else 2]
+        ours: Any = KINDS[self.kind].ours
+        made = ours(*sizes, **self.form, **dict.fromkeys(self.options, True), dtype=self.dtype)
+        made.load_state_dict(theirs.state_dict(), strict=False)
+        for name in ("initial_h", "initial_c"):
+            if hasattr(made, name):
+                nn.init.normal_(getattr(made, name))
+        return made
+
+    def x(self) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        shape = (ROWS, INPUTS) if self.is_cell else (STEPS, ROWS, INPUTS)
+        return torch.randn(shape, dtype=torch.float64, generator=generator).to(self.dtype)
+
+    def hx(self, module: Any) -> Any:
+        """The state with which torch.nn's module does what this one does without."""
+        if not getattr(module, "learn_initial_state", False):
+            return None
+        states = [s.detach().unsqueeze(1).expand(-1, ROWS, -1).contiguous() for s in learned(module)]
+        return tuple(states) if len(states) == 2 else states[0]
+
+
+BUILT: dict[str, Callable[[Any], Any]] = {
+    "compilable": lambda module: fastrnn.convert(module, compilable=True),
+    "int8": fastrnn.quantize_dynamic,
+}
+
+
+def learned(module: Any) -> list[Tensor]:
+    return [getattr(module, name) for name in ("initial_h", "initial_c") if hasattr(module, name)]
+
+
+def flat(result: Any) -> list[Tensor]:
+    """All tensors of a call's results: output, states, and cell states where there are."""
+    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in flat(part)]
+
+
+def called(row: Row, module: Any) -> list[Tensor]:
+    biases = module.bias_hh if row.is_cell else module.bias_hh_l0
+    return flat(module(row.x().to(biases.dtype)))
+
+
+def twin(row: Row, module: Any) -> Any:
+    """torch.nn's module of the same weights and dtype; of a module of 8 bits, which all who ask refuse, any."""
+    theirs, state = row.theirs(), dict(module.state_dict())
+    if row.variant == "int8":
+        return theirs
+    theirs.load_state_dict({key: value for key, value in state.items() if not key.startswith("initial_")})
+    return theirs.to(next(iter(state.values())).dtype)
+
+
+Pairs = list[tuple[Any, Any]]
+COLUMNS: dict[str, Callable[[Row, Any], Any]] = {}
+
+
+def column(name: str) -> Callable[[Any], Any]:
+    def added(function: Callable[[Row, Any], Any]) -> Callable[[Row, Any], Any]:
+        COLUMNS[name] = function
+        return function
+
+    return added
+
+
+# Of ours.
+
+
+@column("the equations")
+def _(row: Row, module: Any) -> Any:
+    if row.variant == "int8":
+        torch.manual_seed(0)
+        return flat(type(module).from_float(row.theirs())(row.x()))
+    theirs = twin(row, module)
+    found, expected = called(row, module), flat(theirs(row.x(), row.hx(module)))
+    return list(zip(found, expected, strict="return_cell_states" not in row.options))
+
+
+@column("fastrnn.convert")
+def _(row: Row, module: Any) -> Any:
+    assert fastrnn.convert(module) is module
+    return called(row, module)
+
+
+@column("fastrnn.convert(compilable=True)")
+def _(row: Row, module: Any) -> Any:
+    assert fastrnn.convert(module, compilable=True) is module
+    if row.variant == "ours":
+        assert type(module) is (KINDS[row.kind].compilable or KINDS[row.kind].ours)
+    return called(row, module)
+
+
+@column("fastrnn.revert")
+def _(row: Row, module: Any) -> Any:
+    own = type(module)
+    assert fastrnn.revert(module) is module
+    assert type(module) is (own if row.variant == "int8" else KINDS[row.kind].theirs or own)
+    return called(row, module)
+
+
+@column("fastrnn.quantize_dynamic")
+def _(row: Row, module: Any) -> Any:
+    narrow = fastrnn.quantize_dynamic(module.float())
+    wanted = KINDS[row.kind].int8
+    if wanted is None:
+        assert type(narrow) is type(module)
+        return list(zip(called(row, narrow), called(row, module), strict=True))
+    assert type(narrow) is wanted
+    expected = narrow if row.variant == "int8" else wanted.from_float(twin(row, module))
+    return list(zip(flat(narrow(row.x().float())), flat(expected(row.x().float())), strict=True))
+
+
+@column("from_float")
+def _(row: Row, module: Any) -> Any:
+    cls = KINDS[row.kind].int8 or fastrnn.QuantizedRNN
+    narrow = cls.from_float(module.float())
+    right = cls.from_float(twin(row, module))
+    return list(zip(flat(narrow(row.x().float())), flat(right(row.x().float())), strict=True))
+
+
+@column("fastrnn.interop.keras_weights")
+def _(row: Row, module: Any) -> Any:
+    weights = fastrnn.interop.keras_weights(module)
+    return called(row, fastrnn.interop.load_keras_weights(row.theirs(), weights))
+
+
+@column("fastrnn.interop.load_keras_weights")
+def _(row: Row, module: Any) -> Any:
+    other = nn.GRU(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" or row.is_cell else row.theirs()
+    weights = fastrnn.interop.keras_weights(other) if not getattr(other, "proj_size", 0) else []
+    fastrnn.interop.load_keras_weights(module, weights)
+    return list(zip(called(row, module), flat(other(row.x())), strict=True))
+
+
+@column("fastrnn.interop.to_onnx")
+def _(row: Row, module: Any) -> Any:
+    onnx = pytest.importorskip("onnx", reason="to_onnx needs the package onnx")
+    runtime = pytest.importorskip("onnxruntime", reason="what it makes is run by ONNX Runtime")
+    graph = fastrnn.interop.to_onnx(module.float())
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": row.x().float().numpy()})
+    return list(zip(map(torch.from_numpy, found), called(row, module), strict=True))
+
+
+@column("fastrnn.interop.Reversed")
+def _(row: Row, module: Any) -> Any:
+    y, state = fastrnn.interop.Reversed(module)(row.x().flip(0))
+    return [y.flip(0), *flat(state)]
+
+
+def initialised(name: str, *arguments: Any) -> None:
+    @column(f"fastrnn.init.{name}")
+    def _(row: Row, module: Any) -> Any:
+        function = getattr(fastrnn.init, name)
+        theirs, kept = twin(row, module), [each.clone() for each in learned(module)]
+        torch.manual_seed(2)
+        assert function(module, *arguments) is module
+        torch.manual_seed(2)
+        function(theirs, *arguments)
+        before, after, right = row.build().state_dict(), module.state_dict(), theirs.state_dict()
+        assert any(not torch.equal(before[key], after[key]) for key in right), "it does nothing"
+        return [*((after[key], right[key]) for key in right), *zip(learned(module), kept, strict=True)]
+
+
+for _name, *_arguments in (
+    ("orthogonal_",), ("xavier_uniform_",), ("forget_bias_", 2.0), ("chrono_", 9.0), ("identity_", 0.5),
+):  # fmt: skip
+    initialised(_name, *_arguments)
+
+
+@column("fastrnn.diagnostics.gradient_norms")
+def _(row: Row, module: Any) -> Any:
+    curves = []
+    for each, hx in ((module, None), (twin(row, module), row.hx(module))):
+        with fastrnn.diagnostics.gradient_norms(each) as norms:
+            sum(tensor.square().sum() for tensor in flat(each(row.x(), hx))[:2]).backward()
+        curves.append(norms)
+    assert curves[0].keys() == curves[1].keys()
+    return [(curves[0][key], curves[1][key]) for key in curves[0]]
+
+
+# Of Python's and torch's.
+
+
+@column("deepcopy")
+def _(row: Row, module: Any) -> Any:
+    return called(row, copy.deepcopy(module))
+
+
+@column("pickle")
+def _(row: Row, module: Any) -> Any:
+    return called(row, pickle.loads(pickle.dumps(module)))
+
+
+@column("torch.save")
+def _(row: Row, module: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return called(row, torch.load(buffer, weights_only=False))
+
+
+@column("state_dict to torch.nn")
+def _(row: Row, module: Any) -> Any:
+    theirs = nn.RNN(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" else row.theirs()
+    theirs.load_state_dict(module.state_dict())
+    return list(zip(flat(theirs(row.x())), called(row, module), strict=False))
+
+
+@column("state_dict from torch.nn")
+def _(row: Row, module: Any) -> Any:
+    theirs = nn.RNN(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" else row.theirs()
+    module.load_state_dict(theirs.state_dict())
+    return list(zip(flat(theirs(row.x())), called(row, module), strict=False))
+
+
+@column("meta, to_empty")
+def _(row: Row, module: Any) -> Any:
+    empty = copy.deepcopy(module).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(module.state_dict())
+    return called(row, empty)
+
+
+@column("forward hooks")
+def _(row: Row, module: Any) -> Any:
+    seen: list[Any] = []
+    module.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    module.register_forward_hook(lambda module, args, kwargs, result: seen.extend(flat(result)), with_kwargs=True)
+    result = flat(module(row.x() / 2))
+    assert all(a is b for a, b in zip(seen, result, strict=True))
+    return result
+
+
+@column("backward hooks")
+def _(row: Row, module: Any) -> Any:
+    seen: list[Tensor] = []
+    module.register_full_backward_hook(lambda module, given, arrived: seen.extend(flat(given[:1])))
+    x = row.x().requires_grad_()
+    y = module(x)
+    if row.variant == "int8":
+        assert not flat(y)[0].requires_grad
+        return flat(y)
+    flat(y)[0].square().sum().backward()
+    own = x.grad.clone()
+    return [(seen[0], own), *zip(flat(y), called(row, module), strict=True)]
+
+
+@column("weight_norm")
+def _(row: Row, module: Any) -> Any:
+    parametrizations.weight_norm(module, "weight_hh" if row.is_cell else "weight_hh_l0")
+    return called(row, module)
+
+
+@column("spectral_norm")
+def _(row: Row, module: Any) -> Any:
+    found = []
+    hx = row.hx(module)
+    for each, state in ((module, None), (twin(row, module), hx)):
+        torch.manual_seed(3)
+        parametrizations.spectral_norm(each, "weight_hh" if row.is_cell else "weight_hh_l0").eval()
+        found.append(flat(each(row.x(), state)))
+    return list(zip(*found, strict="return_cell_states" not in row.options))
+
+
+@column("autocast")
+def _(row: Row, module: Any) -> Any:
+    module.float()
+    exact = called(row, module)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = called(row, module)
+    for ours, right in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours.float(), right, rtol=0, atol=0.05)
+    return list(zip(called(row, module), exact, strict=True))  # that it is over
+
+
+@column("functional_call")
+def _(row: Row, module: Any) -> Any:
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    for value in module.state_dict().values():
+        value.zero_()
+    return flat(functional_call(module, state, (row.x(),)))
+
+
+@column("vmap")
+def _(row: Row, module: Any) -> Any:
+    batch = 0 if row.is_cell else 1
+    return flat(vmap(module, batch, batch)(row.x()))
+
+
+@column("grad")
+def _(row: Row, module: Any) -> Any:
+    x = row.x()
+
+    def loss(x: Tensor) -> Tensor:
+        return sum(tensor.square().sum() for tensor in flat(module(x)))
+
+    found = grad(loss)(x)
+    leaf = x.clone().requires_grad_()
+    loss(leaf).backward()
+    return [(found, leaf.grad)]
+
+
+@column("jvp")
+def _(row: Row, module: Any) -> Any:
+    x, direction = row.x(), torch.ones_like(row.x())
+    found = jvp(lambda x: flat(module(x))[0], (x,), (direction,))[1]
+    step = 1e-6
+    right = (flat(module(x + step * direction))[0] - flat(module(x - step * direction))[0]) / (2 * step)
+    return [(found, right)]
+
+
+@column("forward-mode AD")
+def _(row: Row, module: Any) -> Any:
+    x, direction = row.x(), torch.ones_like(row.x())
+    right = torch.autograd.functional.jvp(lambda x: flat(module(x))[0], x, direction)[1]
+    with torch.autograd.forward_ad.dual_level():
+        y = flat(module(torch.autograd.forward_ad.make_dual(x, direction)))[0]
+        found = torch.autograd.forward_ad.unpack_dual(y).tangent
+    return [(found, right)]
+
+
+# Slow ones, or those that record a call.
+
+
+class Caller(nn.Module):
+    """TorchScript enters an overloaded forward from a caller alone."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor):
+        return self.module(x)
+
+
+@column("torch.jit.script")
+def _(row: Row, module: Any) -> Any:
+    return flat(torch.jit.script(Caller(module))(row.x()))
+
+
+@column("torch.jit.trace")
+def _(row: Row, module: Any) -> Any:
+    return flat(torch.jit.trace(module, (row.x() + 1,))(row.x()))
+
+
+@column("torch.fx")
+def _(row: Row, module: Any) -> Any:
+    graph = torch.fx.symbolic_trace(Caller(module))
+    assert any(node.op == "call_module" for node in graph.graph.nodes)
+    return flat(graph(row.x()))
+
+
+@column("torch.export")
+def _(row: Row, module: Any) -> Any:
+    return flat(torch.export.export(module, (row.x() + 1,)).module()(row.x()))
+
+
+def onnx_exported(dynamo: bool) -> Callable[[Row, Any], Any]:
+    def exported(row: Row, module: Any) -> Any:
+        pytest.importorskip("onnx", reason="exporters to ONNX need the package onnx")
+        if dynamo:
+            pytest.importorskip("onnxscript", reason="this exporter needs the package onnxscript")
+        runtime = pytest.importorskip("onnxruntime", reason="what they make is run by ONNX Runtime")
+        module = module.float().eval()
+        x, buffer = row.x().float(), io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporters, of themselves and for the older one
+            if dynamo:
+                table = fastrnn.interop.onnx_translations() if row.variant == "compilable" else None
+                program = torch.onnx.export(
+                    module, (x + 1,), dynamo=True, verbose=False, custom_translation_table=table
+                )
+                program.save(buffer)
+            else:
+                torch.onnx.export(module, (x + 1,), buffer, dynamo=False)
+        session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        return list(zip(map(torch.from_numpy, found), flat(module(x)), strict=True))
+
+    return exported
+
+
+column("torch.onnx.export(dynamo=False)")(onnx_exported(False))
+column("torch.onnx.export(dynamo=True)")(onnx_exported(True))
+
+
+@column("torch.compile")
+def _(row: Row, module: Any) -> Any:
+    torch._dynamo.reset()
+    return flat(torch.compile(Caller(module), backend="eager")(row.x()))
+
+
+@column("torch.compile(fullgraph=True)")
+def _(row: Row, module: Any) -> Any:
+    torch._dynamo.reset()
+    return flat(torch.compile(Caller(module), backend="eager", fullgraph=True)(row.x()))
+
+
+def public(*namespaces: Any) -> set[str]:
+    """What of ours takes a model or a module, by the name of its first argument."""
+    found = set()
+    for namespace in namespaces:
+        for name, value in vars(namespace).items():
+            ours = getattr(value, "__module__", "").startswith(namespace.__name__)
+            if not ours or name.startswith("_") or not (inspect.isfunction(value) or isinstance(value, type)):
+                continue
+            own = value.__init__ if isinstance(value, type) else value
+            if {"model", "module"} & set(list(inspect.signature(own).parameters)[:2]):
+                found.add(f"{namespace.__name__}.{name}")
+    return found
