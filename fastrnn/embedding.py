@@ -7,10 +7,12 @@ where embedding and input product are a gather and a product of as many rows as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import choose, load
@@ -25,14 +27,13 @@ def looked_up(tokens: Tensor, embedding: nn.Embedding | Tensor) -> Tensor:
 def table(tokens: Tensor, embedding: nn.Embedding | Tensor, weight: Tensor, mode: str) -> Tensor | None:
     """The vectors of all tokens that there are, (V, I), where a road takes tokens and far fewer rows are multiplied
     that way; else None.  ``weight`` is the ``weight_ih`` that they are for."""
-    vectors = embedding if isinstance(embedding, Tensor) else embedding.weight
     if isinstance(embedding, nn.Embedding) and (
-        type(embedding).forward is not nn.Embedding.forward
-        or embedding.max_norm is not None  # its weight, as its gradient below, depends on which tokens come
+        embedding.max_norm is not None  # its weight, as its gradient below, depends on which tokens come
         or embedding.sparse
         or embedding.scale_grad_by_freq
     ):
         return None
+    vectors = embedding if isinstance(embedding, Tensor) else embedding.weight
     if (
         vectors.dim() != 2
         or 2 * vectors.shape[0] >= tokens.numel()  # measured: a gather from a large table costs what the rest saves
@@ -47,6 +48,16 @@ def table(tokens: Tensor, embedding: nn.Embedding | Tensor, weight: Tensor, mode
     if name is None or not load(name).TOKENS:
         return None
     return looked_up(torch.arange(vectors.shape[0], device=tokens.device), embedding)
+
+
+def does_more(embedding: Any) -> bool:
+    """Whether a call of this embedding is more than torch.nn's gather from its weight: hooks, a class or a forward of
+    others' and parametrizations see how often it is called, and with what, so it is called once with the tokens as they
+    come, not with all that there are or with packed ones."""
+    if type(embedding) is nn.Embedding:
+        hooks = (name for name in vars(embedding) if name.startswith(("_forward", "_backward")))
+        return "forward" in vars(embedding) or any(vars(embedding)[name] for name in hooks) or bool(_any_global_hook())
+    return isinstance(embedding, nn.Embedding)
 
 
 def folded(weights: Sequence[Tensor], vectors: Tensor, num_layers: int, directions: int) -> list[Tensor]:
@@ -71,5 +82,11 @@ def embed(
     tokens = input if isinstance(input, Tensor) else input.data
     if (vectors := table(tokens, embedding, weight, mode)) is not None:
         return input, vectors
-    rows = looked_up(tokens, embedding)
-    return rows if isinstance(input, Tensor) else input._replace(data=rows), None
+    return each_looked_up(input, embedding), None
+
+
+def each_looked_up(input: Tensor | PackedSequence, embedding: nn.Embedding | Tensor) -> Tensor | PackedSequence:
+    """The input with the vectors of its tokens in their place."""
+    if isinstance(input, PackedSequence):
+        return input._replace(data=looked_up(input.data, embedding))
+    return looked_up(input, embedding)

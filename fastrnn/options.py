@@ -14,7 +14,8 @@ Of a call, ``network(input, hx, ...)``; the numbers are pytorch/pytorch's, where
 ``embedding``
     An ``nn.Embedding`` or its weight (V, I), with tokens, int64 and without the last dimension, as the input: the same
     as ``network(embedding(tokens), hx)``.  Where a vocabulary is smaller than half the tokens, the table is folded into
-    the first layer's ``weight_ih`` and its columns are gathered, which saves most of the input product.
+    the first layer's ``weight_ih`` and its columns are gathered, which saves most of the input product; not of an
+    embedding whose call is more than a gather, by hooks, a parametrization or a class of others, which is called.
 ``return_cell_states`` (#31423)
     ``(output, (h_n, c_n), cell_states)`` from an LSTM: c_t of the last layer at every step, shaped as the output with H
     in the place of P and in its dtype.
@@ -147,6 +148,8 @@ def forward(
     if cells and module.mode != "LSTM":
         raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
     initial = (module.initial_h, getattr(module, "initial_c", None)) if module.learn_initial_state else (None, None)
+    if embedding is not None and embeddings.does_more(embedding):
+        input, embedding = embeddings.each_looked_up(input, embedding), None
     planned = _planner(cells, module.recompute) if cells or module.recompute else None
 
     given = input.data if isinstance(input, PackedSequence) else input

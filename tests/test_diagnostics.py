@@ -135,6 +135,37 @@ def test_watching_changes_neither_results_nor_dropout_nor_gradients():
     assert all(norm.shape == (STEPS,) and norm.all() for norm in norms.values())
 
 
+@MODES
+@pytest.mark.parametrize("option", [{"recompute": True}, {"recompute": True, "learn_initial_state": True}], ids=str)
+def test_options_change_no_norms(mode: str, option: dict[str, bool]):
+    module, x = network(mode, **option), draw(STEPS, ROWS, INPUTS)
+    with gradient_norms(module) as norms:
+        loss_of(*module(x)).backward()
+    torch.testing.assert_close(norms, exact_norms(module, x, [STEPS] * ROWS))
+
+
+@pytest.mark.parametrize("library", [nn, fastrnn], ids=["torch", "fastrnn"])
+def test_blocks_within_blocks(library: object):
+    """Of the whole model around one of a part of it, twice; each sees what it sees alone."""
+    first, second = network("LSTM", library), library.GRU(2 * HIDDEN, HIDDEN, dtype=torch.float64)  # type: ignore
+    model, x = nn.ModuleDict({"a": first, "b": second}), draw(STEPS, ROWS, INPUTS)
+
+    def run() -> None:
+        loss_of(*model["b"](model["a"](x)[0])).backward()
+
+    with gradient_norms(model) as alone:
+        run()
+    with gradient_norms(model) as outer:
+        with gradient_norms(first) as inner, gradient_norms(model) as again:
+            run()
+        torch.testing.assert_close((inner, again), ({k[2:]: v for k, v in alone.items() if k[0] == "a"}, alone))
+    torch.testing.assert_close(outer, alone)
+    assert fastrnn.roads.watching_road.get() is None
+    assert type(first) is library.LSTM and type(second) is library.GRU  # type: ignore
+    for module in (first, second):
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
 def test_names_pieces_projection_and_calls_without_gradient():
     model = nn.ModuleDict({"rnn": nn.LSTM(INPUTS, HIDDEN, proj_size=2), "out": nn.Linear(2, 1)})
     x = torch.randn(STEPS, ROWS, INPUTS)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from support import Case, assert_close
 from torch import Tensor, nn
+from torch.nn.modules import module as of_all_modules
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
@@ -110,6 +112,112 @@ def test_the_road_is_the_gather_where_tokens_far_outnumber_the_vocabulary(monkey
         for options in plain:
             network(tokens, embedding=nn.Embedding(VOCABULARY, INPUTS, **options))
     assert kinds == [torch.int64, *[torch.float32] * 4]
+
+
+HOOKS: dict[str, Any] = {
+    "pre": lambda table, see: table.register_forward_pre_hook(lambda module, args: see(*args)),
+    "after": lambda table, see: table.register_forward_hook(lambda module, args, result: see(*args, result)),
+    "keywords": lambda table, see: table.register_forward_hook(lambda m, a, k, result: see(result), with_kwargs=True),
+    "always": lambda table, see: table.register_forward_hook(lambda m, a, result: see(result), always_call=True),
+    "gradient": lambda table, see: table.register_full_backward_hook(lambda module, left, came: see(*came)),
+    "gradient before": lambda table, see: table.register_full_backward_pre_hook(lambda module, came: see(*came)),
+    "any pre": lambda _, see: of_all_modules.register_module_forward_pre_hook(lambda m, args: of_one(m, see, *args)),
+    "any after": lambda _, see: of_all_modules.register_module_forward_hook(lambda m, a, y: of_one(m, see, y)),
+    "any gradient": lambda _, see: of_all_modules.register_module_full_backward_hook(
+        lambda m, left, came: of_one(m, see, *came)
+    ),
+}
+
+
+def of_one(module: nn.Module, see: Any, *tensors: Tensor) -> None:
+    if isinstance(module, nn.Embedding):
+        see(*tensors)
+
+
+def ways() -> dict[str, tuple[Tensor, Any, dict[str, Any]]]:
+    """Tokens in each form that a call takes, as they are given to the embedding and what is done with its vectors."""
+    tokens = torch.randint(VOCABULARY, (9, 4), generator=torch.Generator().manual_seed(1))
+    packed = pack_padded_sequence(tokens, torch.tensor([9, 7, 7, 1]))
+    return {
+        "padded": (tokens, lambda x: x, {}),
+        "one": (tokens.flatten(), lambda x: x, {}),
+        "packed": (packed.data, lambda x: packed._replace(data=x), {}),
+        "lengths": (tokens, lambda x: x, {"lengths": [3, 9, 1, 5]}),
+        "reset": (tokens, lambda x: x, {"reset": tokens == 0}),
+        "cells": (tokens, lambda x: x, {"return_cell_states": True}),
+    }
+
+
+@pytest.mark.parametrize("way", ways())
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # no gradient leaves an embedding
+def test_hooks_see_what_they_see_in_torch(hook: str, way: str):
+    """However few tokens there are beside what they are chosen from."""
+    torch.manual_seed(0)
+    network, table = fastrnn.LSTM(INPUTS, HIDDEN), nn.Embedding(VOCABULARY, INPUTS)
+    tokens, put, options = ways()[way]
+    seen: list[Tensor] = []
+    handle = HOOKS[hook](table, lambda *tensors: seen.extend(tensor.clone() for tensor in tensors))
+    found = []
+    try:
+        for run in (
+            lambda: network(put(tokens), embedding=table, **options),
+            lambda: network(put(table(tokens)), **options),
+        ):
+            y = run()[0]
+            (y.data if isinstance(y, PackedSequence) else y).square().sum().backward()
+            found.append(list(seen))
+            seen.clear()
+    finally:
+        handle.remove()
+    assert found[0] and len(found[0]) == len(found[1])
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+class Scaled(nn.Embedding):
+    def __call__(self, input: Tensor) -> Tensor:
+        return super().__call__(input) * input.shape[0]
+
+
+def by_itself(table: nn.Embedding) -> nn.Embedding:
+    own = table.forward
+    table.forward = lambda input: own(input) * input.shape[0]
+    return table
+
+
+def noisy(table: nn.Embedding) -> nn.Embedding:
+    """NEFTune: noise by the length and the width of what is embedded."""
+
+    def after(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        return result + torch.rand_like(result) / (result.shape[1] * result.shape[2]) ** 0.5
+
+    table.register_forward_hook(after)
+    return table
+
+
+OTHERS = {
+    "subclass": lambda table: Scaled.from_pretrained(table.weight, freeze=False),
+    "own forward": by_itself,
+    "NEFTune": noisy,
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,  # in training each look at the weight changes it
+}
+
+
+@pytest.mark.parametrize("way", ["padded", "lengths", "reset"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_an_embedding_that_does_more_is_called_as_it_is(other: str, way: str):
+    torch.manual_seed(0)
+    network, table = fastrnn.GRU(INPUTS, HIDDEN), OTHERS[other](nn.Embedding(VOCABULARY, INPUTS))
+    tokens, _, options = ways()[way]
+    before, found = {key: value.clone() for key, value in table.state_dict().items()}, []
+    for run in (lambda: network(tokens, embedding=table, **options), lambda: network(table(tokens), **options)):
+        table.load_state_dict(before)
+        torch.manual_seed(1)
+        found.append([*run(), *table.state_dict().values()])
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=0, atol=0)
 
 
 def test_errors():
