@@ -5,7 +5,8 @@
 // meanwhile: `open` puts the gates that are ready into `b`, `close` does the rest. backward: from the gradient of h and
 // the gradient that flows along the time axis outside the product (`carry`: of c for the LSTM, through z for the GRU),
 // the gradients of the gates and the carry of the step before. kSides counts the columns of gate gradients kept: those
-// of `b` are the first kGates of them, those of `a` the last kGates.
+// of `b` are the first kGates of them, those of `a` the last kGates. A gate's slope meets what the gate multiplies
+// before it meets a gradient: a closed gate's is 0, which leaves no product that could have overflowed to multiply.
 
 template <class S>
 struct Lstm {
@@ -30,7 +31,7 @@ struct Lstm {
     const V t = tanh<S>(c);
     const V grad_c = carry + grad_h * o * (S(1) - t * t);
     grad[0] = grad_c * g * (i * (S(1) - i));
-    grad[1] = grad_c * c_before * (f * (S(1) - f));
+    grad[1] = grad_c * (c_before * (f * (S(1) - f)));
     grad[2] = grad_c * i * (S(1) - g * g);
     grad[3] = grad_h * t * (o * (S(1) - o));
     carry = grad_c * f;
@@ -62,8 +63,8 @@ struct Gru {
     grad_h += carry;
     const V grad_n = grad_h * (S(1) - z) * (S(1) - n * n);
     grad[0] = grad_n * r;
-    grad[1] = grad_n * b_n * (r * (S(1) - r));
-    grad[2] = grad_h * (h_before - n) * (z * (S(1) - z));
+    grad[1] = grad_n * (b_n * (r * (S(1) - r)));
+    grad[2] = grad_h * ((h_before - n) * (z * (S(1) - z)));
     grad[3] = grad_n;
     carry = grad_h * z;
   }

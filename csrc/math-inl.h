@@ -1,4 +1,5 @@
-// sigmoid and tanh over a vector, within a few ulp, NaN kept, for any finite or infinite argument.
+// sigmoid and tanh over a vector, within a few ulp, NaN kept, for any finite or infinite argument. A gate closes
+// entirely: sigmoid is right down to the least denormal number and 0 below it.
 //
 // Both stand on e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, as in Cephes' expf and exp: n comes from
 // adding a number so large that the sum's last bit is worth 1, and stands in the low bits of that sum, ready to be
@@ -13,8 +14,9 @@ struct ExpConstants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float rounder = 12582912.0f;  // 1.5 * 2^23
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float limit = 87.0f;       // e^-limit and e^limit are normal numbers
   static constexpr float tanh_limit = 10.0f;  // tanh is 1 from 9.01 on
+  static constexpr int shift = -32;
+  static constexpr float lowest = -64.0f, highest = 111.0f;
   // (e^r - 1 - r) / r^2, minimax: e^r within 3.6e-9 of itself.
   static constexpr float polynomial[] = {1.381453989513946e-3f, 8.368745126928222e-3f, 4.166839078939169e-2f,
                                          1.6666520398848653e-1f, 4.999999343210027e-1f};
@@ -26,8 +28,9 @@ struct ExpConstants<double> {
   static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
   static constexpr double rounder = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double limit = 708.0;
   static constexpr double tanh_limit = 20.0;
+  static constexpr int shift = -64;
+  static constexpr double lowest = -640.0, highest = 754.2;
   // Taylor's: 1/13! ... 1/2!; the next term is below 1e-17 of the sum.
   static constexpr double polynomial[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
                                           1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
@@ -36,11 +39,11 @@ struct ExpConstants<double> {
 
 template <class S>
 struct Exponential {
-  Vec<S> scale;   // 2^n
+  Vec<S> scale;   // 2^(n + shift)
   Vec<S> excess;  // e^r - 1
 };
 
-template <class S>
+template <class S, int shift = 0>
 FASTRNN_INLINE Exponential<S> exponential(Vec<S> x) {
   using C = ExpConstants<S>;
   const Vec<S> rounded = x * C::log2e + C::rounder;
@@ -49,15 +52,20 @@ FASTRNN_INLINE Exponential<S> exponential(Vec<S> x) {
   Vec<S> p = broadcast(C::polynomial[0]);
 #pragma GCC unroll 16
   for (unsigned i = 1; i < sizeof(C::polynomial) / sizeof(S); ++i) p = p * r + C::polynomial[i];
-  const Bits<S> exponent = (bit_cast<Bits<S>>(rounded) + C::bias) << C::mantissa;
+  const Bits<S> exponent = (bit_cast<Bits<S>>(rounded) + (C::bias + shift)) << C::mantissa;
   return {bit_cast<Vec<S>>(exponent), p * (r * r) + r};
 }
 
+// 2^shift / (2^shift + 2^shift e^-x): the fraction of 1 / (1 + e^-x), bit for bit, but for a denominator that is a
+// number as long as the result is one. From `highest` on, just over (128 - shift) ln 2 in float32, 2^(n + shift) is
+// infinite and the result 0 without an underflow, which would take a processor a hundred cycles: a closed gate costs
+// what an open one does. Up to `lowest` 2^(n + shift) is normal.
 template <class S>
 FASTRNN_INLINE Vec<S> sigmoid(Vec<S> x) {
-  constexpr S limit = ExpConstants<S>::limit;
-  const auto e = exponential<S>(at_least<S>(at_most<S>(-x, limit), -limit));
-  return S(1) / (S(1) + (e.scale * e.excess + e.scale));
+  using C = ExpConstants<S>;
+  constexpr S unit = S(1) / (int64_t{1} << (-C::shift / 2)) / (int64_t{1} << (-C::shift / 2));
+  const auto e = exponential<S, C::shift>(at_least<S>(at_most<S>(-x, C::highest), C::lowest));
+  return unit / (unit + e.scale * (S(1) + e.excess));  // infinity times 1 + excess, not plus infinity times excess
 }
 
 template <class S>

@@ -72,8 +72,7 @@ def _like(value, x):
     return lambda value, x: np.float64(value)
 
 
-def _exp_parts_float32(x):
-    x = _clamp(x, np.float32(-87.0), np.float32(89.0))
+def _exp_parts_float32(x, shift):
     t = x * np.float32(1.44269504) + np.float32(12582912.0)
     n = t - np.float32(12582912.0)
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
@@ -83,12 +82,11 @@ def _exp_parts_float32(x):
     q = q * r + np.float32(4.1665795894e-2)
     q = q * r + np.float32(1.6666665459e-1)
     q = q * r + np.float32(5.0000001201e-1)
-    s = np.int32((np.float32(t).view(np.int32) + np.int32(127)) << np.int32(23)).view(np.float32)
+    s = np.int32((np.float32(t).view(np.int32) + np.int32(127 + shift)) << np.int32(23)).view(np.float32)
     return q * (r * r) + r, s
 
 
-def _exp_parts_float64(x):
-    x = _clamp(x, -708.0, 710.0)
+def _exp_parts_float64(x, shift):
     t = x * 1.4426950408889634 + 6755399441055744.0
     n = t - 6755399441055744.0
     r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6
@@ -104,22 +102,23 @@ def _exp_parts_float64(x):
     q = q * r + 1.0 / 24.0
     q = q * r + 1.0 / 6.0
     q = q * r + 0.5
-    return q * (r * r) + r, np.int64((np.float64(t).view(np.int64) + 1023) << 52).view(np.float64)
+    return q * (r * r) + r, np.int64((np.float64(t).view(np.int64) + (1023 + shift)) << 52).view(np.float64)
 
 
-def _exp_parts(x):
-    """p and s with exp(x) = s (1 + p): x = n ln 2 + r, s = 2^n, p = exp(r) - 1 to full relative precision.
+def _exp_parts(x, shift):
+    """p and s with 2^shift exp(x) = s (1 + p): x = n ln 2 + r, s = 2^(n + shift), p = exp(r) - 1 to full relative
+    precision.
 
     Adding 1.5 * 2^(bits of the fraction) rounds to the integer n and leaves it in the lowest bits, where a shift makes
-    it the exponent of s.  ln 2 is subtracted in two parts, the first short enough that n times it is exact.  Beyond
-    the range of normal numbers s is infinite or stays at the smallest.
+    it the exponent of s: that of a normal number or, one above them all, infinity.  ln 2 is subtracted in two parts,
+    the first short enough that n times it is exact.
     Source of the constants: Cephes' expf for float32, the Taylor series (error 1e-17) for float64.
     """
     raise NotImplementedError("only inside compiled code")
 
 
 @overload(_exp_parts, jit_options=INLINED)
-def _exp_parts_for(x):
+def _exp_parts_for(x, shift):
     return _exp_parts_float32 if x == types.float32 else _exp_parts_float64
 
 
@@ -129,16 +128,25 @@ def _clamp(x, low, high):
     return high if x > high else x
 
 
-@inlined
-def exp(x):
-    p, s = _exp_parts(x)
-    return s * (like(1.0, x) + p)  # not s p + s, which is infinity less infinity where s has overflown
+def _sigmoid_range(x):
+    """A shift for :func:`_exp_parts`, 2^shift, and the range in which that of ``sigmoid`` is normal or infinite."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(_sigmoid_range, jit_options=INLINED)
+def _sigmoid_range_for(x):
+    if x == types.float32:
+        return lambda x: (-32, np.float32(2.0**-32), np.float32(-64.0), np.float32(111.0))
+    return lambda x: (-64, 2.0**-64, -640.0, 754.2)
 
 
 @inlined
 def sigmoid(x):
-    one = like(1.0, x)
-    return one / (one + exp(-x))
+    """1 / (1 + exp(-x)), both sides of the fraction times a power of two so small that the lower one is a number as
+    long as the result is one: a gate closes entirely, by way of the least denormal numbers."""
+    shift, unit, low, high = _sigmoid_range(x)
+    p, s = _exp_parts(_clamp(-x, low, high), shift)
+    return unit / (unit + s * (like(1.0, x) + p))  # not s p + s, which may be infinity less infinity
 
 
 @inlined
@@ -146,7 +154,7 @@ def tanh(x):
     """(e^2|x| - 1) / (e^2|x| + 1) with the sign of x, and e^2|x| - 1 in one piece: small x keep their precision."""
     one, limit = like(1.0, x), like(22.0, x)  # from which on tanh is 1 to the last bit of float64
     size = _clamp(-x if x < like(0.0, x) else x, like(0.0, x), limit)
-    p, s = _exp_parts(size + size)
+    p, s = _exp_parts(size + size, 0)
     m = s * p + (s - one)
     t = m / (m + like(2.0, x))
     return -t if x < like(0.0, x) else t
@@ -189,7 +197,7 @@ def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
     dg = dc * i
     return (
         dc * g * (i - i * i),
-        dc * c0 * (f - f * f),
+        dc * (c0 * (f - f * f)),
         dg - dg * g * g,
         dh * t * (o - o * o),
         like(0.0, dh),
@@ -209,7 +217,7 @@ def gru_forward(b_n, r, z, n, h, c):
 def gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
     dn = dh - dh * z
     dn = dn - dn * n * n
-    return dn * r, dn * b_n * (r - r * r), dh * (h0 - n) * (z - z * z), dn, dh * z, dc, h
+    return dn * r, dn * (b_n * (r - r * r)), dh * ((h0 - n) * (z - z * z)), dn, dh * z, dc, h
 
 
 @inlined

@@ -68,7 +68,8 @@ def cell_backward(CELL: tl.constexpr, dh, carry, values):
 
     ``values`` are the cell's saved values, in float32 or narrower, and then for LSTM c and the last c, for GRU the
     last h, for RNN h.  GRU stores n, r, z, b_n: the first three belong to ``a`` and the last three to ``b``, each as
-    one block.
+    one block.  A gate's slope meets what the gate multiplies before it meets a gradient, whose product with that may
+    overflow: a closed gate's slope is 0.
     """
     if CELL == "LSTM":
         i = values[0].to(tl.float32)
@@ -78,7 +79,7 @@ def cell_backward(CELL: tl.constexpr, dh, carry, values):
         t = tanh(values[4])
         dc = carry + dh * o * (1 - t * t)
         d_i = dc * g * i * (1 - i)
-        d_f = dc * values[5] * f * (1 - f)
+        d_f = dc * (values[5] * (f * (1 - f)))
         d_g = dc * i * (1 - g * g)
         d_o = dh * t * o * (1 - o)
         grads = (d_i, d_f, d_g, d_o)
@@ -90,8 +91,8 @@ def cell_backward(CELL: tl.constexpr, dh, carry, values):
         b_n = values[3].to(tl.float32)
         dh += carry
         d_n = dh * (1 - z) * (1 - n * n)
-        d_r = d_n * b_n * r * (1 - r)
-        d_z = dh * (values[4].to(tl.float32) - n) * z * (1 - z)
+        d_r = d_n * (b_n * (r * (1 - r)))
+        d_z = dh * ((values[4].to(tl.float32) - n) * (z * (1 - z)))
         grads = (d_n, d_r, d_z, d_n * r)
         carry = dh * z
     elif CELL == "RNN_TANH":
