@@ -249,17 +249,20 @@ struct Call {
     if (is_long()) threads = thread_count();
   }
 
-  // Where the numbers of a tensor are, by itself or until the call ends.
+  // Where the numbers of a tensor are, until the call ends.
   template <class N>
-  N* numbers(PyObject* tensor, const TensorView& found) {
+  const N* numbers(PyObject* tensor, const TensorView& found) {
     require(holds<N>(found) && has_memory(tensor, found.count(), sizeof(N)));
     if (is_long()) memory.hold(tensor);
-    return reinterpret_cast<N*>(found.address());
+    return reinterpret_cast<const N*>(found.address());
   }
-  S* numbers_of(const py::object& tensor, int64_t count) {
-    const TensorView found = view(tensor.ptr());
+  const S* numbers_of(PyObject* tensor, int64_t count) {
+    const TensorView found = view(tensor);
     require(found.count() == count);
-    return numbers<S>(tensor.ptr(), found);
+    return numbers<S>(tensor, found);
+  }
+  static S* numbers_of(const py::object& result) {  // which nobody else has
+    return result ? reinterpret_cast<S*>(view(result.ptr()).address()) : nullptr;
   }
   template <class N, class... Size>
   const N* weight(const py::object& tensor, Size... sizes) {
@@ -273,12 +276,10 @@ struct Call {
   void lay_out(std::vector<Layer>& all) {
     const Network& n = network;
     const int64_t layer_size = steps * batch * n.directions * n.outputs, rows = n.count() * batch;
-    const S* const x_at = numbers_of(py::reinterpret_borrow<py::object>(input), steps * batch * n.inputs);
-    const S* const h0_at = h0 ? numbers_of(h0, rows * n.outputs) : zeros.get();
-    const S* const c0_at = c0 ? numbers_of(c0, rows * n.hidden) : zeros.get();
-    S* const hn_at = numbers_of(hn, rows * n.outputs);
-    S* const cn_at = n.lstm() ? numbers_of(cn, rows * n.hidden) : nullptr;
-    S* const y_at = n.cell ? nullptr : numbers_of(y, layer_size);
+    S *const hn_at = numbers_of(hn), *const cn_at = numbers_of(cn), *const y_at = numbers_of(y);
+    const S* const x_at = numbers_of(input, steps * batch * n.inputs);
+    const S* const h0_at = h0 ? numbers_of(h0.ptr(), rows * n.outputs) : zeros.get();
+    const S* const c0_at = c0 ? numbers_of(c0.ptr(), rows * n.hidden) : zeros.get();
     for (int i = 0; i < n.layers; ++i) {
       Layer& layer = all[i];
       layer.mode = n.mode;
