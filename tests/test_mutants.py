@@ -25,6 +25,15 @@ def test_a_fault_applies_once_and_names_tests_that_are_there(fault: Fault):
     assert files and all((ROOT / "tests" / file).is_file() for file in files)
 
 
+def test_all_faults_of_a_cpp_file_apply_together():
+    for file in {fault.file for fault in FAULTS if fault.file.startswith("csrc/")}:
+        text = (ROOT / file).read_text()
+        for fault in FAULTS:
+            if fault.file == file:
+                assert text.count(fault.before) == 1, fault.name
+                text = text.replace(fault.before, fault.after)
+
+
 def test_the_list_is_long_and_of_every_language():
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 60
     for start, least in {"csrc/": 28, "kernels/numba_": 10, "kernels/triton_": 10, "fastrnn/": 15}.items():

@@ -4,7 +4,7 @@ The working tree is never touched.  The copy, in build/mutants/tree, is what Pyt
 package.  C++ is built there once, with all faults in it and a switch for each, for the best instruction set of this
 machine alone and with little optimization.
 
-    make mutants ARGS='-k gru'     those whose name holds "gru"
+    make mutants ARGS='-k gru'     those whose name holds "gru" (a regular expression)
     make mutants ARGS=--named      never the whole suite: a fault that its own tests do not see survives
 """
 
@@ -31,7 +31,8 @@ TREE, BUILT = FOLDER / "tree", FOLDER / "built"
 PATIENCE = 900  # seconds after which tests that wait for ever are ended
 # A line of `pytest -v`, and of xdist's; a test that ended with the process has a name and no result.
 RESULT = re.compile(
-    r"^(?:\[gw\d+\] +\[ *\d+%\] )?(?:(PASSED|FAILED|ERROR) )?(tests/\S+::.*?)(?: (PASSED|FAILED|ERROR|SKIPPED).*)?$"
+    r"^(?:\[gw\d+\] +\[ *\d+%\] )?(?:(PASSED|FAILED|ERROR) )?(tests/\S+::.*?)"
+    r"(?: (PASSED|FAILED|ERROR|SKIPPED|Fatal Python error).*)?$"
 )
 
 # Python imports this at its start, before anything else; an editable install would else lead back to the working tree.
@@ -189,11 +190,11 @@ def try_one(fault: Fault, number: int, named: bool) -> tuple[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=str(__doc__).split("\n")[0])
-    parser.add_argument("-k", default="", help="only faults whose name holds this")
+    parser.add_argument("-k", default="", help="only faults whose name this regular expression is found in")
     parser.add_argument("--named", action="store_true", help="run each fault's own tests alone")
     options = parser.parse_args()
     numbered = dict(enumerate(all_faults(), 1))
-    faults = {number: fault for number, fault in numbered.items() if options.k in fault.name}
+    faults = {number: fault for number, fault in numbered.items() if re.search(options.k, fault.name)}
 
     started = time.monotonic()
     compiled = {number: fault for number, fault in numbered.items() if fault.file.startswith("csrc/")}
