@@ -81,12 +81,25 @@ def roll(values: Tensor, rng: random.Random) -> None:
     values.copy_(values.roll(by, rng.randrange(values.dim())) if rng.random() < 0.5 else values.roll(by))
 
 
+def swap_vectors(values: Tensor, rng: random.Random) -> None:
+    """Two stretches as long as a vector, near each other: what one takes from a sum, the other may add."""
+    flat, size = values.view(-1), rng.choice([16, 32, 64]) // values.element_size()
+    start = rng.randrange(max(1, flat.numel() // (8 * size))) * 8 * size
+    places = [start + k * size for k in range(8) if start + (k + 1) * size <= flat.numel()]
+    if len(places) > 1:
+        one, other = rng.sample(places, 2)
+        kept = flat[one : one + size].clone()
+        flat[one : one + size] = flat[other : other + size]
+        flat[other : other + size] = kept
+
+
 CHANGES: dict[str, Callable[[Tensor, random.Random], Any]] = {
     "signs": lambda w, rng: some(w, rng).neg_(),
     "powers of two": lambda w, rng: some(w, rng).mul_(2.0 ** rng.choice([-3, -2, -1, 1, 2, 3])),
     "fill": lambda w, rng: some(w, rng).fill_(rng.choice([0.0, -0.0, 0.5, 1.0, 2.0, -2.0])),
     "rows": lambda w, rng: swap(w, rng, 0),
     "columns": lambda w, rng: swap(w, rng, w.dim() - 1),
+    "vectors": swap_vectors,
     "a bit": lambda w, rng: flip(w, rng, 1),
     "the same bit of two": lambda w, rng: flip(w, rng, 2),
     "the same bit of many": lambda w, rng: flip(w, rng, rng.choice([4, 8, 16, 64])),

@@ -29,7 +29,17 @@ class Fault(NamedTuple):
 
 
 def all_faults() -> list[Fault]:
-    from mutants import forward, gradients, memory, numba_kernels, python_backends, python_modules, triton_kernels
+    from mutants import (
+        forward,
+        gradients,
+        memory,
+        numba_kernels,
+        python_backends,
+        python_modules,
+        python_options,
+        triton_kernels,
+    )
 
-    modules = forward, gradients, memory, numba_kernels, triton_kernels, python_backends, python_modules
+    kernels = forward, gradients, memory, numba_kernels, triton_kernels
+    modules = *kernels, python_backends, python_modules, python_options
     return [fault for module in modules for fault in module.FAULTS]

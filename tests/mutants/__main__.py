@@ -11,6 +11,7 @@ machine alone and with little optimization.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -19,9 +20,11 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,36 +113,74 @@ def best() -> str:
     return done.stdout.strip()
 
 
-def run_tests(arguments: str, settings: dict[str, str]) -> Found:
-    """Runs tests of the copy until one fails.  Python imports the copy's package, in subprocesses of tests, too."""
-    chosen = [f"tests/{part}" if part.startswith("test_") else part for part in shlex.split(arguments)]
-    command = [sys.executable, "-m", "pytest", "-x", "-v", "-p", "no:cacheprovider", "--tb=short", *chosen]
-    environment = os.environ | {"PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"} | settings
-    process = subprocess.Popen(
-        command, cwd=TREE, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, hung = process.communicate(timeout=PATIENCE)[0], False
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, hung = process.communicate()[0], True
-    last = ""
-    for line in output.splitlines():
-        if match := RESULT.match(line):
-            last = match[2]
-            if "FAILED" in match.groups() or "ERROR" in match.groups():
-                return Found(last, True, output)
-    if hung or process.returncode < 0:
-        return Found(f"{last} ({'waits for ever' if hung else 'crashes'})" if last else "", bool(last), output)
-    return Found("", process.returncode == 0, output)
+class Runner:
+    """Runs tests of the copy, each time in a fork of a process that has imported what takes long: torch takes longer
+    than most of the tests.  That process imports nothing of the copy, and has a team of one thread."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"], cwd=TREE, env=environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, tests: str, settings: dict[str, str]) -> Found:
+        """Runs tests until one fails, with these additions to the environment."""
+        chosen = [f"tests/{part}" if part.startswith("test_") else part for part in shlex.split(tests)]
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([chosen, settings]) + "\n")
+        self.process.stdin.flush()
+        code, output = json.loads(self.process.stdout.readline())
+        last = ""
+        for line in output.splitlines():
+            if match := RESULT.match(line):
+                last = match[2]
+                if "FAILED" in match.groups() or "ERROR" in match.groups():
+                    return Found(last, True, output)
+        if code is None or code < 0:
+            how = "waits for ever" if code is None else "crashes"
+            return Found(f"{last} ({how})" if last else "", bool(last), output)
+        return Found("", code == 0, output)
+
+
+def serve() -> None:
+    """The other end: a line of arguments of pytest and of settings comes, one of the exit status and the output goes.
+    The status is minus a signal, or None of tests that were still running when patience ended."""
+    import pytest
+    import torch  # noqa: F401
+
+    with suppress(ImportError):
+        import numba  # noqa: F401
+
+    for line in sys.stdin:
+        chosen, settings = json.loads(line)
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                os.setsid()
+                for stream in (1, 2):
+                    os.dup2(output.fileno(), stream)
+                os.environ.update(settings)
+                code = pytest.main(["-x", "-v", "-p", "no:cacheprovider", "--tb=short", *chosen])
+                sys.stdout.flush()
+                os._exit(code)
+            code, ends = None, time.monotonic() + PATIENCE
+            while code is None and time.monotonic() < ends:
+                time.sleep(0.05)
+                pid, status = os.waitpid(child, os.WNOHANG)
+                code = os.waitstatus_to_exitcode(status) if pid else None
+            if code is None:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            output.seek(0)
+            print(json.dumps([code, output.read()]), flush=True)
 
 
 @contextmanager
-def planted(fault: Fault, number: int) -> Iterator[dict[str, str]]:
+def planted(fault: Fault) -> Iterator[dict[str, str]]:
     """The fault in the copy; what the environment is then to hold."""
     if fault.file.startswith("csrc/"):
-        yield {"FASTRNN_PLANTED": str(number)}
+        yield {"FASTRNN_PLANTED": str(number(fault))}
         return
     path = TREE / fault.file
     text = path.read_text()
@@ -156,13 +197,18 @@ def replaced(text: str, fault: Fault, after: str) -> str:
     return text.replace(fault.before, after)
 
 
-def plant_all(faults: dict[int, Fault]) -> None:
+def number(fault: Fault) -> int:
+    """By its name, so that other faults do not change what is compiled for it."""
+    return zlib.crc32(fault.name.encode()) >> 1
+
+
+def plant_all(faults: list[Fault]) -> None:
     """All faults of C++ into the copy, each behind its switch."""
-    for file in sorted({fault.file for fault in faults.values()}):
+    for file in sorted({fault.file for fault in faults}):
         text = (ROOT / file).read_text()
-        for number, fault in faults.items():
+        for fault in faults:
             if fault.file == file:
-                text = replaced(text, fault, fault.after.replace("PLANTED", f"(fastrnn_planted == {number})"))
+                text = replaced(text, fault, fault.after.replace("PLANTED", f"(fastrnn_planted == {number(fault)})"))
         write(TREE / file, text)
     write(TREE / "planted.h", PLANTED)
 
@@ -173,16 +219,16 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def try_one(fault: Fault, number: int, named: bool) -> tuple[str, str]:
+def try_one(runner: Runner, fault: Fault, named: bool) -> tuple[str, str]:
     """Which test saw the fault, "" if none did, and what is amiss with the fault itself."""
-    with planted(fault, number) as settings:
-        found = run_tests(fault.tests, settings)
+    with planted(fault) as settings:
+        found = runner.run(fault.tests, settings)
         if found.test:
             return found.test, ""
         if not found.ran:
             return "", f"its tests do not run:\n{found.output[-4000:]}"
         if not named:
-            found = run_tests("tests -n 2", settings)
+            found = runner.run("tests -n 2", settings)
             if found.test:
                 return found.test, "seen by others than its own tests: name them"
     return "", ""
@@ -193,26 +239,25 @@ def main() -> int:
     parser.add_argument("-k", default="", help="only faults whose name this regular expression is found in")
     parser.add_argument("--named", action="store_true", help="run each fault's own tests alone")
     options = parser.parse_args()
-    numbered = dict(enumerate(all_faults(), 1))
-    faults = {number: fault for number, fault in numbered.items() if re.search(options.k, fault.name)}
+    faults = [fault for fault in all_faults() if re.search(options.k, fault.name)]
 
     started = time.monotonic()
-    compiled = {number: fault for number, fault in numbered.items() if fault.file.startswith("csrc/")}
-    copy_tree({fault.file for fault in compiled.values()})
+    compiled = [fault for fault in all_faults() if fault.file.startswith("csrc/")]
+    copy_tree({fault.file for fault in compiled})
     plant_all(compiled)
     build()
     print(f"built: {time.monotonic() - started:.0f} s", flush=True)
 
-    survivors, seen_by = [], set()
-    for number, fault in faults.items():
+    runner, survivors, seen_by = Runner(), [], set()
+    for place, fault in enumerate(faults, 1):
         began = time.monotonic()
-        test, amiss = try_one(fault, number, options.named)
-        print(f"{number:3} {fault.name} ({fault.file}): {fault.wrong}")
+        test, amiss = try_one(runner, fault, options.named)
+        print(f"{place:3} {fault.name} ({fault.file}): {fault.wrong}")
         print(f"      {test or 'SURVIVES'}, {time.monotonic() - began:.0f} s {amiss}", flush=True)
         seen_by.add(test.split(" (")[0])
         if not test:
             survivors.append(fault.name)
-    found = run_tests(shlex.join(seen_by - {""}), {})
+    found = runner.run(shlex.join(seen_by - {""}), {})
     if found.test or not found.ran:  # a test that fails anyway sees everything
         raise SystemExit(f"{found.test}: fails without a fault\n{found.output[-6000:]}")
     print(f"{len(faults) - len(survivors)} of {len(faults)} seen, {(time.monotonic() - started) / 60:.0f} minutes")
@@ -222,4 +267,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve() if sys.argv[1:] == ["--serve"] else main())

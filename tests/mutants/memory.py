@@ -60,14 +60,6 @@ FAULTS = [
         "test_kept.py",
     ),
     Fault(
-        "kept-layout",
-        "packed weights are taken for others of another shape whose room is as large",
-        "csrc/runtime.cpp",
-        "*fresh = bytes != size_ || !std::equal(layout, layout + kLayout, layout_);",
-        "*fresh = bytes != size_ || (!PLANTED && !std::equal(layout, layout + kLayout, layout_));",
-        "test_kept.py",
-    ),
-    Fault(
         "core-batch-sizes",
         "steps of a packed batch may have more rows than the one before",
         "csrc/module.cpp",
