@@ -1,9 +1,10 @@
 """`RNN`, `LSTM` and `GRU` for torch.compile and torch.export: one graph, which holds one ``fastrnn::layer`` a layer.
 
 Dynamo breaks the graph at every instance of torch.nn's classes, so these derive from :class:`torch.nn.RNNBase` alone:
-``isinstance(module, nn.LSTM)`` is False.  All else is as with :mod:`fastrnn.modules`: arguments, attributes, names in
-``state_dict``, results in eager mode.  ``fastrnn.convert(model, compilable=True)`` makes them of torch.nn's and of
-:mod:`fastrnn.modules`', ``fastrnn.revert`` takes them back; TorchScript wants them taken back.
+``isinstance(module, nn.LSTM)`` is False, for Dynamo asks just that; libraries that ask it want the default classes.
+All else is as with :mod:`fastrnn.modules`: arguments, attributes, names in ``state_dict``, results in eager mode.
+``fastrnn.convert(model, compilable=True)`` makes them of torch.nn's and of :mod:`fastrnn.modules`', ``fastrnn.revert``
+takes them back; TorchScript wants them taken back.
 
 In a graph T and B are symbols.  The backend is chosen when the graph is made: what :func:`fastrnn.use_backend` asks for
 afterwards is not heard before the next one; where none serves the tensors, it holds torch's own operators.  Under
@@ -107,11 +108,19 @@ class Compilable(nn.RNNBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         vars(self).update(vars(self._base(*args, **kwargs)))  # torch.nn's checks, defaults and random draws
 
-    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor | PackedSequence, State]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None, **others: Any
+    ) -> tuple[Tensor | PackedSequence, State]:
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input, from state ``hx``.
 
         Returns the last layer's output and the last states, for an LSTM a pair of them.
+
+        Raises:
+            TypeError: there is another argument, as of libraries that take what is no torch.nn.LSTM for their own.
         """
+        if others:
+            default = f"fastrnn.{type(self).__name__}, an instance of torch.nn's class with the options of fastrnn's"
+            raise modules.unexpected(self, others, f"fastrnn.convert(fastrnn.revert(model)) makes it a {default}")
         return modules.run(self, self._base, input, hx, _plan if torch.compiler.is_compiling() else None)
 
     def __prepare_scriptable__(self) -> Any:
@@ -120,13 +129,15 @@ class Compilable(nn.RNNBase):
 
 
 class RNN(Compilable):
-    """:class:`fastrnn.RNN` for torch.compile and torch.export."""
+    """:class:`fastrnn.RNN` for torch.compile and torch.export; no instance of :class:`torch.nn.RNN`, at which Dynamo
+    would break the graph."""
 
     _base = nn.RNN
 
 
 class LSTM(Compilable):
-    """:class:`fastrnn.LSTM` for torch.compile and torch.export."""
+    """:class:`fastrnn.LSTM` for torch.compile and torch.export; no instance of :class:`torch.nn.LSTM`, at which Dynamo
+    would break the graph."""
 
     _base = nn.LSTM
     # nn.LSTM's forward, which runs where no backend serves, calls its own of these.
@@ -136,6 +147,7 @@ class LSTM(Compilable):
 
 
 class GRU(Compilable):
-    """:class:`fastrnn.GRU` for torch.compile and torch.export."""
+    """:class:`fastrnn.GRU` for torch.compile and torch.export; no instance of :class:`torch.nn.GRU`, at which Dynamo
+    would break the graph."""
 
     _base = nn.GRU

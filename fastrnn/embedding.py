@@ -88,5 +88,7 @@ def embed(
 def each_looked_up(input: Tensor | PackedSequence, embedding: nn.Embedding | Tensor) -> Tensor | PackedSequence:
     """The input with the vectors of its tokens in their place."""
     if isinstance(input, PackedSequence):
-        return input._replace(data=looked_up(input.data, embedding))
+        data = looked_up(input.data, embedding)
+        # Not _replace, of which Dynamo makes one without parts.
+        return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
     return looked_up(input, embedding)

@@ -152,6 +152,9 @@ class JordanRNN(Options, nn.Module):
     def _update_flat_weights(self) -> None:
         """Nothing: the list is made anew at every look."""
 
+    def flatten_parameters(self) -> None:
+        """Nothing; some models call torch.nn's before every forward."""
+
     def reset_parameters(self) -> None:
         if self.learn_initial_state:
             nn.init.zeros_(self.get_parameter("initial_h"))

@@ -178,6 +178,12 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+def unexpected(module: nn.Module, given: dict[str, Any], advice: str) -> TypeError:
+    """The error of a forward that has not the keyword arguments that it is called with."""
+    names = " and ".join(map(repr, given))
+    return TypeError(f"{type(module).__qualname__}.forward() got an unexpected keyword argument {names}: {advice}")
+
+
 def is_state(hx: Any, mode: str, rank: int) -> bool:
     """Whether ``hx`` is a state of this many dimensions, for an LSTM a pair of two, or None."""
     if hx is None:

@@ -28,7 +28,7 @@ from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, shapes_misfit
 from fastrnn.compilable import Compilable
 from fastrnn.dynamo import left_to_python, transformed
-from fastrnn.modules import run
+from fastrnn.modules import run, unexpected
 from fastrnn.roads import Road
 from fastrnn.storage import require_memory
 
@@ -152,7 +152,9 @@ class _Quantized(_Int8):
     """RNN, LSTM or GRU with weights of 8 bits: forward only, float32, on a CPU; see :mod:`fastrnn.quantized`.
 
     Built by :meth:`from_float` and :func:`quantize_dynamic`.  Arguments and results of a call are those of the module
-    that it was made from; results have no gradient.  Its buffers, which make its ``state_dict``, are for each layer and
+    that it was made from; results have no gradient.  It has the sizes and ``flatten_parameters`` of torch.nn's modules
+    but is, as torch's own quantized ones, no instance of their classes: code that asks for one, as initialisers do,
+    would write to weights that are no parameters.  Its buffers, which make its ``state_dict``, are for each layer and
     direction ``weight_ih``, ``weight_hh`` and, with a projection, ``weight_hr``, int8, their rows' ``scale_ih``,
     ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.
     """
@@ -172,12 +174,17 @@ class _Quantized(_Int8):
     def flatten_parameters(self) -> None:
         """Nothing, as torch.nn's on a CPU; some models call it before every forward."""
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, **others: Any) -> Any:
         """The output and the last states, as of the module in float32.
 
         Raises:
+            TypeError: there is another argument.
             ValueError, RuntimeError: as torch.nn's, where shapes do not fit; the input is not float32 on the CPU.
         """
+        if others:
+            raise unexpected(
+                self, others, "a module of 8 bits takes input and hx alone, and is none of torch.nn's classes"
+            )
         if not torch.compiler.is_compiling() and (result := cpp.quick_int8(self.__dict__, input, hx)) is not None:
             return result
         self._check_that_kernels_may_run()

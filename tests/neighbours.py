@@ -7,6 +7,7 @@ the module's own results: results of its own, or pairs of what was found and wha
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
 import pickle
@@ -18,30 +19,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrizations
 
 import fastrnn
 from fastrnn.kinds import KINDS
 
-INPUTS, HIDDEN, OUTPUTS, STEPS, ROWS = 4, 5, 3, 6, 2
+INPUTS, HIDDEN, OUTPUTS, STEPS, ROWS, VOCABULARY = 4, 5, 3, 6, 2, 3
 
 
 @dataclass(frozen=True)
 class Row:
-    """A module of ours: a class, the arguments of its construction, the options that are on."""
+    """A module of ours: a class, the arguments of its construction, the options that are on, those of its calls."""
 
     kind: str
     variant: str = "ours"
     form: dict[str, Any] = field(default_factory=dict, hash=False)
     options: tuple[str, ...] = ()
+    call: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "-".join([self.kind, *map(str, self.form.values()), self.variant, *self.options])
+        return "-".join(
+            [self.kind, *map(str, self.form.values()), self.variant, *self.options, *(f"{name}=" for name in self.call)]
+        )
 
     @property
     def traits(self) -> set[str]:
-        found = {self.kind, self.variant, *self.form, *map(str, self.form.values()), *self.options}
+        found = {self.kind, self.variant, *self.form, *map(str, self.form.values()), *self.options, *self.call}
         if self.is_cell:
             return found | {"cell"}
         return found | {"default"} if self.variant == "ours" and KINDS[self.kind].theirs else found
@@ -78,8 +83,26 @@ class Row:
 
     def x(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)
+        if "embedding" in self.call:
+            return torch.randint(VOCABULARY, (STEPS, ROWS), generator=generator)
         shape = (ROWS, INPUTS) if self.is_cell else (STEPS, ROWS, INPUTS)
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(self.dtype)
+
+    def arguments(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Those of a call that are on."""
+        values = {
+            "lengths": [STEPS, 2],
+            "reset": torch.arange(STEPS * ROWS).view(STEPS, ROWS) % 5 == 3,
+            "embedding": table(dtype or self.dtype),
+            "return_cell_states": True,
+        }
+        return {name: values[name] for name in self.call}
+
+    def run(self, module: Any, x: Tensor) -> list[Tensor]:
+        """All results of a call with these arguments; x is of the module's dtype, or of none where it is tokens."""
+        biases = module.bias_hh if self.is_cell else module.bias_hh_l0
+        x = x.to(biases.dtype) if x.is_floating_point() else x
+        return flat(module(x, **self.arguments(biases.dtype)))
 
     def hx(self, module: Any) -> Any:
         """The state with which torch.nn's module does what this one does without."""
@@ -87,6 +110,12 @@ class Row:
             return None
         states = [s.detach().unsqueeze(1).expand(-1, ROWS, -1).contiguous() for s in learned(module)]
         return tuple(states) if len(states) == 2 else states[0]
+
+
+@functools.cache
+def table(dtype: torch.dtype) -> nn.Embedding:
+    torch.manual_seed(4)
+    return nn.Embedding(VOCABULARY, INPUTS, dtype=dtype)
 
 
 BUILT: dict[str, Callable[[Any], Any]] = {
@@ -105,8 +134,7 @@ def flat(result: Any) -> list[Tensor]:
 
 
 def called(row: Row, module: Any) -> list[Tensor]:
-    biases = module.bias_hh if row.is_cell else module.bias_hh_l0
-    return flat(module(row.x().to(biases.dtype)))
+    return row.run(module, row.x())
 
 
 def twin(row: Row, module: Any) -> Any:
@@ -174,7 +202,7 @@ def _(row: Row, module: Any) -> Any:
         return list(zip(called(row, narrow), called(row, module), strict=True))
     assert type(narrow) is wanted
     expected = narrow if row.variant == "int8" else wanted.from_float(twin(row, module))
-    return list(zip(flat(narrow(row.x().float())), flat(expected(row.x().float())), strict=True))
+    return list(zip(called(row, narrow), called(row, expected), strict=True))
 
 
 @column("from_float")
@@ -182,7 +210,7 @@ def _(row: Row, module: Any) -> Any:
     cls = KINDS[row.kind].int8 or fastrnn.QuantizedRNN
     narrow = cls.from_float(module.float())
     right = cls.from_float(twin(row, module))
-    return list(zip(flat(narrow(row.x().float())), flat(right(row.x().float())), strict=True))
+    return list(zip(called(row, narrow), called(row, right), strict=True))
 
 
 @column("fastrnn.interop.keras_weights")
@@ -292,25 +320,27 @@ def _(row: Row, module: Any) -> Any:
 @column("forward hooks")
 def _(row: Row, module: Any) -> Any:
     seen: list[Any] = []
-    module.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    module.register_forward_pre_hook(lambda module, args, kwargs: ((row.x(),), kwargs), with_kwargs=True)
     module.register_forward_hook(lambda module, args, kwargs, result: seen.extend(flat(result)), with_kwargs=True)
-    result = flat(module(row.x() / 2))
+    result = row.run(module, torch.zeros_like(row.x()))
     assert all(a is b for a, b in zip(seen, result, strict=True))
     return result
 
 
 @column("backward hooks")
 def _(row: Row, module: Any) -> Any:
-    seen: list[Tensor] = []
-    module.register_full_backward_hook(lambda module, given, arrived: seen.extend(flat(given[:1])))
-    x = row.x().requires_grad_()
-    y = module(x)
+    seen: list[Any] = []
+    module.register_full_backward_hook(lambda module, left, came: seen.extend(came))
+    given = module(row.x(), **row.arguments())
+    results = flat(given)
     if row.variant == "int8":
-        assert not flat(y)[0].requires_grad
-        return flat(y)
-    flat(y)[0].square().sum().backward()
-    own = x.grad.clone()
-    return [(seen[0], own), *zip(flat(y), called(row, module), strict=True)]
+        assert not results[0].requires_grad
+        return results
+    sum(tensor.square().sum() for tensor in results).backward()
+    tensors = given if isinstance(given, tuple) else (given,)
+    pairs = [(came, 2 * out) for came, out in zip(seen, tensors, strict=True) if came is not None]  # as of (h, c)
+    assert pairs
+    return [*pairs, *zip(results, called(row, module), strict=True)]
 
 
 @column("weight_norm")
@@ -341,50 +371,64 @@ def _(row: Row, module: Any) -> Any:
     return list(zip(called(row, module), exact, strict=True))  # that it is over
 
 
+def leaves(row: Row, module: Any) -> dict[str, Tensor]:
+    """What a call may be differentiated by: its input, and its parameters but biases, which are too like each other."""
+    x = {"x": row.x()} if row.x().is_floating_point() else {}
+    return x | {name: value.detach() for name, value in module.named_parameters() if not name.startswith("bias")}
+
+
+def as_function(row: Row, module: Any) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+    def function(given: dict[str, Tensor]) -> list[Tensor]:
+        x = given.get("x", row.x())
+        own = {name: value for name, value in given.items() if name != "x"}
+        return flat(functional_call(module, own, (x,), row.arguments()))
+
+    return function
+
+
 @column("functional_call")
 def _(row: Row, module: Any) -> Any:
     state = {key: value.clone() for key, value in module.state_dict().items()}
     for value in module.state_dict().values():
         value.zero_()
-    return flat(functional_call(module, state, (row.x(),)))
+    return flat(functional_call(module, state, (row.x(),), row.arguments()))
 
 
 @column("vmap")
 def _(row: Row, module: Any) -> Any:
-    batch = 0 if row.is_cell else 1
-    return flat(vmap(module, batch, batch)(row.x()))
+    several = [row.x(), row.x().flip(0), row.x().flip(1)]
+    found = vmap(lambda x: row.run(module, x))(torch.stack(several))
+    return [(found[k][v], right) for v, x in enumerate(several) for k, right in enumerate(row.run(module, x))]
 
 
 @column("grad")
 def _(row: Row, module: Any) -> Any:
-    x = row.x()
+    given, function = leaves(row, module), as_function(row, module)
 
-    def loss(x: Tensor) -> Tensor:
-        return sum(tensor.square().sum() for tensor in flat(module(x)))
+    def loss(given: dict[str, Tensor]) -> Tensor:
+        return sum(tensor.square().sum() for tensor in function(given))
 
-    found = grad(loss)(x)
-    leaf = x.clone().requires_grad_()
-    loss(leaf).backward()
-    return [(found, leaf.grad)]
+    found = grad(loss)(given)
+    own = {name: value.clone().requires_grad_() for name, value in given.items()}
+    loss(own).backward()
+    return [(found[name], leaf.grad) for name, leaf in own.items()]
 
 
 @column("jvp")
 def _(row: Row, module: Any) -> Any:
-    x, direction = row.x(), torch.ones_like(row.x())
-    found = jvp(lambda x: flat(module(x))[0], (x,), (direction,))[1]
-    step = 1e-6
-    right = (flat(module(x + step * direction))[0] - flat(module(x - step * direction))[0]) / (2 * step)
-    return [(found, right)]
+    given, function = leaves(row, module), as_function(row, module)
+    found = jvp(function, (given,), (given,))[1]
+    one, other = (function({name: value * (1 + step) for name, value in given.items()}) for step in (1e-6, -1e-6))
+    return [(f, (a - b) / 2e-6) for f, a, b in zip(found, one, other, strict=True)]
 
 
 @column("forward-mode AD")
 def _(row: Row, module: Any) -> Any:
-    x, direction = row.x(), torch.ones_like(row.x())
-    right = torch.autograd.functional.jvp(lambda x: flat(module(x))[0], x, direction)[1]
-    with torch.autograd.forward_ad.dual_level():
-        y = flat(module(torch.autograd.forward_ad.make_dual(x, direction)))[0]
-        found = torch.autograd.forward_ad.unpack_dual(y).tangent
-    return [(found, right)]
+    given, function = leaves(row, module), as_function(row, module)
+    right = jvp(function, (given,), (given,))[1] if row.variant != "int8" else []
+    with forward_ad.dual_level():
+        duals = function({name: forward_ad.make_dual(value, value) for name, value in given.items()})
+        return [(forward_ad.unpack_dual(dual).tangent, r) for dual, r in zip(duals, right, strict=True)]
 
 
 # Slow ones, or those that record a call.
@@ -455,7 +499,7 @@ column("torch.onnx.export(dynamo=True)")(onnx_exported(True))
 @column("torch.compile")
 def _(row: Row, module: Any) -> Any:
     torch._dynamo.reset()
-    return flat(torch.compile(Caller(module), backend="eager")(row.x()))
+    return row.run(torch.compile(module, backend="eager"), row.x())
 
 
 @column("torch.compile(fullgraph=True)")

@@ -115,6 +115,17 @@ def test_a_module_with_options_is_refused():
 
 
 @names
+@pytest.mark.parametrize("argument", ["mask", "lengths", "return_cell_states"])
+def test_arguments_of_other_classes_are_refused_with_advice(name: str, argument: str):
+    """Libraries with networks of their own take what is no instance of torch.nn's for these."""
+    ours, x = pair(name)[1], torch.randn(3, 2, 4, dtype=torch.float64)
+    with pytest.raises(TypeError, match=rf"{name}.forward.*'{argument}'.*convert.*makes it a fastrnn.{name}, an inst"):
+        ours(x, **{argument: None})
+    default = fastrnn.convert(fastrnn.revert(ours))
+    assert type(default) is getattr(fastrnn, name) and isinstance(default, getattr(nn, name))
+
+
+@names
 def test_construction_and_eager_calls_are_those_of_the_default_class(name: str):
     options = OPTIONS[name]
     made = []

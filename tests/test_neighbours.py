@@ -30,12 +30,14 @@ if reason := cpp.unavailable():
 # All else gives the same numbers.
 OPTIONS: dict[str, str | None] = {"learn_initial_state": None, "return_cell_states": None}
 OTHERS_WEIGHTS = {**OPTIONS, "int8": None, "cell": None, "JordanRNN": None, "proj_size": "projection"}
+# Arguments of a call, which come after: the TypeError of an unexpected argument has its name.
+ARGUMENTS: dict[str, str | None] = {"lengths": None, "reset": None, "embedding": None, "return_cell_states": None}
 NO_KERNELS: dict[str, str | None] = {"int8": None}
 INITIAL = {"int8": "scale_ih", "learn_initial_state": "initial_h", "JordanRNN": "weight_hr"}
 REFUSED: dict[str, dict[str, str | None]] = {
-    "fastrnn.convert(compilable=True)": {**OPTIONS, "recompute": None},
-    "fastrnn.revert": OPTIONS,
-    "fastrnn.quantize_dynamic": OPTIONS,
+    "fastrnn.convert(compilable=True)": {**OPTIONS, "recompute": None, **ARGUMENTS},
+    "fastrnn.revert": {**OPTIONS, **ARGUMENTS},
+    "fastrnn.quantize_dynamic": {**OPTIONS, **ARGUMENTS},
     "from_float": {**OPTIONS, "int8": None, "JordanRNN": None},
     "fastrnn.interop.keras_weights": OTHERS_WEIGHTS,
     "fastrnn.interop.load_keras_weights": OTHERS_WEIGHTS,
@@ -77,6 +79,13 @@ SLOW = {
     "torch.compile(fullgraph=True)": {"LSTM-ours", "GRU-compilable", "LSTM-int8", "LSTMCell-int8"},
 }
 
+# Columns that call a module, where the options of a call have their rows.
+CALLS = [
+    *("fastrnn.convert", "fastrnn.convert(compilable=True)", "fastrnn.revert", "fastrnn.quantize_dynamic"),
+    *("deepcopy", "forward hooks", "backward hooks", "weight_norm", "autocast", "functional_call", "torch.compile"),
+    *("vmap", "grad", "jvp", "forward-mode AD"),
+]
+
 FORMS: dict[str, list[dict[str, Any]]] = {
     "RNN": [{"nonlinearity": "tanh"}, {"nonlinearity": "relu"}],
     "LSTM": [{}, {"proj_size": 3}],
@@ -95,6 +104,13 @@ def subsets(cls: Any) -> list[tuple[str, ...]]:
     return [chosen for n in range(1, len(names) + 1) for chosen in itertools.combinations(names, n)]
 
 
+def calls(kind: str) -> list[tuple[str, ...]]:
+    """The arguments of a call beyond torch.nn's, each alone and all together."""
+    names = list(inspect.signature(KINDS[kind].ours.forward).parameters)[3:]
+    names = [name for name in names if name != "return_cell_states" or kind == "LSTM"]
+    return [*((name,) for name in names), tuple(names)]
+
+
 ROWS = [
     *(
         Row(kind, variant, form)
@@ -109,6 +125,8 @@ ROWS = [
         for chosen in subsets(classes.ours)
     ),
     Row("LSTM", "ours", {"proj_size": 3}, options.NAMES),
+    *(Row(kind, "ours", {}, (), chosen) for kind in ("LSTM", "GRU", "JordanRNN") for chosen in calls(kind)),
+    *(Row("LSTM", "ours", {}, options.NAMES, chosen) for chosen in calls("LSTM")),
 ]
 
 
@@ -119,20 +137,21 @@ def cells() -> list[Any]:
         )
         for name in COLUMNS
         for row in ROWS
-        if not row.traits & NOT_YET.get(name, set())
+        if not row.traits & NOT_YET.get(name, set()) and (not row.call or name in CALLS)
     ]
 
 
 @pytest.mark.parametrize(("name", "row"), cells())
 @pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The tensor attributes .*_flat_weights")
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # no gradient leaves tokens
 def test_same_numbers_or_refused_by_name(name: str, row: Row):
     module = row.build()
     own = type(module).__name__
     expected = [tensor.detach().clone() for tensor in called(row, module)]
     traits = row.traits & REFUSED.get(name, {}).keys()
     if traits and not (name in LEAVE_JORDAN and row.kind == "JordanRNN"):
-        words = [REFUSED[name][trait] or (trait if trait in options.NAMES else own) for trait in traits]
+        words = [REFUSED[name][trait] or (trait if trait in {*options.NAMES, *ARGUMENTS} else own) for trait in traits]
         with pytest.raises(Exception) as caught:
             COLUMNS[name](row, module)
         assert not isinstance(caught.value, AssertionError) and any(word in str(caught.value) for word in words)
@@ -169,7 +188,7 @@ def test_every_option_is_in_the_record():
 def test_every_function_of_ours_that_takes_modules_is_a_column():
     found = neighbours.public(fastrnn, fastrnn.init, fastrnn.interop, fastrnn.diagnostics)
     assert len(found) >= 12 and found <= COLUMNS.keys()
-    assert REFUSED.keys() <= COLUMNS.keys() and SLOW.keys() <= COLUMNS.keys()
+    assert {*REFUSED, *CALLS} <= COLUMNS.keys() and SLOW.keys() <= COLUMNS.keys()
 
 
 @pytest.mark.parametrize(

@@ -209,3 +209,5 @@ def test_what_models_ask_of_a_layer(kind: str):
         assert getattr(narrow, name) == getattr(single, name)
     assert getattr(narrow, "nonlinearity", None) == getattr(single, "nonlinearity", None)
     assert not isinstance(narrow, (nn.RNNBase, type(single)))
+    with pytest.raises(TypeError, match=f"Quantized{kind}.forward.*'mask'.*none of torch.nn's classes"):
+        narrow(torch.randn(2, 3, 4), mask=None)
