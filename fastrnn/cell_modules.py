@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fastrnn.backends.cpp import quick
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import watched
-from fastrnn.modules import hand_over, is_state, leaf
+from fastrnn.modules import hand_over, is_state, theirs
 from fastrnn.roads import autocast_dtype, cast, first_states, plan
 from fastrnn.scripting import copied
 from fastrnn.storage import require_memory
@@ -31,10 +31,10 @@ def step(
         if (result := quick(module.__dict__, input, hx, mode)) is not None:
             return result
     if (ours and watched()) or not isinstance(input, Tensor) or input.is_nested:
-        return leaf(module, input, hx) if isinstance(input, fx.Proxy) else base.forward(module, input, hx)
+        return theirs(module, base, input, hx)
     rank = input.dim()
     if rank not in (1, 2) or not is_state(hx, mode, rank):
-        return base.forward(module, input, hx)
+        return theirs(module, base, input, hx)
     x = _as_layer(input, rank)
     weights, hidden = _weights(module) if ours else module._flat_weights, module.hidden_size
     sizes = Sizes(module.input_size, hidden, hidden, 1, 1)

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import fx, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.fx.proxy import TraceError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,9 +38,51 @@ def watched() -> bool:
     """Whether somebody looks on who wants to see torch's own operators: torch.compile, tracing, a dispatch mode."""
     return (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        or torch._C._get_tracing_state() is not None  # `traced`, which Dynamo would rather not be asked
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+@constant
+def traced() -> bool:
+    """Whether torch.jit.trace, or the older ONNX exporter, records operators: Python's numbers, T among them, and its
+    loops stay in the trace as they are now."""
+    return torch._C._get_tracing_state() is not None
+
+
+def exported() -> bool:
+    """Whether torch.export is at work, or a compiler that does not tell: tensors have shapes and no values."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
+def leaf(module: nn.Module, input: Any, hx: Any, **options: Any) -> fx.Proxy | None:
+    """What torch.fx records of a module of torch.nn, into which it does not look: one call, with those ``options`` that
+    are not None; None where no argument is one of its proxies.
+
+    Raises:
+        TraceError: the module is the very one that is traced.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    given = {name: value for name, value in options.items() if value is not None}
+    if (proxy := _first_proxy((input, hx, *given.values()))) is None:
+        return None
+    tracer: Any = proxy.tracer
+    if not (path := tracer.path_of_module(module)):
+        raise TraceError(
+            f"torch.fx records {type(module).__name__} as one call, which needs a module around it: "
+            "trace torch.nn.Sequential(module), or the model that holds it"
+        )
+    for name, value in given.items():
+        if isinstance(value, nn.Module):
+            given[name] = tracer.create_proxy("get_attr", tracer.path_of_module(value), (), {})
+    return tracer.create_proxy("call_module", path, (input,) if hx is None else (input, hx), given)
+
+
+def _first_proxy(value: Any) -> fx.Proxy | None:
+    if isinstance(value, (tuple, list)):  # a PackedSequence is one
+        return next((found for part in value if (found := _first_proxy(part)) is not None), None)
+    return value if isinstance(value, fx.Proxy) else None
 
 
 @constant

@@ -163,7 +163,7 @@ class JordanRNN(Options, nn.Module):
             nn.init.uniform_(parameter, -1 / math.sqrt(columns), 1 / math.sqrt(columns))
 
     def __prepare_scriptable__(self) -> Any:
-        raise NotImplementedError(f"torch.jit.script knows no {type(self).__name__}")
+        raise NotImplementedError(f"torch.jit.script knows no {type(self).__name__}; torch.export takes it, for one T")
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}, {self.output_size}"
@@ -181,7 +181,6 @@ class JordanRNN(Options, nn.Module):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
         lengths: Lengths | None = None,
         reset: Tensor | None = None,
         embedding: nn.Embedding | Tensor | None = None,

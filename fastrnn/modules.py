@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._jit_internal import _overload_method
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import options, scripting
@@ -21,7 +22,7 @@ from fastrnn.backends import BackendError, reference, requested
 from fastrnn.backends.cpp import quick
 from fastrnn.backends.triton_roads import cudnn_wins
 from fastrnn.checks import Misplaced, Sizes
-from fastrnn.dynamo import watched
+from fastrnn.dynamo import leaf, watched
 from fastrnn.embedding import folded
 from fastrnn.options import Options
 from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
@@ -40,12 +41,10 @@ def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: 
     return result
 
 
-def leaf(module: nn.Module, input: fx.Proxy, hx: Any) -> fx.Proxy:
-    """What torch.fx records of a module of torch.nn, into which it does not look: one call."""
-    tracer: Any = input.tracer
-    return tracer.create_proxy(
-        "call_module", tracer.path_of_module(module), (input,) if hx is None else (input, hx), {}
-    )
+def theirs(module: nn.Module, base: type[Any], input: Any, hx: Any) -> Any:
+    """torch.nn's forward, or what torch.fx records in its place."""
+    call = leaf(module, input, hx)
+    return base.forward(module, input, hx) if call is None else call
 
 
 def run(
@@ -70,14 +69,17 @@ def run(
     unsorted_indices = input.unsorted_indices if packed else None
     mode = module.mode
     if not isinstance(x, Tensor) or x.is_nested:
-        return leaf(module, x, hx) if isinstance(x, fx.Proxy) else base.forward(module, input, hx)
-    tokens, seen = x.dtype is torch.int64, planned is None and watched()
-    if seen and not tokens:
-        return base.forward(module, input, hx)
+        return theirs(module, base, input, hx)
+    tokens = x.dtype is torch.int64
+    if planned is None and watched():
+        if tokens:  # as torch's operators take them
+            x = F.one_hot(x, module.input_size).to(module._flat_weights[0].dtype)
+            input = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices) if packed else x
+        return theirs(module, base, input, hx)
     rank = x.dim() + tokens  # tokens lack the dimension of their one-hot rows
     single = rank == 2 and not packed
     if not (single or rank == (2 if packed else 3)) or not is_state(hx, mode, 2 if single else 3):
-        return base.forward(module, input, hx)
+        return theirs(module, base, input, hx)
     turn = module.batch_first and rank == 3
     if turn:
         x = x.transpose(0, 1)
@@ -117,7 +119,7 @@ def run(
 
     if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, packed, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
-    road = None if seen else (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
+    road = (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
     if x.is_cuda and not (tokens or cells or planned or isinstance(road, Exception)) and requested() is None:
         steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         shape = sizes.directions, batch_sizes is not None, hidden, h0.shape[1], steps
@@ -155,11 +157,13 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator: Python calls :func:`run`, TorchScript compiles the decorated forward.
 
     TorchScript takes no keyword-only arguments, and looks for the source where :func:`functools.wraps` says it is.
+    Tracers pass all that the signature names by position, and none that it has by keyword alone: so, whatever the
+    overloads say, it has none.
     """
 
     def decorate(scripted: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(scripted)
-        def forward(self, input, hx=None, *, lengths=None, reset=None, embedding=None, return_cell_states=None):
+        def forward(self, input, hx=None, lengths=None, reset=None, embedding=None, return_cell_states=None):
             if (
                 lengths is reset is embedding is return_cell_states is None
                 and not self.learn_initial_state

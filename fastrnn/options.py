@@ -31,7 +31,12 @@ Of a module, as keyword-only arguments of its class or attributes set later:
     Backward computes the gates again, from h and c kept every sqrt(T) steps or more (:mod:`fastrnn.recompute`): the
     same results in a fraction of the memory and 1.4 to 1.5 times the time.  Not where torch.nn's own functions run.
 
+In the hands of those that make graphs: torch.fx records a call with all of this as one.  torch.jit.trace and the older
+ONNX exporter take all but ``reset`` and cell states, for any T, B and lengths; torch.export all but ``lengths`` and
+``reset``.
+
 Raises:
+    NotImplementedError: a graph cannot hold what is asked for.
     ValueError: ``lengths`` or ``reset`` with a PackedSequence, or of another shape or dtype; ``return_cell_states``
         for a cell without c.
     RuntimeError: a length is not within 1 .. T.
@@ -51,7 +56,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import embedding as embeddings
 from fastrnn import recompute, sequences
 from fastrnn.backends import reference
-from fastrnn.dynamo import watched
+from fastrnn.dynamo import exported, leaf, traced, watched
 from fastrnn.roads import Road, plan
 from fastrnn.storage import require_memory
 
@@ -127,8 +132,12 @@ class Options:
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script compiles: a module as it is, since none of this stands in TorchScript."""
-        if used := [name for name in ("learn_initial_state", "return_cell_states") if getattr(self, name)]:
-            raise NotImplementedError(f"torch.jit.script knows no {' and no '.join(used)}: trace the module instead")
+        if self.return_cell_states:
+            raise NotImplementedError(
+                "torch.jit.script knows no return_cell_states: set it to False, or torch.export the module, for one T"
+            )
+        if self.learn_initial_state:
+            raise NotImplementedError("torch.jit.script knows no learn_initial_state: torch.jit.trace does")
         return self
 
 
@@ -144,13 +153,20 @@ def forward(
     return_cell_states: bool | None,
 ) -> Any:
     """The forward of a module with an option on, around ``run``, that of a module without."""
+    call = leaf(
+        module, input, hx, lengths=lengths, reset=reset, embedding=embedding, return_cell_states=return_cell_states
+    )
+    if call is not None:
+        return call
     cells = module.return_cell_states if return_cell_states is None else return_cell_states
     if cells and module.mode != "LSTM":
         raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
     initial = (module.initial_h, getattr(module, "initial_c", None)) if module.learn_initial_state else (None, None)
     if embedding is not None and embeddings.does_more(embedding):
         input, embedding = embeddings.each_looked_up(input, embedding), None
-    planned = _planner(cells, module.recompute) if cells or module.recompute else None
+    _check_that_graphs_may_hold(cells, lengths is not None, reset is not None)
+    again = module.recompute and not watched()  # torch's own operators recompute nothing
+    planned = _planner(cells, again) if cells or again else None
 
     given = input.data if isinstance(input, PackedSequence) else input
     states = hx if isinstance(hx, (tuple, list)) else (hx,)
@@ -170,11 +186,31 @@ def forward(
     return sequences.run_pieces(inner, module, input, hx, initial, lengths, reset)
 
 
+def _check_that_graphs_may_hold(cells: bool, lengths: bool, reset: bool) -> None:
+    """Raises NotImplementedError where a graph would be made, and hold numbers that are of its example alone."""
+    if cells and traced():
+        raise NotImplementedError(
+            "return_cell_states: torch has no operator that gives them, and a trace would hold T, the number of steps "
+            "of its example; torch.export takes it, for one T"
+        )
+    if reset and (traced() or exported()):
+        raise NotImplementedError(
+            "reset: torch has no operator that takes it, and a graph would hold the values of its example; leave the "
+            "call out of what is traced or exported, or, in a trace, give the pieces as sequences with lengths"
+        )
+    if lengths and exported():
+        raise NotImplementedError(
+            "lengths: their values say how large tensors are, which torch.export does not know; torch.jit.trace and "
+            "torch.onnx.export(dynamo=False) take them"
+        )
+
+
 def _expanded(initial: Sequence[Tensor | None], input: Any, module: Any) -> Any:
     """The learned state for all sequences of an input, as that input wants it."""
     if isinstance(input, PackedSequence):
         rows = input.sorted_indices
-        batch = int(input.batch_sizes[0]) if rows is None else rows.shape[0]
+        first = input.batch_sizes[0]
+        batch: Any = rows.shape[0] if rows is not None else first if traced() else int(first)  # in a trace no number
         shape: tuple[int, ...] = (batch,)
     else:
         rank = input.dim() + (input.dtype == torch.int64)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from fastrnn.dynamo import traced
 
 Lengths = Tensor | Sequence[int] | int
 
@@ -159,6 +161,8 @@ def run_pieces(
 
     lengths = _checked_lengths(lengths, padded, steps, rows, batch_first)
     reset = _checked_reset(reset, x.shape[:1] if single else x.shape[:2], single, batch_first)
+    if traced() and lengths is not None:
+        return _run_in_trace(run, padded, hx, lengths, batch_first, single)
     pieces = cut(padded, lengths, reset, batch_first)
     if given:
         given = [state.unsqueeze(1) if single else state for state in given]
@@ -180,10 +184,31 @@ def run_pieces(
     return back(y.data), last, *(back(each.data) for each in cells)
 
 
+def _run_in_trace(
+    run: Callable[[Any, Any], Any], x: Tensor, hx: Any, lengths: Tensor, batch_first: bool, single: bool
+) -> Any:
+    """:func:`run_pieces` in operators of torch that take whatever T, B and lengths come."""
+
+    def each(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+        if state is None or not single:
+            return state
+        return function(state) if isinstance(state, Tensor) else tuple(function(part) for part in state)
+
+    rows, steps = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    lengths = lengths.view(rows)  # checks, in the trace, that there are so many
+    packed = pack_padded_sequence(x, lengths, batch_first, enforce_sorted=False)
+    y, last = run(packed, each(lambda state: state.unsqueeze(1), hx))
+    y, _ = pad_packed_sequence(y, batch_first, total_length=steps)
+    return (y.squeeze(1) if single else y), each(lambda state: state.squeeze(1), last)
+
+
 def _checked_lengths(lengths: Lengths | None, x: Tensor, steps: int, rows: int, batch_first: bool) -> Tensor | None:
     if lengths is None:
         return None
-    found = torch.as_tensor(lengths, device="cpu")
+    if isinstance(lengths, (list, tuple)) and any(isinstance(length, Tensor) for length in lengths):
+        lengths = torch.stack([one if isinstance(one, Tensor) else torch.tensor(one) for one in lengths])
+    # A trace takes what `as_tensor` gives for a constant.
+    found = lengths.cpu() if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     if found.dim() == 0 and rows == 1:
         found = found.unsqueeze(0)
     if found.is_floating_point() or found.dtype == torch.bool or found.shape != (rows,):

@@ -58,19 +58,17 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "jvp": NO_KERNELS,
     "forward-mode AD": NO_KERNELS,
     "torch.jit.script": {**OPTIONS, "int8": None, "compilable": None, "JordanRNN": None},
-    "torch.jit.trace": NO_KERNELS,
+    "torch.jit.trace": {"int8": None, "return_cell_states": None, "JordanRNN": None},
     "torch.export": NO_KERNELS,
-    "torch.onnx.export(dynamo=False)": {"int8": None, "proj_size": "LSTMs with projections"},
+    "torch.onnx.export(dynamo=False)": {
+        **{"int8": None, "return_cell_states": None, "JordanRNN": None},
+        "proj_size": "LSTMs with projections",
+    },
     "torch.onnx.export(dynamo=True)": NO_KERNELS,
     "torch.compile(fullgraph=True)": {"int8": None, "default": None},
 }
 # Networks that torch.nn has not are left as they are, whatever is on.
 LEAVE_JORDAN = {"fastrnn.convert(compilable=True)", "fastrnn.revert", "fastrnn.quantize_dynamic"}
-# What is neither yet: the traits of rows that a column goes without.
-NOT_YET = {
-    "torch.fx": {"learn_initial_state"},
-    "torch.onnx.export(dynamo=False)": {"default", "JordanRNN"},
-}
 # Columns that take seconds a cell: the rows that are tried every day, while all of them are among the slow tests.
 SLOW = {
     "torch.export": {"LSTM-ours", "LSTM-ours-learn_initial_state-return_cell_states", "LSTMCell-int8"},
@@ -137,7 +135,7 @@ def cells() -> list[Any]:
         )
         for name in COLUMNS
         for row in ROWS
-        if not row.traits & NOT_YET.get(name, set()) and (not row.call or name in CALLS)
+        if not row.call or name in CALLS
     ]
 
 

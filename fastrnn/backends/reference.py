@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, Weights, split_weights
+from fastrnn.dynamo import traced
 
 MODES = tuple(CELLS)
 TOKENS = True
@@ -106,6 +107,11 @@ def layer(
 
     ``watch`` is given, for each direction, the very h that the next step reads, step by step in the order of x.
     """
+    if traced():
+        raise NotImplementedError(
+            f"{mode}: these equations are a loop in Python, of which a trace would hold T, the number of steps of its "
+            "example; trace fastrnn.LSTM, GRU or RNN, torch.export a fastrnn.JordanRNN, for one T"
+        )
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = x.flatten(0, 1) if batch_sizes is None else x
     states = h0 if c0 is None else c0  # a cell without c carries a tensor that nothing reads
