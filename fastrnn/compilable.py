@@ -118,7 +118,7 @@ class Compilable(nn.RNNBase):
         Raises:
             TypeError: there is another argument, as of libraries that take what is no torch.nn.LSTM for their own.
         """
-        if others:
+        if isinstance(others, dict) and others:  # a proxy where torch.fx traces the module itself
             default = f"fastrnn.{type(self).__name__}, an instance of torch.nn's class with the options of fastrnn's"
             raise modules.unexpected(self, others, f"fastrnn.convert(fastrnn.revert(model)) makes it a {default}")
         return modules.run(self, self._base, input, hx, _plan if torch.compiler.is_compiling() else None)

@@ -181,7 +181,7 @@ class _Quantized(_Int8):
             TypeError: there is another argument.
             ValueError, RuntimeError: as torch.nn's, where shapes do not fit; the input is not float32 on the CPU.
         """
-        if others:
+        if isinstance(others, dict) and others:  # a proxy where torch.fx traces the module itself
             raise unexpected(
                 self, others, "a module of 8 bits takes input and hx alone, and is none of torch.nn's classes"
             )
