@@ -128,7 +128,7 @@ class _Int8(nn.Module):
         raise NotImplementedError(f"torch.jit.script knows no {type(self).__name__}: script the float module")
 
     def _check_that_kernels_may_run(self) -> None:
-        if torch.compiler.is_compiling():  # which breaks the graph here in any case; with fullgraph=True it says why
+        if torch.compiler.is_dynamo_compiling():  # the graph breaks here in any case; with fullgraph=True it says why
             torch._dynamo.graph_break(msg=f"{type(self).__name__} has no operator that a graph could hold")
         if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
             raise RuntimeError(f"{type(self).__name__} has no operator that a trace could hold: trace the float module")

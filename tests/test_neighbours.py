@@ -64,7 +64,8 @@ REFUSED: dict[str, dict[str, str | None]] = {
         **{"int8": None, "return_cell_states": None, "JordanRNN": None},
         "proj_size": "LSTMs with projections",
     },
-    "torch.onnx.export(dynamo=True)": NO_KERNELS,
+    # torch makes a node of an LSTM with a projection that ONNX Runtime refuses; ours makes none.
+    "torch.onnx.export(dynamo=True)": {"int8": None, "LSTM-3-ours": "initial_c", "LSTM-3-compilable": "projection"},
     "torch.compile(fullgraph=True)": {"int8": None, "default": None},
 }
 # Networks that torch.nn has not are left as they are, whatever is on.
@@ -147,7 +148,7 @@ def test_same_numbers_or_refused_by_name(name: str, row: Row):
     module = row.build()
     own = type(module).__name__
     expected = [tensor.detach().clone() for tensor in called(row, module)]
-    traits = row.traits & REFUSED.get(name, {}).keys()
+    traits = {*row.traits, str(row)} & REFUSED.get(name, {}).keys()
     if traits and not (name in LEAVE_JORDAN and row.kind == "JordanRNN"):
         words = [REFUSED[name][trait] or (trait if trait in {*options.NAMES, *ARGUMENTS} else own) for trait in traits]
         with pytest.raises(Exception) as caught:
