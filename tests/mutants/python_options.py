@@ -39,8 +39,8 @@ FAULTS = [
         "options-recompute-alone",
         "recompute is forgotten where cell states are asked for",
         "fastrnn/options.py",
-        "planned = _planner(cells, module.recompute) if cells or module.recompute else None",
-        "planned = _planner(cells, module.recompute and not cells) if cells or module.recompute else None",
+        "planned = _planner(cells, again) if cells or again else None",
+        "planned = _planner(cells, again and not cells) if cells or again else None",
         "test_recompute.py",
     ),
     Fault(
