@@ -55,20 +55,21 @@ void run_stack(const std::vector<Forward<bfloat16>>& all) {
 // How many there are for each direction of each layer; more layers than weights are no network.
 size_t share(const Network& network, const Held& held) {
   require(network.count() <= static_cast<int64_t>(held.size()) && held.size() % network.count() == 0);
-  for (const py::object& tensor : held) require_true_signs(tensor.ptr());
+  for (const py::object& tensor : held)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr())) != torch.parameter) require_true_signs(tensor.ptr());
   return held.size() / network.count();
 }
 
 // torch's list: w_ih, w_hh, b_ih and b_hh if there are biases, w_hr if there is a projection, for each direction.
 template <class S>
-py::object run_floats(const Network& network, PyObject* input, PyObject* hx) {
+py::object run_floats(const Network& network, PyObject* input, const TensorView& x, PyObject* hx) {
+  Call<S> call(network, input, x, hx);
   const Held held = parameters_of(network);
   const size_t each = share(network, held);
   const int64_t rows = network.rows, outputs = network.outputs;
   require(each >= 2 && each <= 5);
   const bool projected = each % 2;
   require(projected ? network.lstm() : outputs == network.hidden);
-  Call<S> call(network, input, hx);
   call.make_results();
   std::vector<Forward<S>> layers(network.layers);
   std::vector<std::unique_ptr<KeptFor>> kept;
@@ -92,21 +93,21 @@ py::object run_floats(const Network& network, PyObject* input, PyObject* hx) {
 
 py::object floats(const Network& network, PyObject* input, PyObject* hx) {
   const TensorView x = view(input);
-  if (holds<float>(x)) return run_floats<float>(network, input, hx);
-  if (holds<double>(x)) return run_floats<double>(network, input, hx);
-  if (holds<bfloat16>(x)) return run_floats<bfloat16>(network, input, hx);
+  if (holds<float>(x)) return run_floats<float>(network, input, x, hx);
+  if (holds<double>(x)) return run_floats<double>(network, input, x, hx);
+  if (holds<bfloat16>(x)) return run_floats<bfloat16>(network, input, x, hx);
   throw Unusual();
 }
 
 // The list of forward_int8 in module.cpp, for each direction.
 py::object integers(const Network& network, PyObject* input, PyObject* hx) {
+  Call<float> call(network, input, view(input), hx);
   const Held held = buffers_of(network);
   const int64_t rows = network.rows, hidden = network.hidden, outputs = network.outputs;
   const bool projected = outputs != hidden;
   const size_t each = share(network, held), plain = each - 2 * projected;
   require(plain == 4 || plain == 6);
   require((!projected || network.lstm()) && hidden <= kInt8Depth);
-  Call<float> call(network, input, hx);
   call.make_results();
   std::vector<Int8Forward> layers(network.layers);
   call.lay_out(layers);

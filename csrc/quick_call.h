@@ -103,10 +103,10 @@ inline TensorView view(PyObject* tensor, bool weight = false) {
   return found;
 }
 
-// That a tensor, unless it is a Parameter, does not store numbers with the wrong sign, of which an operator alone
+// That it is a plain tensor which does not store numbers with the wrong sign, of which an operator alone
 // knows.
 inline void require_true_signs(PyObject* tensor) {
-  if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != torch.tensor) return;
+  require(reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == torch.tensor);
   const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names().is_neg));
   if (!negative) throw py::error_already_set();
   require(negative.ptr() == Py_False);
@@ -191,9 +191,7 @@ struct Call {
   std::unique_ptr<S[]> zeros, between;  // between: y of all layers that nobody sees
   Memory memory;
 
-  Call(const Network& of, PyObject* from, PyObject* hx) : network(of), input(from) {
-    require_true_signs(input);
-    const TensorView x = view(input);
+  Call(const Network& of, PyObject* from, const TensorView& x, PyObject* hx) : network(of), input(from) {
     flat = x.rank == (of.cell ? 1 : 2);
     require(flat || x.rank == (of.cell ? 2 : 3));
     first = x.shape[0], second = x.rank > 1 ? x.shape[1] : 1;
@@ -203,30 +201,22 @@ struct Call {
       require(steps == 1 || batch == 1);  // then either order is the same in memory
     }
     require(steps > 0 && batch > 0 && x.shape[x.rank - 1] == of.inputs && holds<S>(x));
-    for (int i = 0; i < of.layers; ++i)
-      work += static_cast<double>(of.rows) * (of.width(i) + of.outputs) * of.directions * steps * batch;
+    const double others = (of.layers - 1.0) * (of.width(1) + of.outputs);
+    work = (of.inputs + of.outputs + others) * of.rows * of.directions * steps * batch;
+    require_true_signs(input);
     if (hx == Py_None) return;
     if (of.lstm()) {
       require((PyTuple_CheckExact(hx) || PyList_CheckExact(hx)) && PySequence_Fast_GET_SIZE(hx) == 2);
       h0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 0));
       c0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 1));
-      require_state(c0.ptr(), of.hidden);
+      require_true_signs(c0.ptr());
     } else {
       h0 = py::reinterpret_borrow<py::object>(hx);
     }
-    require_state(h0.ptr(), of.outputs);
+    require_true_signs(h0.ptr());
   }
 
   bool is_long() const { return work >= kLong; }
-
-  void require_state(PyObject* tensor, int64_t units) const {
-    require_true_signs(tensor);
-    const TensorView found = view(tensor);
-    require(network.cell ? flat ? found.has_shape(units) : found.has_shape(batch, units)
-            : flat       ? found.has_shape(network.count(), units)
-                         : found.has_shape(network.count(), batch, units));
-    require(holds<S>(found));
-  }
 
   py::object last_state(const py::object& before, int64_t units) const {
     if (before) return like(before.ptr());
@@ -245,7 +235,7 @@ struct Call {
       const bool as_h0 = h0 && !flat && n.layers == 1 && width == n.outputs && first == 1 && second == batch;
       y = as_h0 ? like(h0.ptr()) : flat ? empty(input, steps, width) : empty(input, first, second, width);
     }
-    between.reset(new S[(n.layers - !n.cell) * steps * batch * width]);
+    if (const int64_t inner = n.layers - !n.cell) between.reset(new S[inner * steps * batch * width]);
     if (is_long()) threads = thread_count();
   }
 
@@ -256,12 +246,20 @@ struct Call {
     if (is_long()) memory.hold(tensor);
     return reinterpret_cast<const N*>(found.address());
   }
-  const S* numbers_of(PyObject* tensor, int64_t count) {
-    const TensorView found = view(tensor);
-    require(found.count() == count);
-    return numbers<S>(tensor, found);
+  const S* input_at() {
+    const TensorView found = view(input);
+    require(found.count() == steps * batch * network.inputs);
+    return numbers<S>(input, found);
   }
-  static S* numbers_of(const py::object& result) {  // which nobody else has
+  const S* state_at(const py::object& state, int64_t units) {
+    if (!state) return zeros.get();
+    const TensorView found = view(state.ptr());
+    require(network.cell ? flat ? found.has_shape(units) : found.has_shape(batch, units)
+            : flat       ? found.has_shape(network.count(), units)
+                         : found.has_shape(network.count(), batch, units));
+    return numbers<S>(state.ptr(), found);
+  }
+  static S* result_at(const py::object& result) {  // which nobody else has
     return result ? reinterpret_cast<S*>(view(result.ptr()).address()) : nullptr;
   }
   template <class N, class... Size>
@@ -275,11 +273,9 @@ struct Call {
   template <class Layer>
   void lay_out(std::vector<Layer>& all) {
     const Network& n = network;
-    const int64_t layer_size = steps * batch * n.directions * n.outputs, rows = n.count() * batch;
-    S *const hn_at = numbers_of(hn), *const cn_at = numbers_of(cn), *const y_at = numbers_of(y);
-    const S* const x_at = numbers_of(input, steps * batch * n.inputs);
-    const S* const h0_at = h0 ? numbers_of(h0.ptr(), rows * n.outputs) : zeros.get();
-    const S* const c0_at = c0 ? numbers_of(c0.ptr(), rows * n.hidden) : zeros.get();
+    const int64_t layer_size = steps * batch * n.directions * n.outputs;
+    S *const hn_at = result_at(hn), *const cn_at = result_at(cn), *const y_at = result_at(y);
+    const S *const x_at = input_at(), *const h0_at = state_at(h0, n.outputs), *const c0_at = state_at(c0, n.hidden);
     for (int i = 0; i < n.layers; ++i) {
       Layer& layer = all[i];
       layer.mode = n.mode;

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastrnn
+from fastrnn import modules
 from fastrnn.backends import load
 
 cpp = load("cpp")
@@ -20,7 +21,9 @@ newer = pytest.mark.skipif(cpp._precision is None, reason="this torch has no fp3
 @pytest.fixture(autouse=True)
 def as_if_it_paid(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine that multiplies bfloat16; and torch's settings as they were."""
-    monkeypatch.setattr(cpp, "_NATIVE", True)
+    if not cpp.NATIVE:
+        monkeypatch.setattr(cpp, "NATIVE", True)
+        monkeypatch.setattr(modules, "quick", lambda *call: None)  # it knew what machine it is on
     yield
     torch.set_float32_matmul_precision("highest")
     if cpp._precision is not None:

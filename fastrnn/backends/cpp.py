@@ -22,7 +22,7 @@ from fastrnn.storage import require_memory
 
 _missing = ""
 _KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}  # forward and backward of layers one upon the other
-_NATIVE = False  # whether the machine multiplies bfloat16 itself
+NATIVE = False  # whether the machine multiplies bfloat16 itself
 _precision: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
 _MIXED: tuple[Callable, Callable] | None = None  # float32 but for what is multiplied, which is bfloat16
 try:
@@ -32,7 +32,7 @@ try:
     _KERNELS[torch.float64] = _core.forward_double, _core.backward_double
     _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
     _MIXED = _core.forward_mixed, _core.backward_mixed
-    _NATIVE = _core.multiplies_bfloat16()
+    NATIVE = _core.multiplies_bfloat16()
 except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(error)
 
@@ -98,7 +98,7 @@ def multiplies_narrow(x: Tensor, weights: Sequence[Tensor]) -> bool:
 
 def exact_products() -> bool:
     """Whether float32 is multiplied as such: the machine does not multiply bfloat16, or torch's user has not let it."""
-    if not _NATIVE:
+    if not NATIVE:
         return True
     if _precision is None:
         return torch.get_float32_matmul_precision() != "medium"
