@@ -11,7 +11,6 @@ from torch.nn.utils import parametrize
 
 from fastrnn import options
 from fastrnn.kinds import KINDS
-from fastrnn.quantized import call_hooks
 
 Model = TypeVar("Model", bound=nn.Module)
 Classes = dict[type[nn.Module], Any]
@@ -72,8 +71,9 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
     (:mod:`fastrnn.quantized`); all else stays.  For inference on a CPU.
 
     Replaced is what is exactly of torch.nn's class, of fastrnn's, or of one of :mod:`fastrnn.compilable`; a subclass
-    written by others, whose forward may do more, stays, and so does :class:`fastrnn.JordanRNN`.  Hooks on calls go
-    along.  Weights that a parametrization computes are taken as they are now, and are computed no more.
+    written by others, whose forward may do more, stays, and so does :class:`fastrnn.JordanRNN`.  Hooks on calls and
+    attributes that users have set go along.  Weights that a parametrization computes are taken as they are now, and are
+    computed no more.
 
     Args:
         model: it is copied, unless ``inplace``.
@@ -93,7 +93,8 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
         memo: dict[int, Any] = {id(module): narrow for module, narrow in found.items()}
         copied = copy.deepcopy(model, memo)
         for module, narrow in found.items():  # last: a hook may belong to another module of the model
-            vars(narrow).update(copy.deepcopy(call_hooks(module), memo))
+            shared = {name: value for name, value in vars(narrow).items() if vars(module).get(name, copy) is value}
+            vars(narrow).update(copy.deepcopy(shared, memo))
         return copied
     for module in list(model.modules()):
         for name, child in module._modules.items():

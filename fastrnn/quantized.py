@@ -47,9 +47,11 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return scales, (weight / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)
 
 
-def call_hooks(module: nn.Module) -> dict[str, Any]:
-    """What torch keeps of the hooks on a module's calls: its attributes of all modules that tell of these."""
-    return {name: vars(module)[name] for name in vars(nn.Module()) if "forward" in name or "backward" in name}
+def belongings(module: nn.Module, narrow: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that go along to the one in its place: hooks on calls, and what users have set."""
+    hooks = {name for name in vars(nn.Module()) if "forward" in name or "backward" in name}
+    own = {name for name in vars(module).keys() - vars(narrow).keys() - {*options.NAMES} if not name.startswith("_")}
+    return {name: value for name, value in vars(module).items() if name in hooks | own}
 
 
 class _Errors:
@@ -101,7 +103,7 @@ class _Int8(nn.Module):
     @classmethod
     def from_float(cls, module: nn.Module) -> Any:
         """The same network with weights of 8 bits, of a module of torch.nn's or fastrnn's class; weights are copied,
-        hooks on calls are those of the module.
+        hooks on calls and attributes that users have set are those of the module.
 
         Raises:
             TypeError: it is not of that class.
@@ -116,8 +118,27 @@ class _Int8(nn.Module):
         if reason := cpp.unavailable():
             raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
         narrow = cls(module).train(module.training)
-        vars(narrow).update(call_hooks(module))
+        vars(narrow).update(belongings(module, narrow))
         return narrow
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: list[str],
+    ) -> None:
+        """Loads nothing of others' dtypes, as a module of floats has under the same names."""
+        own = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        given = {name: state_dict[prefix + name].dtype for name in own if prefix + name in state_dict}
+        if wrong := [name for name in given if given[name] is not own[name].dtype]:
+            first = f"{wrong[0]} of {given[wrong[0]]}, expected {own[wrong[0]].dtype}"
+            errors.append(f"{prefix or 'the state'} is of no {type(self).__name__}: it has {first}.")
+        else:
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     @property
     def _flat_weights(self) -> list[Tensor]:

@@ -191,6 +191,34 @@ def test_a_module_in_two_places_and_weights_in_two_modules(kind: str, inplace: b
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@kinds
+def test_attributes_of_users_go_along(kind: str):
+    single = getattr(fastrnn, kind)(4, 5)
+    single.note, single.parts, single.to_itself = "mine", [single, 3], single.extra_repr
+    narrow = fastrnn.quantize_dynamic(single)
+    assert narrow.note == "mine" and narrow.parts == [narrow, 3] and narrow.parts is not single.parts
+    assert narrow.to_itself.__self__ is narrow
+    assert fastrnn.quantize_dynamic(single, inplace=True).parts is single.parts
+    plain = fastrnn.quantize_dynamic(getattr(nn, kind)(4, 5))
+    assert vars(narrow).keys() - vars(plain).keys() == {"note", "parts", "to_itself"}
+
+
+@kinds
+@pytest.mark.parametrize("strict", [False, True])
+def test_weights_of_floats_are_not_loaded_as_integers(kind: str, strict: bool):
+    """Not even where missing keys are let go: under the same names they would be cut to zeros."""
+    single = getattr(nn, kind)(4, 5)
+    narrow, x = fastrnn.quantize_dynamic(single), inputs(kind)
+    model, before = nn.ModuleDict({"rnn": narrow}), flat(narrow(x))
+    for part, state in ((narrow, single.state_dict()), (model, nn.ModuleDict({"rnn": single}).state_dict())):
+        with pytest.raises(RuntimeError, match=f"Quantized{kind}: it has weight_ih(_l0)? of torch.float32, .*int8"):
+            part.load_state_dict(state, strict=strict)
+    assert all(torch.equal(a, b) for a, b in zip(flat(narrow(x)), before, strict=True))
+    other = fastrnn.quantize_dynamic(nn.ModuleDict({"rnn": getattr(nn, kind)(4, 5)}))
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(flat(other["rnn"](x)), before, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_what_models_ask_of_a_layer(kind: str):
     single = getattr(nn, kind)(4, 5, num_layers=2, bidirectional=True, batch_first=True)
