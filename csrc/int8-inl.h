@@ -269,21 +269,28 @@ struct Int8Scan {
 };
 
 template <class Cell>
-void forward_int8_cell(const Int8Forward& args) {
+bool run_int8(const Int8Forward& args, Team& team) {
   const Sizes& z = args.sizes;
   Scratch scratch;
   Barrier barriers[2];
   const double work = double(Cell::kGates) * z.hidden * (z.inputs + z.outputs) * z.rows * z.directions;
   const double step = double(Cell::kGates) * z.hidden * z.outputs * z.rows / z.steps;
-  const int team = work < kCallWork ? 1 : team_size(args.threads);
-  const bool side_by_side = z.directions == 2 && team % 2 == 0;
-  const int own = step < 4 * kStepWork || z.hidden <= kLanes<float> ? 1 : side_by_side ? team / 2 : team;
+  const int threads = work < kCallWork ? 1 : team.size();
+  const bool side_by_side = z.directions == 2 && threads % 2 == 0;
+  const int own = step < 4 * kStepWork || z.hidden <= kLanes<float> ? 1 : side_by_side ? threads / 2 : threads;
   const Crew crew{own, side_by_side, false};
   const int64_t* offsets = make_offsets(z, scratch);
   Int8Scan<Cell> first(args, 0, offsets, own, barriers[0], scratch);
-  if (z.directions == 1) return run_scans<Int8Scan<Cell>>(&first, nullptr, crew);
+  if (z.directions == 1) return run_scans<Int8Scan<Cell>>(team, &first, nullptr, crew);
   Int8Scan<Cell> second(args, 1, offsets, own, barriers[1], scratch);
-  run_scans(&first, &second, crew);
+  return run_scans(team, &first, &second, crew);
+}
+
+template <class Cell>
+void forward_int8_cell(const Int8Forward& args) {
+  Team team(args.threads);
+  while (!run_int8<Cell>(args, team)) {
+  }
 }
 
 inline void forward_int8(const Int8Forward& args) {

@@ -1,34 +1,36 @@
 // A whole layer: its directions on a team of threads.
 
-// Runs scans[direction]->run(thread) for all directions, side by side or one after the other.
+// Runs scans[direction]->run(thread) for all directions, side by side or one after the other; false as Team::run.
 template <class Scan>
-void run_scans(Scan* first, Scan* second, Crew crew) {
-  struct Team {
+bool run_scans(Team& team, Scan* first, Scan* second, Crew crew) {
+  struct Shared {
     Scan* scans[2];
     Crew crew;
-  } team{{first, second}, crew};
-  run_team(
+  } shared{{first, second}, crew};
+  return team.run(
       crew.side_by_side ? 2 * crew.threads : crew.threads,
       [](void* context, int thread) {
-        const Team& team = *static_cast<Team*>(context);
-        if (team.crew.side_by_side) return team.scans[thread / team.crew.threads]->run(thread % team.crew.threads);
-        for (Scan* scan : team.scans)
+        const auto& [scans, crew] = *static_cast<Shared*>(context);
+        if (crew.side_by_side) return scans[thread / crew.threads]->run(thread % crew.threads);
+        for (Scan* scan : scans)
           if (scan) scan->run(thread);
       },
-      &team);
+      &shared);
 }
 
 template <class Scan, class Layer>
-void run_layer(const Layer& args) {
+bool run_layer(const Layer& args, Team& team) {
   Scratch scratch;
   Barrier barriers[2];
-  const Crew crew = make_crew<typename Scan::Number, typename Scan::Unit>(args, Scan::shared_panels(args.sizes));
+  const Crew crew =
+      make_crew<typename Scan::Number, typename Scan::Unit>(args, Scan::shared_panels(args.sizes), team.size());
   const int64_t* offsets = make_offsets(args.sizes, scratch);
   Scan first(args, 0, offsets, crew, barriers[0], scratch);
-  if (args.sizes.directions == 1) return run_scans<Scan>(&first, nullptr, crew);
+  if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, crew);
   Scan second(args, 1, offsets, crew, barriers[1], scratch);
-  run_scans(&first, &second, crew);
+  if (!run_scans(team, &first, &second, crew)) return false;
   second.join();
+  return true;
 }
 
 // Multiply-adds of one step below which a wavefront over layers beats sharing the units of each, if a thread's L2 cache
@@ -37,14 +39,13 @@ constexpr double kWaveWork = 1e6;
 
 // How many of the layers, from the first, to run in a wavefront.
 template <class Scan, class Layer>
-int wave_height(const Layer* layers, int count) {
+int wave_height(const Layer* layers, int count, int threads) {
   using S = typename Scan::Number;
   using Cell = typename Scan::Unit;
   const Sizes& z = layers->sizes;
   if (count < 2 || z.directions > 1) return 1;
-  const int threads = team_size(layers->threads);
   const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
-  const Crew alone = make_crew<S, Cell>(*layers, Scan::shared_panels(z));
+  const Crew alone = make_crew<S, Cell>(*layers, Scan::shared_panels(z), threads);
   const double state = double(Cell::kGates) * z.hidden * z.outputs * sizeof(S);
   if (step * z.steps * count < kCallWork || step >= kWaveWork || state >= kSharedBytes) return 1;
   if (alone.by_rows || z.steps < 4) return 1;
@@ -53,7 +54,7 @@ int wave_height(const Layer* layers, int count) {
 }
 
 template <class Scan, class Layer>
-void run_wave(const Layer* layers, int height) {
+bool run_wave(const Layer* layers, int height, Team& team) {
   struct alignas(64) Done {
     int64_t steps;
   };
@@ -67,17 +68,16 @@ void run_wave(const Layer* layers, int height) {
     new (scans + i) Scan(layers[i], 0, offsets, Crew{1, false, false}, none, scratch,
                          Wave{i ? &done[i - 1].steps : nullptr, &done[i].steps});
   }
-  run_team(height, [](void* context, int thread) { static_cast<Scan*>(context)[thread].run(0); }, scans);
+  return team.run(height, [](void* context, int thread) { static_cast<Scan*>(context)[thread].run(0); }, scans);
 }
 
 template <class Scan, class Layer>
 void run_layers(const Layer* layers, int count) {
-  for (int height = 1; count; layers += height, count -= height) {
-    height = wave_height<Scan>(layers, count);
-    if (height > 1)
-      run_wave<Scan>(layers, height);
-    else
-      run_layer<Scan>(*layers);
+  Team team(layers->threads);
+  while (count) {
+    const int height = wave_height<Scan>(layers, count, team.size());
+    const bool done = height > 1 ? run_wave<Scan>(layers, height, team) : run_layer<Scan>(*layers, team);
+    if (done) layers += height, count -= height;
   }
 }
 

@@ -39,8 +39,9 @@ FASTRNN_INLINE Part part(int64_t size, int64_t index, int64_t count) {
   return {size * index / count, size * (index + 1) / count};
 }
 
-// How the threads share one layer. Directions run side by side when the threads are even in number; within one, threads
-// share either rows (each takes its own sequences to the end, alone) or panels of hidden units (a barrier a step).
+// How the threads of a team share one layer. Directions run side by side when the threads are even in number; within
+// one, threads share either rows (each takes its own sequences to the end, alone) or panels of hidden units (a barrier
+// a step).
 struct Crew {
   int threads;  // of one direction
   bool side_by_side;
@@ -53,11 +54,11 @@ constexpr double kCallWork = 1e6, kStepWork = 3e4;
 constexpr double kSharedBytes = 768 * 1024;
 
 template <class S, class Cell, class A>
-Crew make_crew(const Inputs<S, A>& args, int64_t panels) {
+Crew make_crew(const Inputs<S, A>& args, int64_t panels, int team) {
   const Sizes& z = args.sizes;
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
   const double inputs = double(Cell::kGates) * z.hidden * z.inputs;
-  const int threads = (state + inputs) * z.rows * z.directions < kCallWork ? 1 : team_size(args.threads);
+  const int threads = (state + inputs) * z.rows * z.directions < kCallWork ? 1 : team;
   const bool side_by_side = z.directions == 2 && threads % 2 == 0;
   const int own = side_by_side ? threads / 2 : threads;
   if (own == 1) return {1, side_by_side, false};

@@ -8,6 +8,8 @@
 #endif
 
 #include <algorithm>
+#include <cfenv>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <vector>
@@ -21,9 +23,13 @@ void note_fork() { forked.store(true); }
 
 const int fork_handler = pthread_atfork(nullptr, nullptr, note_fork);
 
+// Turns of waiting after which a thread gives its core away: the other one may want that very core.
+constexpr int kPatience = 4000;
+const int processors = omp_get_num_procs();
+
 // One turn of waiting for another thread, which runs on a core of its own unless that has lasted long.
-inline void pause_or_yield(int spins) {
-  if (spins >= 4000) {
+inline void pause_or_yield(int spins, int patience) {
+  if (spins >= patience) {
     sched_yield();
     return;
   }
@@ -33,6 +39,30 @@ inline void pause_or_yield(int spins) {
   asm volatile("yield");
 #endif
 }
+
+// How the calling thread rounds, and whether denormals count as zeros to it (torch.set_flush_denormal): a register,
+// read and written 20 times as fast as by the standard library, which stands in for it elsewhere.
+#if defined(__x86_64__)
+using FloatMode = unsigned;
+FloatMode float_mode() { return __builtin_ia32_stmxcsr(); }
+void set_float_mode(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+using FloatMode = uint64_t;
+FloatMode float_mode() {
+  FloatMode mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+using FloatMode = std::fenv_t;
+FloatMode float_mode() {
+  FloatMode mode;
+  std::fegetenv(&mode);
+  return mode;
+}
+void set_float_mode(const FloatMode& mode) { std::fesetenv(&mode); }
+#endif
 
 // What is larger goes back to the system after each call.
 constexpr size_t kKeptBytes = size_t{64} << 20;
@@ -69,11 +99,12 @@ void Barrier::wait(int threads) {
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) pause_or_yield(spins);
+  const int patience = threads <= processors ? kPatience : 0;
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) pause_or_yield(spins, patience);
 }
 
 void wait_until(const int64_t* done, int64_t wanted) {
-  for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < wanted; ++spins) pause_or_yield(spins);
+  for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < wanted; ++spins) pause_or_yield(spins, kPatience);
 }
 
 Kept::~Kept() { std::free(block_); }
@@ -91,18 +122,27 @@ char* Kept::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
   return block_;
 }
 
-int team_size(int wanted) {
-  if (wanted <= 1 || forked.load(std::memory_order_relaxed) || omp_in_parallel()) return 1;
-  return wanted < omp_get_thread_limit() ? wanted : omp_get_thread_limit();
-}
+Team::Team(int wanted)
+    : size_(wanted <= 1 || forked.load(std::memory_order_relaxed) || omp_in_parallel() ? 1 : wanted) {}
 
-void run_team(int threads, void (*body)(void*, int), void* context) {
-  if (threads <= 1) return body(context, 0);
-  const int dynamic = omp_get_dynamic();
-  omp_set_dynamic(0);  // the team meets at barriers of its own, so it must be complete
+bool Team::run(int threads, void (*body)(void*, int), void* context) {
+  if (threads <= 1) return body(context, 0), true;
+  const FloatMode mode = float_mode();
+  int came = 0;
 #pragma omp parallel num_threads(threads)
-  body(context, omp_get_thread_num());
-  omp_set_dynamic(dynamic);
+  {
+    const int thread = omp_get_thread_num();
+    if (thread == 0) came = omp_get_num_threads();
+    if (omp_get_num_threads() == threads) {
+      const FloatMode own = float_mode();
+      set_float_mode(mode);
+      body(context, thread);
+      set_float_mode(own);
+    }
+  }
+  if (came == threads) return true;
+  size_ = came;
+  return false;
 }
 
 Scratch::Scratch() { pool.used = pool.wanted = 0; }
@@ -117,7 +157,9 @@ Scratch::~Scratch() {
   }
 }
 
-void* Scratch::take_bytes(size_t bytes) {
+void* Scratch::take_bytes(int64_t count, size_t item) {
+  if (count < 0 || static_cast<size_t>(count) > PTRDIFF_MAX / item) throw std::bad_alloc();
+  size_t bytes = static_cast<size_t>(count) * item;
   bytes = (bytes + kAlign - 1) / kAlign * kAlign;
   pool.wanted += bytes;
   if (pool.used + bytes <= pool.size) {
@@ -125,9 +167,10 @@ void* Scratch::take_bytes(size_t bytes) {
     pool.used += bytes;
     return memory;
   }
-  void* memory = allocate(bytes);
+  pool.overflow.push_back(nullptr);  // first, since it throws where there is no memory for it
+  void*& memory = pool.overflow.back();
+  memory = allocate(bytes);
   if (!memory) throw std::bad_alloc();
-  pool.overflow.push_back(memory);
   return memory;
 }
 

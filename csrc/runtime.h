@@ -17,12 +17,24 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// How many of `wanted` threads a team can have here: one inside another parallel region, and one in a forked child,
-// since no OpenMP team survives a fork.
-int team_size(int wanted);
+// The OpenMP threads of one call (torch's runtime, once torch is loaded). How many there are is known only once they
+// run: the runtime may give fewer than asked for, by its limits or because it likes. So the work is shared out among
+// size() of them, which learns from every attempt:
+//   Team team(wanted);
+//   while (!attempt(team)) {}  // plans for team.size() threads, then calls run
+class Team {
+ public:
+  // One thread inside another parallel region, and one in a forked child, since no OpenMP team survives a fork.
+  explicit Team(int wanted);
+  int size() const { return size_; }
 
-// Runs body(context, thread) on `threads` OpenMP threads at once (torch's runtime, once torch is loaded).
-void run_team(int threads, void (*body)(void*, int), void* context);
+  // Runs body(context, thread) on `threads` <= size() threads at once, all in the caller's floating-point mode. False
+  // where fewer came: then size() is their number, and nothing has run. `body` must not throw.
+  [[nodiscard]] bool run(int threads, void (*body)(void*, int), void* context);
+
+ private:
+  int size_;
+};
 
 // Scratch memory of the calling thread, kept from call to call so that its pages stay mapped. One call at a time:
 // everything taken is given back when the Scratch goes.
@@ -36,11 +48,11 @@ class Scratch {
   // Uninitialised memory for `count` elements, aligned to a cache line.
   template <class S>
   S* take(int64_t count) {
-    return static_cast<S*>(take_bytes(static_cast<size_t>(count) * sizeof(S)));
+    return static_cast<S*>(take_bytes(count, sizeof(S)));
   }
 
  private:
-  void* take_bytes(size_t bytes);
+  void* take_bytes(int64_t count, size_t item);
 };
 
 // Waits until another thread has counted `done` up to `wanted`, spinning at first.

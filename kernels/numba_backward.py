@@ -6,8 +6,20 @@ import numpy as np
 from numba import carray
 
 from .numba_cells import Cell, like
-from .numba_scan import BLOCK, DEPTH, DIGEST, neighbours, panels_of, partition, widths
-from .numba_tiles import ROWS_OF_4, add_columns, at, call, copy, pack_gate_rows, pack_row, pointer, product, share
+from .numba_scan import BLOCK, DEPTH, DIGEST, MODE_BYTES, neighbours, panels_of, partition, widths
+from .numba_tiles import (
+    ROWS_OF_4,
+    add_columns,
+    at,
+    call,
+    call_with,
+    copy,
+    pack_gate_rows,
+    pack_row,
+    pointer,
+    product,
+    share,
+)
 
 
 def backward_kernel(cell: Cell, real: type):
@@ -23,6 +35,10 @@ def backward_kernel(cell: Cell, real: type):
         projected, dy_row = a.projected, a.directions * outputs
         team = call(a.team_size) if a.barrier else np.int32(1)
         me = call(a.thread_number) if a.barrier else np.int32(0)
+        own_mode = a.work + a.modes + me * MODE_BYTES
+        if me:  # computes in the calling thread's floating-point mode, and has its own back at the end
+            call_with(a.get_mode, own_mode)
+            call_with(a.set_mode, a.work + a.modes)
         sizes, starts, tokens = pointer(a.sizes, np.int64), pointer(a.starts, np.int64), pointer(a.x, np.int64)
         states_before, cells_before = a.direction * batch * outputs, a.direction * batch * hidden  # of a direction
         x, h0, c0 = pointer(a.x, real), at(pointer(a.h0, real), states_before), at(pointer(a.c0, real), cells_before)
@@ -221,6 +237,8 @@ def backward_kernel(cell: Cell, real: type):
                     add_columns(o, scratch, d, rows, width, units)
                     o = at(db_ih, (g * panels + p) * units)
                     add_columns(o, scratch, at(d, input_slot * units), rows, width, units)
+        if me:
+            call_with(a.set_mode, own_mode)
 
     backward.__qualname__ = f"{step.__name__}_{np.dtype(real)}_{DIGEST}"
     return backward

@@ -6,8 +6,8 @@ import numpy as np
 from numba import carray
 
 from .numba_cells import Cell, like
-from .numba_scan import BLOCK, DIGEST, neighbours, panels_of, partition, vectors_of, widths
-from .numba_tiles import at, call, copy, dots, gather, pack_gates, pointer, product, share
+from .numba_scan import BLOCK, DIGEST, MODE_BYTES, neighbours, panels_of, partition, vectors_of, widths
+from .numba_tiles import at, call, call_with, copy, dots, gather, pack_gates, pointer, product, share
 
 
 def forward_kernel(cell: Cell, real: type):
@@ -24,6 +24,10 @@ def forward_kernel(cell: Cell, real: type):
         projected, d, y_row = a.projected, a.direction, a.directions * outputs
         team = call(a.team_size) if a.barrier else np.int32(1)
         me = call(a.thread_number) if a.barrier else np.int32(0)
+        own_mode = a.work + a.modes + me * MODE_BYTES
+        if me:  # computes in the calling thread's floating-point mode, and has its own back at the end
+            call_with(a.get_mode, own_mode)
+            call_with(a.set_mode, a.work + a.modes)
         sizes, starts, tokens = pointer(a.sizes, np.int64), pointer(a.starts, np.int64), pointer(a.x, np.int64)
         x, w_ih, w_hh = pointer(a.x, real), pointer(a.w_ih, real), pointer(a.w_hh, real)
         b_ih, b_hh, b_hr = pointer(a.b_ih, real), pointer(a.b_hh, real), pointer(a.b_hr, real)
@@ -145,6 +149,8 @@ def forward_kernel(cell: Cell, real: type):
                     copy(at(states, (start + r) * outputs), source, outputs, outputs)
                 if r >= going:
                     copy(at(hn, r * outputs), source, outputs, outputs)
+        if me:
+            call_with(a.set_mode, own_mode)
 
     forward.__qualname__ = f"{step.__name__}_{np.dtype(real)}_{DIGEST}"
     return forward

@@ -3,8 +3,10 @@
 A kernel is a C callback over one table of sizes and addresses (:data:`FORWARD`, :data:`BACKWARD`), for one direction
 of one layer.  What it works in has its places in ``work``, so many bytes behind the start of it, or 0 for no place.
 Every thread of a team runs it (``team_size``, ``thread_number`` and ``barrier`` are the addresses of the team's
-functions, or 0 for a thread alone).  Matrices are dense; the rows of all steps stand below one another, those of step t
-from ``starts[t]``.  States of the rows that a step does not reach stay as they are.
+functions, ``get_mode`` and ``set_mode`` those of fegetenv and fesetenv, or 0 for a thread alone).  ``modes`` has room
+for every thread's floating-point mode; that of the calling thread, the first, stands there on entry.  Matrices are
+dense; the rows of all steps stand below one another, those of step t from ``starts[t]``.  States of the rows that a
+step does not reach stay as they are.
 
 Gates are kept in panels of U units with all their slots, (panels, N, slots, U): a tile of the product then holds every
 gate of its units, and the pointwise code finds them at constant distances, so that LLVM vectorises it without testing
@@ -24,6 +26,7 @@ from .numba_tiles import ROWS_OF_4, VECTOR_BYTES
 
 BLOCK = 64  # rows of all steps that one weight panel meets at a time, so that they stay in the L2 cache
 DEPTH = 128  # rows that a weight gradient sums in one go: a longer sum in float32 would lose digits
+MODE_BYTES = 64  # room for a fenv_t, the floating-point mode of a thread, on a cache line of its own
 SPLIT_WORK = 1 << 18  # multiplications of a step from which on it pays to share its units out, at a barrier a step
 SPLIT_ROWS = 8  # rows that a thread should have at least, or units are shared out too
 
@@ -45,10 +48,9 @@ class Table(NamedTuple):
 
 
 def _table(rooms: str, addresses: str) -> Table:
-    sizes = "team_size thread_number barrier steps batch rows inputs hidden outputs directions direction projected "
-    return Table(
-        (*(sizes + "tokens scratch " + rooms).split(),), (*("work sizes starts x h0 c0 " + addresses).split(),)
-    )
+    sizes = "team_size thread_number barrier get_mode set_mode steps batch rows inputs hidden outputs directions "
+    sizes += "direction projected tokens scratch modes " + rooms
+    return Table((*sizes.split(),), (*("work sizes starts x h0 c0 " + addresses).split(),))
 
 
 # Tensors are those of fastrnn.backends, for all directions.  0 stands for those that are not wanted: cells, states,

@@ -54,6 +54,19 @@ def call(context, address):
     return types.int32(address), code
 
 
+@intrinsic
+def call_with(context, address, argument):
+    """Calls the C function int(void*) at the address."""
+
+    def code(context, builder, signature, arguments):
+        pointer = ir.IntType(8).as_pointer()
+        function = ir.FunctionType(ir.IntType(32), [pointer])
+        callee, given = builder.inttoptr(arguments[0], function.as_pointer()), builder.inttoptr(arguments[1], pointer)
+        return builder.call(callee, [given])
+
+    return types.int32(address, argument), code
+
+
 class _Vectors:
     """Loads and stores of whole vectors, for the two functions below that LLVM would not vectorise by itself."""
 

@@ -55,6 +55,8 @@ class Plan:
 
     def __init__(self, mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> None:
         self.kernel = kernel = numba_start.kernel(mode, which, dtype)
+        from fastrnn.kernels.numba_scan import MODE_BYTES  # which imports Numba
+
         self.shape, self.gates, self.slots = shape, kernel.cell.gates, kernel.cell.slots
         self.hidden = shape.gate_rows // self.gates
         self.panels = -(-self.hidden // kernel.units)
@@ -75,9 +77,11 @@ class Plan:
         sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
         sizes["need_state"] = which == "backward" and wanted[1]
         self.room = 0  # values in all
-        for name, count in {"scratch": self.team * 8 * kernel.columns, **rooms}.items():
+        own = {"scratch": self.team * 8 * kernel.columns, "modes": self.team * MODE_BYTES // dtype.itemsize}
+        for name, count in (own | rooms).items():
             sizes[name] = self.room * dtype.itemsize if count else 0
             self.room += (count + 15) // 16 * 16  # each on cache lines of its own
+        self.modes = sizes["modes"]
         own_gates = sizes.get("own_gates", 0) // dtype.itemsize
         self.gates_place = slice(own_gates, own_gates + rooms.get("own_gates", 0))
         sizes |= numba_start.team_functions(self.team)
@@ -128,7 +132,7 @@ class Plan:
         """Runs the kernel for one direction.  ``tensors`` stand in the order of its table's addresses."""
         own = [weights[k].data_ptr() if k >= 0 else 0 for k in self.places[direction]]
         others = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        self.kernel.run(self.team, self.heads[direction] + self.pack(*own, *others))
+        self.kernel.run(self.team, self.heads[direction] + self.pack(*own, *others), others[0] + self.modes)
 
     def to_saved(self, work: Tensor) -> Tensor:
         gates = work[self.gates_place].view(self.panels, self.shape.rows, self.slots, self.kernel.units)

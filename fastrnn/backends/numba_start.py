@@ -84,12 +84,22 @@ def _compile(function: Callable[..., Any], signature: Any, options: dict[str, An
 
 
 def team_functions(team: int) -> dict[str, int]:
-    """The addresses of the functions by which the threads of a team know of one another; 0 for a thread alone."""
-    library = _openmp() if team > 1 else None
+    """The addresses of the functions by which the threads of a team know of one another, and of those that get and set
+    a thread's floating-point mode; 0 for a thread alone."""
     names = {"team_size": "omp_get_num_threads", "thread_number": "omp_get_thread_num", "barrier": "GOMP_barrier"}
-    if library is None:
-        return dict.fromkeys(names, 0)
-    return {field: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for field, name in names.items()}
+    modes = {"get_mode": "fegetenv", "set_mode": "fesetenv"}
+    openmp = _openmp() if team > 1 else None
+    if openmp is None:
+        return dict.fromkeys((*names, *modes), 0)
+    found = {field: getattr(openmp, name) for field, name in names.items()}
+    found |= {field: getattr(_process(), name) for field, name in modes.items()}
+    return {field: ctypes.cast(function, ctypes.c_void_p).value or 0 for field, function in found.items()}
+
+
+@functools.cache
+def _process() -> ctypes.CDLL:
+    """What the process has loaded for all to see, libm among it: torch needs it."""
+    return ctypes.CDLL(None)
 
 
 class Kernel(NamedTuple):
@@ -103,12 +113,14 @@ class Kernel(NamedTuple):
     units: int
     columns: int
 
-    def run(self, team: int, table: bytes) -> None:
-        """Runs it on a team of threads.  ctypes releases the GIL meanwhile."""
+    def run(self, team: int, table: bytes, mode: int) -> None:
+        """Runs it on a team of threads.  ctypes releases the GIL meanwhile.  ``mode`` is the address in the table's
+        ``work`` where a team reads the floating-point mode of this thread."""
         library = _openmp() if team > 1 else None
         if library is None:
             self.call(table)
         else:
+            _process().fegetenv(ctypes.c_void_p(mode))
             library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
 
 
