@@ -91,4 +91,12 @@ FAULTS = [
         "like(8.0, x)",
         "test_numba.py -k elementary",
     ),
+    Fault(
+        "numba-team-in-its-own-mode",
+        "the threads of a team take denormals as they are, whatever the caller does",
+        "kernels/numba_forward.py",
+        "            call_with(a.set_mode, a.work + a.modes)\n",
+        "            call_with(a.set_mode, own_mode)\n",
+        "test_teams.py -k denormals",
+    ),
 ]
