@@ -34,6 +34,8 @@ def step(
         return theirs(module, base, input, hx)
     rank = input.dim()
     if rank not in (1, 2) or not is_state(hx, mode, rank):
+        if rank == 1 and mode[:3] != "RNN" and any(_crashes(state, module) for state in _states(hx)):
+            raise RuntimeError(f"{type(module).__name__}: Expected hidden to be 1D for input of 1D, got 2D instead")
         return theirs(module, base, input, hx)
     x = _as_layer(input, rank)
     weights, hidden = _weights(module) if ours else module._flat_weights, module.hidden_size
@@ -56,6 +58,15 @@ def step(
         for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere
             each.squeeze_(0)
     return states[0] if c0 is None else states
+
+
+def _states(hx: Any) -> tuple[Any, ...]:
+    return tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+
+
+def _crashes(state: Any, module: Any) -> bool:
+    """Whether torch.nn's cells take this state for one sequence and then read memory that is not theirs."""
+    return isinstance(state, Tensor) and state.dim() == 2 and state.shape[0] == module.hidden_size
 
 
 def _weights(module: Any) -> list[Tensor]:

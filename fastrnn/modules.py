@@ -33,6 +33,8 @@ from fastrnn.storage import require_memory
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
+    if isinstance(problem, RuntimeError) and isinstance(input, PackedSequence) and module.mode == "LSTM":
+        raise problem  # torch.nn checks no sizes there, and reads memory beyond them
     result = base.forward(module, input, hx)
     if problem is not None and (name := requested()):
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {problem}") from problem
@@ -70,6 +72,8 @@ def run(
     mode = module.mode
     if not isinstance(x, Tensor) or x.is_nested:
         return theirs(module, base, input, hx)
+    if packed and not _is_packing(batch_sizes, sorted_indices, unsorted_indices):
+        return theirs(module, base, input, hx)
     tokens = x.dtype is torch.int64
     if planned is None and watched():
         if tokens:  # as torch's operators take them
@@ -79,6 +83,8 @@ def run(
     rank = x.dim() + tokens  # tokens lack the dimension of their one-hot rows
     single = rank == 2 and not packed
     if not (single or rank == (2 if packed else 3)) or not is_state(hx, mode, 2 if single else 3):
+        if packed and rank != 2 and mode == "LSTM":
+            raise RuntimeError(f"input must have 2 dimensions, got {rank}")  # as torch.nn's RNN and GRU do
         return theirs(module, base, input, hx)
     turn = module.batch_first and rank == 3
     if turn:
@@ -151,6 +157,13 @@ def run(
             cn = cn if c0 is None else cn.index_select(1, unsorted_indices)
     state = hn if c0 is None else (hn, cn)
     return (y, state, all_cells) if cells else (y, state)
+
+
+def _is_packing(batch_sizes: Any, *indices: Any) -> bool:
+    """Whether these are of the types that torch makes a PackedSequence of."""
+    if not isinstance(batch_sizes, Tensor) or batch_sizes.dim() != 1:
+        return False
+    return all(index is None or isinstance(index, Tensor) for index in indices)
 
 
 def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

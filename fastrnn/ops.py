@@ -151,7 +151,7 @@ class _Layer(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, batch_sizes, h0, c0, gates, cells, hidden, *weights = ctx.saved_tensors
         none = (None,) * len(weights)
-        seeds = (*grads[:3], grads[4])
+        seeds = resolved(*grads[:3], grads[4])
         if all(seed is None for seed in seeds):
             return (None,) * 7 + none
         needed = ctx.needs_input_grad
@@ -281,6 +281,11 @@ def _by_equations(
             )
         )
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
+
+
+def resolved(*seeds: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients whose memory holds their values: that of an imaginary part may hold them with the wrong sign."""
+    return tuple(None if seed is None else seed.resolve_neg() for seed in seeds)
 
 
 def is_batched(tensor: Tensor | None) -> bool:

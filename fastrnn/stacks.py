@@ -63,7 +63,7 @@ class _Stack(Function):
         count, (x, batch_sizes, h0, c0, *rest) = ctx.count, ctx.saved_tensors
         below, rest = rest[: count - 1], rest[count - 1 :]
         gates, cells, last, weights = rest[:count], rest[count : 2 * count], rest[2 * count], rest[2 * count + 1 :]
-        *seeds_below, grad_y, grad_hn, grad_cn, grad_cells = grads
+        *seeds_below, grad_y, grad_hn, grad_cn, grad_cells = ops.resolved(*grads)
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         hidden = [*(y.detach().view(1, -1, y.shape[-1]) for y in below), last]

@@ -229,6 +229,23 @@ def test_a_conjugates_imaginary_part_has_its_sign(target, name: str):
         torch.testing.assert_close(ours.to(target.device)(x.to(target.device))[0].cpu(), theirs(x)[0])
 
 
+@names
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_gradient_stored_with_the_wrong_sign(target, name: str, layers: int):
+    theirs, ours = pair(name, torch.float32, num_layers=layers)
+    found, given = [], inputs(torch.float32)
+    for module, backend in ((theirs, "reference"), (ours.to(target.device), target.name)):
+        x = given.to(next(module.parameters()).device).detach().requires_grad_()
+        with fastrnn.use_backend(backend):
+            y, states = module(x)
+            parts = y, *(states if isinstance(states, tuple) else (states,))
+            wrong = [
+                torch._neg_view(-part.detach().cos()) for part in parts
+            ]  # dense, as that of an imaginary part is not
+            found.append([grad.cpu() for grad in torch.autograd.grad(parts, (x, *module.parameters()), wrong)])
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_threads_have_backends_of_their_own():
     ours = fastrnn.LSTM(4, 5)
     x = inputs(torch.float32)

@@ -72,8 +72,15 @@ LAYER_CALLS: dict[str, Any] = {
     "packed 3-D data": lambda name: (PackedSequence(torch.zeros(3, 2, 4), torch.tensor([1, 1, 1])),),
     "packed without steps": lambda name: (PackedSequence(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),),
     "packed sum of lengths": lambda name: (PackedSequence(torch.zeros(4, 4), torch.tensor([2, 1])),),
+    "packed lengths in a list": lambda name: (packed._replace(batch_sizes=[2, 2, 1]),),
+    "packed lengths of rank 2": lambda name: (packed._replace(batch_sizes=packed.batch_sizes[None]),),
+    "packed indices in a list": lambda name: (packed._replace(sorted_indices=[1, 0]), states(name, good)),
+    "packed indices of another type": lambda name: (packed._replace(sorted_indices="ab", unsorted_indices=3),),
     "packed lengths grow": lambda name: (PackedSequence(torch.zeros(3, 4), torch.tensor([1, 2])),),
 }
+# Where torch.nn's LSTM asks nothing of sizes, and reads memory beyond them.
+UNCHECKED = ("packed input size", "packed hx rows", "packed hx units", "packed 3-D data", "packed sum of lengths")
+UNCHECKED += ("packed lengths grow",)
 CELL_CALLS: dict[str, Any] = {
     "input 3-D": lambda name: (x,),
     "input 0-D": lambda name: (x[0, 0, 0],),
@@ -101,7 +108,22 @@ def test_bad_call(target, name: str, call: str):
     arguments = (LAYER_CALLS | CELL_CALLS if name in CELLS else CELL_CALLS | LAYER_CALLS)[call](name)
     theirs, ours = both(name, {})
     ours.load_state_dict(theirs.state_dict())
+    if name == "LSTM" and call in UNCHECKED:
+        found = outcome(ours, *arguments)
+        assert found is not None and found[0] is RuntimeError
+        return
     same_outcome(target, theirs, ours, *arguments)
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("second", [False, True], ids=["h", "c"])
+def test_a_batch_of_states_for_one_sequence(name: str, size: int, second: bool):
+    """torch.nn takes it where there are as many as units, and reads memory beyond them."""
+    module, one, many = getattr(fastrnn, name)(4, size), torch.zeros(size), torch.zeros(size, size)
+    hx = ((one, many) if second else (many, one)) if name == "LSTMCell" else many
+    with pytest.raises(RuntimeError, match="Expected hidden to be 1D"):
+        module(torch.zeros(4), hx)
 
 
 def same_outcome(target, theirs: nn.Module, ours: nn.Module, *arguments: Any) -> None:
