@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench check dev format native sanitize mutants aarch64 test-oldest clean
+.PHONY: help demo test test-slow bench check dev format native sanitize mutants fuzz aarch64 test-oldest clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -25,6 +25,9 @@ demo: .venv/installed  ## train a character model with torch.nn and with fastrnn
 
 test: .venv/installed  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+fuzz: .venv/installed  ## 10^5 generated networks and calls against torch.nn and the equations (ARGS=--help)
+	PYTHONPATH=tests OMP_NUM_THREADS=2 $(BIN)/python -m fuzz $(ARGS)
 
 test-slow: .venv/installed  ## run the tests that take minutes each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)

@@ -1,0 +1,273 @@
+"""Runs a case by fastrnn, by torch.nn or the equations in the same dtype, and by these in float64, and compares."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from fuzz import equations
+from fuzz.cases import DTYPES, PACKED, Case, Data, by_road, data_of, given, network, packing
+from fuzz.changes import CHANGES
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+import fastrnn
+
+Results = dict[str, Tensor]
+RESULTS = ("y", "hn", "cn", "cells")
+
+
+class Unserved(Exception):
+    """torch.nn or the backend asked for does not run this here: there is nothing to compare."""
+
+
+def play(case: Case) -> None:
+    """Raises AssertionError where fastrnn differs from what is right."""
+    data = data_of(case)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    try:
+        before = [each._version for each in (data.x, *data.state)]
+        ours, module = run(case, data, fastrnn)
+        assert before == [each._version for each in (data.x, *data.state)], "an input was written to"
+        judge(case, data, ours)
+        if case.changes:
+            play_changes(case, data, module)
+    except Unserved:
+        pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def judge(case: Case, data: Data, ours: Results) -> None:
+    oracle: Any = nn if case.torch_has_it else None
+    exact, _ = run(case, widened(data, torch.float64), oracle)
+    # The oracle has no wider type for float64: float32's noise is scaled down.
+    rough, _ = run(case, widened(data, torch.float32 if case.dtype == "f64" else DTYPES[case.dtype]), oracle)
+    compare(case, ours, exact, rough)
+
+
+def play_changes(case: Case, data: Data, module: Any) -> None:
+    """Calls without gradients, between them changes of weights: each as a new module gives it, bit for bit."""
+    case = Case(**{**vars(case), "mode": "no_grad"})
+    for change in case.changes:
+        CHANGES[change](module, torch.Generator().manual_seed(case.seed))
+        weights = {name: value.detach().clone() for name, value in module.named_parameters()}
+        found, _ = run(case, data, fastrnn, module)
+        fresh, _ = run(case, data._replace(weights=weights), fastrnn)
+        for name, value in fresh.items() if case.weights == "plain" else ():  # else in another order of sums
+            assert same_bits(found[name], value), f"after {change}: {name} is not what a new module gives"
+    judge(case, data._replace(weights=weights), found)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def widened(data: Data, dtype: torch.dtype) -> Data:
+    """The same values in another dtype, as they lie in a new tensor."""
+
+    def new(tensor: Tensor) -> Tensor:
+        tensor = tensor.resolve_neg()
+        return tensor.to(dtype).clone(memory_format=torch.contiguous_format) if tensor.is_floating_point() else tensor
+
+    return Data(
+        new(data.x),
+        tuple(map(new, data.state)),
+        {name: new(value) for name, value in data.weights.items()},
+        data.reset,
+        None if data.table is None else new(data.table),
+        tuple(map(new, data.grads)),
+    )
+
+
+def run(case: Case, data: Data, library: Any, module: Any = None) -> tuple[Results, Any]:
+    """Results and gradients of one call; ``library`` is fastrnn, torch.nn, or None for the equations."""
+
+    def leaf(tensor: Tensor, wanted: str) -> Tensor:
+        tensor = tensor.detach()
+        needed = case.mode == "grad" and wanted in case.needs and tensor.is_floating_point()
+        return tensor.requires_grad_(True) if needed else tensor
+
+    x, table = leaf(data.x, "x"), None if data.table is None else leaf(data.table, "x")
+    state = tuple(leaf(each, "h") for each in data.state) if case.states != "none" else None
+    leaves = {"x": x, **({} if table is None else {"table": table})}
+    leaves |= dict(zip(("h0", "c0"), state or (), strict=False))
+    if library is None:
+        weights = {name: leaf(value, "w") for name, value in data.weights.items()}
+    else:
+        if module is None:
+            make = by_road(case, data.weights) if library is fastrnn else network(case, nn, data.weights)
+            module = make
+        for parameter in module.parameters():
+            parameter.requires_grad_("w" in case.needs)
+        weights = dict(module.named_parameters())
+    leaves |= weights
+
+    torch.default_generator.manual_seed(case.seed)
+    with contextlib.ExitStack() as stack:
+        for context in surroundings(case, library, x.dtype):
+            stack.enter_context(context)
+        if library is None:
+            vectors = F.embedding(x, table) if table is not None else one_hot(x, case, weights) if case.tokens else x
+            y, states, cells = equations.results(case, vectors, state, weights, data.reset)
+        else:
+            y, states, cells = call(case, data, module, x, state, table, library)
+    found = {
+        name: value
+        for name, value in zip(RESULTS, (y, *states, *[None] * (2 - len(states)), cells), strict=False)
+        if value is not None
+    }
+    if case.dropout and case.training:
+        found["generator"] = torch.get_rng_state()
+    found["derivable"] = torch.tensor([found[name].requires_grad for name in RESULTS if name in found])
+    if case.mode == "grad":
+        found |= gradients(case, data, found, leaves)
+    return {name: value.detach() for name, value in found.items()}, module
+
+
+def surroundings(case: Case, library: Any, dtype: torch.dtype) -> Iterator[Any]:
+    if case.autocast and dtype != torch.float64:
+        yield torch.autocast("cpu", torch.bfloat16)
+    if case.backend and library is fastrnn:
+        yield fastrnn.use_backend(case.backend)
+    if case.mode == "no_grad":
+        yield torch.no_grad()
+    elif case.mode == "inference":
+        yield torch.inference_mode()
+
+
+def one_hot(tokens: Tensor, case: Case, weights: dict[str, Tensor]) -> Tensor:
+    return F.one_hot(tokens, case.inputs).to(next(iter(weights.values())).dtype)
+
+
+def call(
+    case: Case, data: Data, module: Any, x: Tensor, state: tuple[Tensor, ...] | None, table: Tensor | None, library: Any
+) -> tuple[Tensor | None, tuple[Tensor, ...], Tensor | None]:
+    hx: Any = None
+    if state is not None:
+        hx = (list(state) if case.states == "list" else state) if case.name == "LSTM" else state[0]
+    options: dict[str, Any] = {}
+    if library is fastrnn:
+        if case.lengths and case.form == "padded":
+            options["lengths"] = list(case.lengths) if case.seed % 2 else torch.tensor(case.lengths)
+        if case.reset:
+            options["reset"] = data.reset
+        if table is not None:
+            options["embedding"] = table if case.tokens == "weight" else embedding(table)
+        if case.cells:
+            options["return_cell_states"] = True
+    try:
+        if library is fastrnn and case.road == "functional":
+            found = functional(case, module, x, hx)
+        elif library is fastrnn and case.road == "functional_call":
+            found = torch.func.functional_call(module, dict(module.named_parameters()), (given(case, x), hx), options)
+        else:
+            found = module(given(case, x), hx, **options)
+    except fastrnn.BackendError as error:
+        if not case.backend:
+            raise
+        raise Unserved from error
+    except RuntimeError as error:
+        if case.autocast and library is nn and case.name == "LSTM":
+            raise Unserved from error  # oneDNN has its kernel for some processors only
+        raise
+    if case.is_cell:
+        return None, found if case.name == "LSTM" else (found,), None
+    y, states, *cells = found
+    if isinstance(y, PackedSequence):
+        y, cells = y.data, [each.data for each in cells]
+    return y, states if case.name == "LSTM" else (states,), cells[0] if cells else None
+
+
+def embedding(table: Tensor) -> nn.Embedding:
+    found = nn.Embedding(*table.shape, dtype=table.dtype)
+    found.weight = nn.Parameter(table) if not table.requires_grad else found.weight
+    if table.requires_grad:  # the leaf itself, whose gradient is asked for
+        del found._parameters["weight"]
+        found.weight = table
+    return found
+
+
+def functional(case: Case, module: Any, x: Tensor, hx: Any) -> Any:
+    names = {"RNN": "rnn", "LSTM": "lstm", "GRU": "gru", "JordanRNN": "jordan_rnn"}
+    options: dict[str, Any] = dict(
+        num_layers=case.layers,
+        bidirectional=case.both,
+        batch_first=case.batch_first,
+        dropout=case.dropout,
+        training=case.training,
+    )
+    if case.form in PACKED:
+        options["batch_sizes"] = packing(case).batch_sizes
+    if case.name in ("RNN", "JordanRNN"):
+        options["nonlinearity"] = case.nonlinearity
+    if case.kind == "JordanRNN":
+        options["output_nonlinearity"] = case.output
+    if case.cells:
+        options["return_cell_states"] = True
+    return getattr(fastrnn, names[case.name])(x, hx, module._flat_weights, **options)
+
+
+def gradients(case: Case, data: Data, found: Results, leaves: dict[str, Tensor]) -> Results:
+    names = ("hn", "cn") if case.is_cell else ("y", "hn", "cn")
+    seeds = {name: grad for name, grad in zip(names, data.grads, strict=False) if name[0] in case.seeds}
+    if "cells" in found:
+        seeds["cells"] = torch.linspace(-1, 1, found["cells"].numel()).view(found["cells"].shape)
+    seeds = {name: grad.to(found[name].dtype) for name, grad in seeds.items() if found[name].requires_grad}
+    wanted = {name: tensor for name, tensor in leaves.items() if tensor.requires_grad}
+    if not seeds or not wanted:
+        return {}
+    outputs = [found[name] for name in seeds]
+    grads = torch.autograd.grad(outputs, list(wanted.values()), list(seeds.values()), allow_unused=True)
+    return {
+        f"grad {name}": torch.zeros_like(tensor) if grad is None else grad
+        for (name, tensor), grad in zip(wanted.items(), grads, strict=False)
+    }
+
+
+def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
+    """Each result has the right dtype and shape, is inf or NaN where it should be, and is elsewhere within::
+
+        8 * noise + 8 * eps * max |exact| * (of a weight's gradient: sqrt(rows of x))
+
+    where ``noise`` is the largest error of torch.nn, or of the equations, in the same dtype.
+    """
+    assert ours.keys() == exact.keys(), f"results {sorted(ours)}, expected {sorted(exact)}"
+    dtype = DTYPES[case.dtype]
+    eps = torch.finfo(torch.bfloat16 if case.autocast else dtype).eps
+    share = 2 * eps / torch.finfo(torch.float32).eps if case.dtype == "f64" else 1.0
+    least = torch.finfo(dtype).smallest_normal * (eps if dtype == torch.float16 else 1.0)
+    chain = max(1.0, (max(case.steps, 1) * max(case.rows, 1)) ** 0.5)
+    for name, right in exact.items():
+        found, near = ours[name], rough[name]
+        assert found.shape == right.shape, f"{name}: shape {tuple(found.shape)}, expected {tuple(right.shape)}"
+        if not right.is_floating_point():
+            assert torch.equal(found, right), f"{name}: {found.tolist()[:8]}, expected {right.tolist()[:8]}"
+            continue
+        wanted = near.dtype if case.autocast else dtype
+        assert found.dtype == wanted, f"{name}: {found.dtype}, expected {wanted}"
+        value, right, near = found.double(), right.double(), near.double()
+        finite = right.isfinite() & near.isfinite()
+        odd = ~finite & (right.isfinite() == near.isfinite()) & (right.isnan() == near.isnan())
+        same = value.isclose(right, rtol=0, atol=0, equal_nan=True)
+        if name.startswith("grad"):
+            same = ~value.isfinite()  # inf or NaN there depends on the order of factors
+        wrong = finite & ~value.isfinite() | odd & ~same
+        assert not wrong.any(), f"{name}: {value[wrong][:4].tolist()} where {right[wrong][:4].tolist()} is right"
+        noise, scale = largest(near - right, finite), largest(right, finite)
+        width = chain if name.startswith(("grad weight", "grad bias", "grad initial", "grad table")) else 1.0
+        budget = 8 * share * noise + 8 * eps * scale * width + 16 * least
+        error = torch.where(finite, value - right, 0.0).abs()
+        assert largest(error, finite) <= budget, (
+            f"{name}: off by {largest(error, finite):.3g} of {scale:.3g}, expected at most {budget:.3g} "
+            f"(the noise is {noise:.3g})"
+        )
+
+
+def largest(tensor: Tensor, where: Tensor) -> float:
+    chosen = torch.where(where, tensor, 0.0).abs()
+    return chosen.max().item() if chosen.numel() else 0.0
