@@ -195,6 +195,8 @@ def stream_product(
     """The first n_rows rows of x, as in :func:`spread_product`."""
     o_b = tl.arange(0, ROWS)
     p_r, m_r = row_pointers(o_b, p_x, n_x, p_rest, STRIDE), o_b < n_rows
+    if K * STRIDE_U >= 2**31:  # a matrix of more numbers than int32 tells apart
+        o_u = o_u.to(tl.int64)
     total = zeros_each(COUNT, (ROWS, UNITS))
     for i_k in range(0, K, DEPTH):
         o_k = i_k + tl.arange(0, DEPTH)

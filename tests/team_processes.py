@@ -54,7 +54,8 @@ def ways(random: Random) -> Iterator[Way]:
 
 def eight_bits(random: Random) -> Iterator[Way]:
     """The same of weights of 8 bits, which run forward only."""
-    for options in ({}, {"bidirectional": True}, {"proj_size": 90}, {"num_layers": 2}):
+    every: list[dict[str, Any]] = [{}, {"bidirectional": True}, {"proj_size": 90}, {"num_layers": 2}]
+    for options in every:
         inputs, hidden = random.randint(30, 60), random.randint(300, 320)
         narrow = fastrnn.quantize_dynamic(torch.nn.Sequential(fastrnn.LSTM(inputs, hidden, **options)))[0]
         yield f"8 bits {options}", narrow, torch.randn(random.randint(8, 12), 2, inputs)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,12 @@ from fastrnn.backends import triton_launch, triton_roads
 from fastrnn.backends.triton_roads import KIB, Chip, Road, choose_road
 from fastrnn.cells import CELLS
 
-pytest.importorskip("triton", minversion="3.6")
+triton = pytest.importorskip("triton", minversion="3.6")
+import triton.language as tl  # noqa: E402
+from fastrnn.kernels import triton_product  # noqa: E402
+
+stream_product: Any = triton_product.stream_product
+
 interpreted = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="runs through Triton's interpreter")
 
 # Small blocks, so that small cases have several programs, tiles of rows and pieces of depth, with tails in each.
@@ -248,3 +254,23 @@ def test_float64_is_refused_by_name():
     cuda = torch.device("cuda")
     assert "float64" in str(backend.unsupported(cuda, torch.float64))
     assert [backend.unsupported(cuda, dtype) for dtype in DTYPES.values()] == [None] * 3
+
+
+@triton.jit
+def far_product(p_x, p_w, p_y, STRIDE_U: tl.constexpr, OPERAND: tl.constexpr):
+    o = tl.arange(0, 16)
+    b = stream_product(p_x, 16, p_x, 16, p_w, o, o < 16, 16, 1, 16, 0, STRIDE_U, 1, 16, 16, 16, OPERAND, "ieee")
+    tl.store(p_y + o[:, None] * 16 + o[None, :], b[0])
+
+
+@interpreted
+def test_the_numbers_of_a_matrix_are_told_apart_beyond_2_to_the_31():
+    """W_hh of more than 46340 units, of which memory is touched where this product reads."""
+    import numpy as np
+
+    apart = 160_000_000
+    w = torch.from_numpy(np.empty(15 * apart + 16, np.int8))
+    columns = w.as_strided((16, 16), (apart, 1)).random_(-9, 10)
+    x, y = torch.randn(16, 16), torch.empty(16, 16)
+    far_product[(1,)](x, w, y, STRIDE_U=apart, OPERAND=tl.float32)
+    torch.testing.assert_close(y, x @ columns.t().float())
