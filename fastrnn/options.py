@@ -20,7 +20,8 @@ Of a call, ``network(input, hx, ...)``; the numbers are pytorch/pytorch's, where
     ``(output, (h_n, c_n), cell_states)`` from an LSTM: c_t of the last layer at every step, shaped as the output with H
     in the place of P and in its dtype.
 
-Of a module, as keyword-only arguments of its class or attributes set later:
+Of a module, as keyword-only arguments of its class or attributes set later.  Whatever takes a module, as `revert` or
+`quantize_dynamic` do, serves these or refuses them by name (:func:`refuse`), never loses them in silence:
 
 ``learn_initial_state``
     Parameters ``initial_h`` (num_layers * D, P) and, for an LSTM, ``initial_c`` (num_layers * D, H), zeros at first,
