@@ -40,8 +40,11 @@ const Kernels* const* supported_kernels() {
     [[maybe_unused]] int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    [[maybe_unused]] const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    [[maybe_unused]] const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("aes");
+    [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                                         __builtin_cpu_supports("avx512vl");
     [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(FASTRNN_HAS_avx512_bf16)
@@ -54,7 +57,7 @@ const Kernels* const* supported_kernels() {
     if (avx512) all[count++] = &avx512::table();
 #endif
 #if defined(FASTRNN_HAS_avx2)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all[count++] = &avx2::table();
+    if (avx2) all[count++] = &avx2::table();
 #endif
 #if defined(FASTRNN_HAS_generic)
     all[count++] = &generic::table();

@@ -4,24 +4,32 @@
 // again where it is not the one of the weights that were packed. So a change is seen that bumps no version counter
 // (through `.data`, NumPy or another process), for one reading of the weights, a fraction of what packing takes.
 
-// The fingerprint: 64 bits. Numbers of 64 bits, each lane's a chain of its own, take in a word after the other by
-//   s = multiply(rotate(s, 16)) + word        multiply: each half of 32 bits by an odd constant
-// and are then folded into one chain, and that into one number by the same kind of steps.
+// The fingerprint: 64 bits. Chains side by side take in a block of weights after the other, each by a step that first
+// mixes what was there; at the end each is mixed with its place, and they are summed up.
 //
-// Every step maps states to states and words to states one to one, so a single changed word always shows. What changed
-// in a state stays there until another change happens to undo it. Multiplication carries a changed bit upwards only, of
-// which changes of signs alone would make nothing but sums of two to the 31st, which cancel in pairs; the rotation
-// brings the upper half of a word below the other, so the difference becomes a number that depends on the state and on
-// the constant, and after five words on all bits of both. Another change then undoes it with the chance with which two
-// numbers of 64 bits are equal. (The one exception is the word next in a chain, 256 bytes or so behind, if of the first
-// no more than half changed: one change of it in 2^32, which that of the first tells, undoes the first.)
+// A step maps states to states and blocks to blocks one to one, so a single changed block always shows. What it changed
+// in a state stays there until another change happens to undo it. Next in the chain that could only be a change of that
+// very block by that very difference, which is one of many bits even where the first was one of one bit; after two or
+// three blocks it is a matter of all bits of the state. Sums that do not mix lack that: a polynomial by an odd number
+// modulo 2^32 carries a changed bit upwards only, so of changed signs, the highest bits, each pair cancels.
 struct Fingerprint {
-  static constexpr int kChains = 8;  // side by side, since one multiplication waits for the one before
-  static constexpr uint32_t kOdd = 0x9e3779b1;
-  Words chains[kChains] = {};
+#if defined(__AES__)
+  using State = __m128i;
+
+  // A round of AES, one instruction: a table for each byte, exchange of bytes, mixing of four each. Source: FIPS 197.
+  static FASTRNN_INLINE State taken_in(State state, State block) { return _mm_aesenc_si128(state, block); }
+#else
+  using State = Words;
+
+  // The shift brings high bits down, the multiplication by an odd number low ones up.
+  static FASTRNN_INLINE State taken_in(State state, State block) { return (state ^ state >> 15) * 0x9e3779b1u + block; }
+#endif
+
+  static constexpr int kChains = 8;  // as many as one step's latency is worth
+  static constexpr int64_t kBlock = sizeof(State), kStride = kChains * kBlock;
+  State chains[kChains] = {};
 
   FASTRNN_INLINE void add(const void* weights, int64_t bytes) {
-    constexpr int64_t kStride = kChains * kVectorBytes;
     const char* from = static_cast<const char*>(weights);
     for (; bytes >= kStride; bytes -= kStride, from += kStride) mix(from);
     if (!bytes) return;
@@ -33,30 +41,17 @@ struct Fingerprint {
   FASTRNN_INLINE void mix(const char* from) {
 #pragma GCC unroll 8
     for (int i = 0; i < kChains; ++i) {
-      Words words;
-      __builtin_memcpy(&words, from + i * kVectorBytes, sizeof(words));
-      chains[i] = stirred(chains[i]) + words;
+      State block;
+      __builtin_memcpy(&block, from + i * kBlock, sizeof(block));
+      chains[i] = taken_in(chains[i], block);
     }
   }
 
-  static FASTRNN_INLINE Words stirred(Words state) {
-#if defined(__AVX2__) && !defined(__AVX512F__)  // a rotation takes three instructions there, a shuffle one
-    const int64_t low = 0x0504030201000706, high = 0x0d0c0b0a09080f0e;
-    const __m256i order = _mm256_set_epi64x(high, low, high, low);
-    return bit_cast<Words>(_mm256_shuffle_epi8(bit_cast<__m256i>(state), order)) * kOdd;
-#else
-    typedef uint64_t Lanes __attribute__((vector_size(kVectorBytes)));
-    const Lanes lanes = bit_cast<Lanes>(state);
-    return bit_cast<Words>(lanes << 16 | lanes >> 48) * kOdd;
-#endif
-  }
-
+  // By other means than the steps: what a step makes of one chain's difference may stand in the next chain.
   uint64_t sum() const {
-    Words folded = chains[0];
-    for (int i = 1; i < kChains; ++i) folded = stirred(folded) + chains[i];
-    uint64_t lanes[kVectorBytes / 8], all = 0;
-    __builtin_memcpy(lanes, &folded, sizeof(lanes));
-    for (const uint64_t lane : lanes) all = spread(all + lane);
+    uint64_t lanes[kStride / 8], all = 0, place = 0;
+    __builtin_memcpy(lanes, chains, sizeof(lanes));
+    for (const uint64_t lane : lanes) all += spread(lane + (place += 0x9e3779b97f4a7c15));
     return all;
   }
 
@@ -67,6 +62,12 @@ struct Fingerprint {
     return x ^ x >> 33;
   }
 };
+
+inline uint64_t fingerprint(const void* weights, int64_t bytes) {
+  Fingerprint print;
+  print.add(weights, bytes);
+  return print.sum();
+}
 
 // What is known of the weights of a packed panel.
 struct Mark {

@@ -70,7 +70,8 @@ const Kernels& table() {
                            backward<bfloat16>,
                            backward<bfloat16>,
                            forward_int8,
-                           multiply_adds};
+                           multiply_adds,
+                           fingerprint};
 #endif
   return all;
 }

@@ -292,6 +292,10 @@ PYBIND11_MODULE(_core, m) {
     for (const Kernels* const* k = supported_kernels(); *k; ++k) names.append((*k)->name);
     return names;
   });
+  m.def("fingerprint", [](const py::buffer& weights) {
+    const py::buffer_info info = weights.request();
+    return kernels().fingerprint(info.ptr, info.size * info.itemsize);
+  });
   m.def("multiply_adds", [](int64_t wanted) { return kernels().multiply_adds(wanted); });
   m.def("forward_float", &forward<float>);
   m.def("forward_double", &forward<double>);

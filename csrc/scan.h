@@ -153,7 +153,8 @@ struct Kernels {
   void (*backward_bfloat16)(const Backward<bfloat16>* layers, int count);
   void (*backward_mixed)(const Backward<bfloat16, float>* layers, int count);
   void (*forward_int8)(const Int8Forward&);
-  int64_t (*multiply_adds)(int64_t wanted);  // that many or more, on registers alone; how many
+  int64_t (*multiply_adds)(int64_t wanted);                     // that many or more, on registers alone; how many
+  uint64_t (*fingerprint)(const void* weights, int64_t bytes);  // by which packed weights are known
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

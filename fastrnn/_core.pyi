@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import Buffer
 
 Layer = tuple[int, int, int, int, int, int, int, int, int, int, Tensor | None]
 
@@ -58,6 +59,9 @@ def storages_are_at_hand() -> bool:
 def freed(tensors: tuple[Tensor | None, ...]) -> int:
     """The place of the first of these tensors whose storage is too small for it, as after
     ``untyped_storage().resize_(0)``; -1 where there is none."""
+
+def fingerprint(weights: Buffer) -> int:
+    """The 64 bits by which kept weights are known, of the bytes of a contiguous buffer."""
 
 def multiply_adds(wanted: int) -> int:
     """Runs ``wanted`` multiply-adds of float32 or some more, on registers alone: the processor's own limit.

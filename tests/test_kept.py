@@ -190,6 +190,64 @@ def bits(result: Any) -> list[bytes]:
     return [one for part in result if part is not None for one in bits(part) if not isinstance(part, list)]
 
 
+def spoilt(bits: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Words of 32 bits, some changed where a fingerprint that is built as ours might lose it: the same bit or another,
+    at the same place of blocks, chains and strides."""
+    changed, size = bits.copy(), len(bits)
+    step = rng.choice([1, 2, 4, 8, 16, 28, 32, 36, 64, 128])
+    first, bit = rng.randrange(size), np.uint32(1 << rng.choice([0, 15, 16, 31, rng.randrange(32)]))
+    at = np.arange(first, size, step)[: rng.choice([1, 2, 3, 4, 8, size])]
+    match rng.randrange(4):
+        case 0:
+            changed[at] ^= bit
+        case 1:  # another bit in the second place
+            changed[first] ^= bit
+            changed[(first + step) % size] ^= np.uint32(1 << rng.randrange(32))
+        case 2:  # what one gains, the other loses
+            changed[[first]] += bit
+            changed[[(first + step) % size]] -= bit
+        case 3:
+            other = (first + step) % size
+            changed[[first, other]] = changed[[other, first]]
+    return changed
+
+
+def fingerprints(count: int, seed: int = 0) -> None:
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    for _ in range(count // 100):
+        size = rng.choice([1, 3, 31, 64, 65, 96, 128, 192, 1000])
+        floats = rng.choice([numbers.uniform(-0.2, 0.2, size), np.zeros(size), np.full(size, 0.5)])
+        bits = floats.astype(np.float32).view(np.uint32)
+        known = core.fingerprint(bits)
+        for _ in range(100):
+            changed = spoilt(bits, rng)
+            assert core.fingerprint(changed) != known or np.array_equal(changed, bits), (bits, changed)
+
+
+def test_a_fingerprint_sees_every_small_change():
+    fingerprints(20_000)
+
+
+@pytest.mark.slow
+def test_a_fingerprint_sees_every_small_change_of_a_million():
+    fingerprints(1_000_000, 1)
+
+
+def test_every_bit_of_a_word_reaches_every_bit_of_the_fingerprint():
+    numbers = np.random.default_rng(0)
+    for size in (1, 64, 300):
+        bits = numbers.uniform(-0.2, 0.2, size).astype(np.float32).view(np.uint32)
+        known, flips = core.fingerprint(bits), []
+        for at in {0, size // 2, size - 1}:
+            for bit in range(32):
+                changed = bits.copy()
+                changed[at] ^= np.uint32(1 << bit)
+                flips.append([int(digit) for digit in f"{core.fingerprint(changed) ^ known:064b}"])
+        counts = np.array(flips)
+        assert 12 < counts.sum(1).min() and counts.sum(1).max() < 52  # of 64, each with a chance of a half
+        assert 0.1 < counts.mean(0).min() and counts.mean(0).max() < 0.9
+
+
 @torch.no_grad()
 def change(count: int, seed: int, large: bool = False) -> None:
     """Changes one module's weights again and again; after each a call gives what a module just made gives."""
@@ -240,7 +298,7 @@ def test_no_instruction_set_misses_a_change(isa: str, count: int):
         pytest.skip(f"this machine does not run {isa}")
     if isa == core.isa():
         pytest.skip(f"the other tests run {isa}")
-    code = f"import test_kept; test_kept.change({count}, 2)"
+    code = f"import test_kept; test_kept.change({count}, 2); test_kept.fingerprints({100 * count})"
     environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
