@@ -17,6 +17,7 @@ namespace {
 template <class S, class A>
 struct Reader {
   Memory& memory;
+  bool shared = false;  // whether what is read may be another thread's, too: inputs, while results are nobody else's
   Inputs<S, A> in{};
   int64_t gates = 0, saved = 0;
   bool has_cell = false;
@@ -65,12 +66,12 @@ struct Reader {
 
   template <class N>
   N* tensor(py::handle t, const char* name, __int128 count, bool optional = false) const {
-    return reinterpret_cast<N*>(memory.address(t, name, count, sizeof(N), optional));
+    return reinterpret_cast<N*>(memory.address(t, name, count, sizeof(N), optional, shared));
   }
   Wide<S>* wide_per_direction(py::handle t, const char* name, int64_t rows, int64_t width,
                               bool optional = false) const {
     const __int128 count = static_cast<__int128>(in.sizes.directions) * rows * width;
-    return reinterpret_cast<Wide<S>*>(memory.address(t, name, count, sizeof(Wide<S>), optional));
+    return reinterpret_cast<Wide<S>*>(memory.address(t, name, count, sizeof(Wide<S>), optional, shared));
   }
   A* per_direction(py::handle t, const char* name, int64_t rows, int64_t width, bool optional = false) const {
     return tensor<A>(t, name, static_cast<__int128>(in.sizes.directions) * rows * width, optional);
@@ -117,6 +118,7 @@ struct Reader {
   // `x` holds tokens where `tokens` says so.
   void inputs(py::handle x, bool tokens, py::handle h0, py::handle c0, const py::sequence& weights) {
     const Sizes& z = in.sizes;
+    shared = true;
     if (tokens)
       read_tokens(x);
     else
@@ -127,6 +129,7 @@ struct Reader {
     parameters(weights, "weights", own);
     for (int d = 0; d < z.directions; ++d)
       in.weights[d] = {own[d].w_ih, own[d].w_hh, own[d].b_ih, own[d].b_hh, own[d].w_hr, own[d].b_hr};
+    shared = false;
   }
 };
 
@@ -239,10 +242,11 @@ void backward(const py::list& tuples) {
 void forward_int8(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
                   py::handle y, py::handle hn, py::handle cn) {
   Memory memory;
-  const Reader<float, float> read(layer, memory);
+  Reader<float, float> read(layer, memory);
   const Sizes& z = read.in.sizes;
   Int8Forward call{};
   call.mode = read.in.mode, call.sizes = z, call.threads = read.in.threads;
+  read.shared = true;
   call.x = read.tensor<float>(x, "x", static_cast<__int128>(z.rows) * z.inputs);
   call.h0 = read.per_direction(h0, "h0", z.batch, z.outputs);
   call.y = read.per_direction(y, "y", z.rows, z.outputs);

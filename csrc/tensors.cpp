@@ -118,20 +118,27 @@ void Memory::hold(PyObject* tensor) {
   }
 }
 
-uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional) {
-  const std::string of = std::string(name) + ": ";
+namespace {
+
+std::string bytes_of(__int128 bytes) { return std::to_string(static_cast<int64_t>(bytes)) + " bytes"; }
+
+}  // namespace
+
+uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional,
+                          bool shared) {
+  const auto wrong = [&](const std::string& what) { return name + (": " + what); };
   if (tensor.is_none()) {
     if (optional) return 0;
-    throw py::value_error(of + "expected a tensor, got None");
+    throw py::value_error(wrong("expected a tensor, got None"));
   }
-  if (!PyObject_TypeCheck(tensor.ptr(), tensor_reader().type)) throw py::type_error(of + "expected a tensor");
+  if (!PyObject_TypeCheck(tensor.ptr(), tensor_reader().type)) throw py::type_error(wrong("expected a tensor"));
   __int128 bytes;
   uintptr_t place;
   bool fits, there;
   if (storages_are_at_hand()) {  // C throughout: no other thread gets in before the address is known
     TensorView view;
     if (tensor_reader().read(tensor.ptr(), &view)) throw py::error_already_set();
-    hold(tensor.ptr());
+    if (shared) hold(tensor.ptr());
     bytes = static_cast<__int128>(view.count()) * view.bits / 8;
     place = view.address();
     fits = view.on_cpu() && view.dense();
@@ -149,13 +156,11 @@ uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, s
     storages_.push_back(storage);
   }
   const __int128 wanted = count * static_cast<__int128>(item);
-  if (!fits) throw py::value_error(of + "expected a contiguous tensor on the CPU");
-  if (bytes != wanted)
-    throw py::value_error(of + "expected " + std::to_string(static_cast<int64_t>(wanted)) + " bytes, got " +
-                          std::to_string(static_cast<int64_t>(bytes)));
+  if (!fits) throw py::value_error(wrong("expected a contiguous tensor on the CPU"));
+  if (bytes != wanted) throw py::value_error(wrong("expected " + bytes_of(wanted) + ", got " + bytes_of(bytes)));
   if (!there)
-    throw std::runtime_error(of + "the memory of a tensor of " + std::to_string(static_cast<int64_t>(wanted)) +
-                             " bytes was freed or cut short, as untyped_storage().resize_() does");
+    throw std::runtime_error(wrong("the memory of a tensor of " + bytes_of(wanted) +
+                                   " was freed or cut short, as untyped_storage().resize_() does"));
   return place;
 }
 

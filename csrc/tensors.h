@@ -114,9 +114,10 @@ class Memory {
 
   void hold(PyObject* tensor);
 
-  // Holds a dense CPU tensor of exactly `count` elements of `item` bytes, and says where it is. None stands for null
-  // where `optional`.
-  uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false);
+  // Where a dense CPU tensor of exactly `count` elements of `item` bytes is; holds it if it is `shared`, so that
+  // another thread may have it. None stands for null where `optional`.
+  uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false,
+                    bool shared = true);
 
  private:
   std::vector<void**> views_;

@@ -135,7 +135,6 @@ def forward(
     narrow: bool = False,
 ) -> Forward:
     """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
-    require_memory(x, h0, c0, *weights)
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
@@ -181,7 +180,7 @@ def _inputs(
     """What a layer reads, forward and backward, as :mod:`fastrnn._core` takes it."""
     layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     own = [_operand(w, narrow) for w in weights]
-    return layer, _operand(x, narrow), x.dtype is torch.int64, h0.contiguous(), _dense(c0), own
+    return layer, _operand(x, narrow), x.dtype is torch.int64, _dense(h0), _dense(c0), own
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -189,20 +188,24 @@ def _like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _dense(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Any:
+    """The numbers as the kernels read them, dense and of this dtype or their own: the tensor itself where it is so, of
+    whose memory the core takes care; else a copy."""
+    if tensor is None or tensor.is_contiguous() and dtype in (None, tensor.dtype):
+        return tensor
+    require_memory(tensor)
+    return tensor.to(dtype or tensor.dtype).contiguous()
 
 
 def _operand(tensor: Tensor, narrow: bool) -> Tensor:
     """x, a matrix of weights or a bias as the kernels read it: where products are ``narrow``, all but tokens and biases
     in bfloat16."""
-    narrow = narrow and tensor.dim() > 1 and tensor.is_floating_point()
-    return (tensor.to(torch.bfloat16) if narrow else tensor).contiguous()
+    return _dense(tensor, torch.bfloat16 if narrow and tensor.dim() > 1 and tensor.is_floating_point() else None)
 
 
 def _wide(tensor: Any) -> Any:
     """The tensor in float32; tokens and None as they are."""
-    return tensor.float() if tensor is not None and tensor.is_floating_point() else tensor
+    return _dense(tensor, torch.float32) if tensor is not None and tensor.is_floating_point() else tensor
 
 
 def backward(
@@ -223,7 +226,6 @@ def backward(
     narrow: bool = False,
 ) -> Backward:
     """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
-    require_memory(x, h0, c0, *weights, *saved, grad_y, grad_hn, grad_cn, grad_cells)
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
@@ -255,7 +257,6 @@ def forward_stack(
     ``h0`` is (L, B, P) and ``c0`` (L, B, H) or None, with B >= 1; ``weights`` is the flat list of all parameters.
     Returns the y of each layer, hn and cn of all, and what each saves, whose ``hidden`` is its y but for the last.
     """
-    require_memory(x, h0, c0, *weights)
     each = len(weights) // h0.shape[0]
     hn = _like(h0)
     cn = h0.new_empty(0) if c0 is None else _like(c0)
@@ -294,7 +295,6 @@ def backward_stack(
 ) -> Backward:
     """The gradients of what :func:`forward_stack` read, from those of the last y, of hn and cn and of the last layer's
     cells; ``need_weights`` is for each layer, and the gradients of those that need none are None."""
-    require_memory(x, h0, c0, *weights, grad_y, grad_hn, grad_cn, grad_cells)
     count, each = h0.shape[0], len(weights) // h0.shape[0]
     grad_x = _like(x) if need_x else None
     grad_h0 = _like(h0) if need_state else None
@@ -305,7 +305,7 @@ def backward_stack(
     grads: list[Any] = [None] * len(weights)
 
     def of_layer(states: Tensor | None, i: int) -> Tensor | None:
-        return None if states is None else states[i : i + 1].contiguous()
+        return None if states is None else _dense(states[i : i + 1])
 
     calls, grad = [], _dense(grad_y)
     for i in reversed(range(count)):
