@@ -163,8 +163,8 @@ def work(written: str) -> None:
         try:
             chunk()
         except Exception as error:
-            lines = traceback.format_exception(error)
-            text = f"{last}\n{''.join(lines[-3:])}"[-4000:]
+            where = "".join(traceback.format_tb(error.__traceback__)[-2:])
+            text = f"{last}\n{where}{type(error).__name__}: {error}"[:4000]
         print(json.dumps({"examples": done, "text": text}), file=results, flush=True)
 
 

@@ -185,10 +185,8 @@ def call(
 
 def embedding(table: Tensor) -> nn.Embedding:
     found = nn.Embedding(*table.shape, dtype=table.dtype)
-    found.weight = nn.Parameter(table) if not table.requires_grad else found.weight
-    if table.requires_grad:  # the leaf itself, whose gradient is asked for
-        del found._parameters["weight"]
-        found.weight = table
+    del found._parameters["weight"]
+    found.weight = table  # the leaf itself, whose gradient is asked for, or which wants none
     return found
 
 
