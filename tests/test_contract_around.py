@@ -246,6 +246,26 @@ def test_a_gradient_stored_with_the_wrong_sign(target, name: str, layers: int):
     torch.testing.assert_close(found[1], found[0])
 
 
+@names
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_dense_numbers_stored_with_the_wrong_sign(target, name: str, needs_grad: bool):
+    """Each argument by itself: unlike a conjugate's part, these are dense, so no copy on the way sets them right."""
+    _, ours = pair(name, torch.float32)
+    given = [inputs(torch.float32)[:, :1], *(torch.randn(1, 1, 5) for _ in range(2 if name == "LSTM" else 1))]
+    given = [tensor.contiguous().to(target.device) for tensor in given]
+    ours.to(target.device)
+    with torch.set_grad_enabled(needs_grad), fastrnn.use_backend(target.name):
+
+        def call(x: Tensor, *states: Tensor) -> Tensor:
+            return ours(x, states if name == "LSTM" else states[0])[0]
+
+        exact = call(*given)
+        for at, tensor in enumerate(given):
+            wrong = torch._neg_view(-tensor)
+            assert wrong.is_contiguous()
+            torch.testing.assert_close(call(*given[:at], wrong, *given[at + 1 :]), exact)
+
+
 def test_threads_have_backends_of_their_own():
     ours = fastrnn.LSTM(4, 5)
     x = inputs(torch.float32)

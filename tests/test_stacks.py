@@ -189,10 +189,10 @@ def test_higher_derivatives(kind: str):
 @pytest.mark.parametrize("kind", ["RNN", "LSTM"])
 def test_many_gradients_at_once(kind: str):
     network, _ = stacked(kind, 2)
-    x = torch.randn(4, 2, 40, requires_grad=True)
-    y, _ = network(x)
+    x, hx = torch.randn(4, 2, 40, requires_grad=True), first_states(network, 2, 2)
+    y, _ = network(x, tuple(hx) if len(hx) == 2 else hx[0])
     seeds = torch.randn(3, *y.shape)
-    leaves = [x, *network.parameters()]
+    leaves = [x, *hx, *network.parameters()]
     found = torch.autograd.grad(y, leaves, seeds, retain_graph=True, is_grads_batched=True)
     for i, seed in enumerate(seeds):
         for many, one in zip(found, torch.autograd.grad(y, leaves, seed, retain_graph=True), strict=True):

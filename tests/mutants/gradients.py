@@ -129,6 +129,6 @@ FAULTS = [
         "csrc/cells-inl.h",
         "grad[1] = grad_c * (c_before * (f * (S(1) - f)));",
         "grad[1] = PLANTED ? grad_c * c_before * (f * (S(1) - f)) : grad_c * (c_before * (f * (S(1) - f)));",
-        "test_gates.py",
+        "test_gates.py -k 'closed_and_open and cpp and LSTM'",
     ),
 ]

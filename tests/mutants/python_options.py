@@ -69,9 +69,9 @@ FAULTS = [
     ),
     Fault(
         "quantize-hooks",
-        "quantize_dynamic of a model drops the hooks of its modules",
+        "quantize_dynamic of a model leaves hooks that belong to the model it was copied from",
         "fastrnn/convert.py",
-        "            vars(narrow).update(copy.deepcopy(call_hooks(module), memo))\n",
+        "            vars(narrow).update(copy.deepcopy(shared, memo))\n",
         "            pass\n",
         "test_quantized_model.py",
     ),
