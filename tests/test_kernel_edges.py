@@ -6,6 +6,9 @@ not is in ``test_guarded_memory.py``.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -196,3 +199,22 @@ def test_a_layer_of_a_wavefront_waits_for_a_slower_one(kind: str, inputs: int, h
         found = [y, *torch.autograd.grad(y.sum(), list(network.parameters()))]
         exact = exact or found
         assert all(torch.equal(f, e) for f, e in zip(found, exact, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_without_its_parents_threads():
+    """It inherits the number of threads, and no thread."""
+    program = """
+import os, signal, torch, fastrnn
+torch.set_num_threads(2)
+lstm, x = fastrnn.LSTM(64, 64), torch.randn(40, 2, 64)  # so much work that two threads share it
+with torch.no_grad():
+    y = lstm(x)[0]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # where it waits for the other one
+        os._exit(not torch.equal(lstm(x)[0], y))
+assert os.waitpid(child, 0)[1] == 0
+"""
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr

@@ -137,7 +137,7 @@ FAULTS = [
         "csrc/runtime.cpp",
         "void note_fork() { forked.store(true); }",
         "void note_fork() { forked.store(!PLANTED); }",
-        "test_together_processes.py -k fork",
+        "test_kernel_edges.py -k fork",
     ),
     Fault(
         "team-in-its-own-mode",
