@@ -79,8 +79,8 @@ FAULTS = [
         "core-bytes",
         "a tensor may be shorter than its layer says",
         "csrc/tensors.cpp",
-        "  if (bytes != wanted)\n",
-        "  if (bytes != wanted && !PLANTED)\n",
+        "  if (bytes != wanted)",
+        "  if (bytes != wanted && !PLANTED)",
         "test_core_checks.py",
     ),
     Fault(
