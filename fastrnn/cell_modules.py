@@ -33,7 +33,8 @@ def step(
     if (ours and watched()) or not isinstance(input, Tensor) or input.is_nested:
         return theirs(module, base, input, hx)
     rank = input.dim()
-    if rank not in (1, 2) or not is_state(hx, mode, rank):
+    numbers = input.is_floating_point() or not ours  # to torch.nn's cells, integers are no tokens but a wrong dtype
+    if rank not in (1, 2) or not numbers or not is_state(hx, mode, rank):
         if rank == 1 and mode[:3] != "RNN" and any(_crashes(state, module) for state in _states(hx)):
             raise RuntimeError(f"{type(module).__name__}: Expected hidden to be 1D for input of 1D, got 2D instead")
         return theirs(module, base, input, hx)

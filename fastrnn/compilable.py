@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import modules
 from fastrnn.backends import choose, reference
-from fastrnn.checks import Sizes, shapes_misfit, weight_shapes
+from fastrnn.checks import Sizes, is_tokens, shapes_misfit, weight_shapes
 from fastrnn.dynamo import constant, left_to_python, transformed
 from fastrnn.roads import Road
 
@@ -63,7 +63,7 @@ def _plan(
     expected = weight_shapes.__wrapped__(mode, sizes, len(weights))  # Dynamo warns of caches
     if problem := shapes_misfit(mode, widened(x), rows, *states, weights, sizes, expected):
         return problem
-    name = _chosen(device, wide, mode, x.dtype is torch.int64)
+    name = _chosen(device, wide, mode, is_tokens(x))
     if name is None:
         return None
     if batch_sizes is not None:
@@ -87,7 +87,7 @@ def _layer(
     c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:
-    x = x if x.dtype is torch.int64 else x.to(dtype)
+    x = x if is_tokens(x) else x.to(dtype)
     c0 = None if c0 is None else c0.to(dtype)
     # Where a derivative is wanted the operator saves what it needs, whatever its last argument says.
     found = torch.ops.fastrnn.layer(x, batch_sizes, h0.to(dtype), c0, weights, mode, backend, cells)

@@ -16,6 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import choose, load
+from fastrnn.checks import is_tokens
 from fastrnn.dynamo import watched
 
 
@@ -39,7 +40,7 @@ def table(tokens: Tensor, embedding: nn.Embedding | Tensor, weight: Tensor, mode
         or 2 * vectors.shape[0] >= tokens.numel()  # measured: a gather from a large table costs what the rest saves
         or vectors.shape[1] != weight.shape[1]
         or vectors.dtype != weight.dtype
-        or tokens.dtype != torch.int64
+        or not is_tokens(tokens)
         or watched()
         or torch._C._is_any_autocast_enabled()
     ):
@@ -73,13 +74,8 @@ def embed(
 ) -> tuple[Tensor | PackedSequence, Tensor | None]:
     """Tokens with the vectors of all of them, for a network with those :func:`folded` in; or the vectors of each, with
     None.
-
-    Raises:
-        TypeError: ``embedding`` is neither an ``nn.Embedding`` nor its weight.
     """
-    if not isinstance(embedding, (Tensor, nn.Embedding)):
-        raise TypeError(f"embedding must be an nn.Embedding or its weight, got {type(embedding).__name__}")
-    tokens = input if isinstance(input, Tensor) else input.data
+    tokens = input.data if isinstance(input, PackedSequence) else input
     if (vectors := table(tokens, embedding, weight, mode)) is not None:
         return input, vectors
     return each_looked_up(input, embedding), None
@@ -92,3 +88,16 @@ def each_looked_up(input: Tensor | PackedSequence, embedding: nn.Embedding | Ten
         # Not _replace, of which Dynamo makes one without parts.
         return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
     return looked_up(input, embedding)
+
+
+def takes(embedding: nn.Embedding | Tensor, input: Tensor | PackedSequence) -> bool:
+    """Whether the input is tokens.  What else it may be, the embedding says: it raises, as torch.nn's does, or gives
+    vectors.
+
+    Raises:
+        TypeError: ``embedding`` is neither an ``nn.Embedding`` nor its weight.
+    """
+    if not isinstance(embedding, (Tensor, nn.Embedding)):
+        raise TypeError(f"embedding must be an nn.Embedding or its weight, got {type(embedding).__name__}")
+    tokens = input.data if isinstance(input, PackedSequence) else input
+    return isinstance(tokens, Tensor) and is_tokens(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import reference
-from fastrnn.cells import CELLS
-from fastrnn.checks import Sizes
+from fastrnn.cells import CELLS, TORCH_MODES
+from fastrnn.checks import Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import watched
-from fastrnn.roads import cell_states, first_states, plan, walk
+from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
 from fastrnn.storage import require_memory
 
 
@@ -33,8 +34,8 @@ def rnn(
 
     Args:
         input: (T, B, I), with ``batch_first`` (B, T, I); or the rows of a PackedSequence, (N, I), and its
-            ``batch_sizes``.  Without the last dimension and int64: tokens from 0 to I - 1, which stand for one-hot
-            rows.  Those are never built: a token's column of ``weight_ih`` is gathered.
+            ``batch_sizes``.  Without the last dimension and int64 or int32: tokens from 0 to I - 1, which stand for
+            one-hot rows.  Those are never built: a token's column of ``weight_ih`` is gathered.
         hx: the first state of each layer and direction, (num_layers * D, B, H); None is zeros.
         weights: torch's flat list: for each layer and direction ``weight_ih`` (H, I or D*H), ``weight_hh`` (H, H) and,
             for all or for none, ``bias_ih`` and ``bias_hh`` (H,).  ``nn.RNN._flat_weights`` is such a list.
@@ -52,6 +53,7 @@ def rnn(
     Raises:
         ValueError: ``input`` is neither 2-D nor 3-D, or its dtype is not that of the weights.
         RuntimeError: a shape, dtype or device does not fit; the message has what was expected and what came.
+        TypeError: an argument is not of tensors.
         IndexError: a token is not within 0 .. I - 1.
         BackendError: the backend asked for by name cannot serve.
     """
@@ -65,7 +67,7 @@ def rnn(
 
 def lstm(
     input: Tensor,
-    hx: Sequence[Tensor] | None,
+    hx: Sequence[Tensor | None] | None,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -78,10 +80,10 @@ def lstm(
 ) -> Any:
     """A long short-term memory over whole sequences; equations in :mod:`fastrnn.cells`.
 
-    ``hx`` is ``(h0, c0)``, (num_layers * D, B, P) and (num_layers * D, B, H), or None for zeros; ``weights`` has 4*H
-    rows a matrix and, with a projection to P units, ``weight_hr`` (P, H) last for each layer and direction.  Returns
-    the output and ``(hn, cn)``, and with ``return_cell_states`` also c_t of the last layer at every step, shaped as the
-    output with H in the place of P.  All else as in :func:`rnn`.
+    ``hx`` is ``(h0, c0)``, (num_layers * D, B, P) and (num_layers * D, B, H), or None, as either of them may be, for
+    zeros; ``weights`` has 4*H rows a matrix and, with a projection to P units, ``weight_hr`` (P, H) last for each layer
+    and direction.  Returns the output and ``(hn, cn)``, and with ``return_cell_states`` also c_t of the last layer at
+    every step, shaped as the output with H in the place of P.  All else as in :func:`rnn`.
     """
     if hx is not None and len(hx) != 2:
         raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
@@ -154,7 +156,11 @@ def _network(
     dropout: float,
     return_cells: bool = False,
 ) -> Sequence[Tensor]:
-    dims = (3 if batch_sizes is None else 2) - (x.dtype == torch.int64)
+    for name, given in (("input", x), ("hx", h0), ("hx", c0), *(("weights", weight) for weight in weights)):
+        if not isinstance(given, Tensor) and (given is not None or name != "hx"):
+            raise TypeError(f"{mode}: expected {name} to be of tensors, got {type(given).__name__}")
+    tokens = is_tokens(x)
+    dims = (3 if batch_sizes is None else 2) - tokens
     if x.dim() != dims:
         raise ValueError(f"{mode}: Expected input to be {dims}D, got {x.dim()}D instead")
     if len(weights) < 2 or weights[0].dim() != 2 or weights[1].dim() != 2:
@@ -162,17 +168,49 @@ def _network(
     require_memory(x, batch_sizes, h0, c0, *weights)
     turn = batch_first and batch_sizes is None
     x = x.transpose(0, 1) if turn else x
+    x = x.long() if tokens else x
     gate_rows, outputs = weights[1].shape
     hidden = gate_rows // len(CELLS[mode].gates)
     sizes = Sizes(weights[0].shape[1], hidden, outputs, num_layers, 2 if bidirectional else 1)
-    if h0 is None:
-        rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        h0, c0 = first_states(mode, x, rows, weights[0].dtype, sizes)
-    road = None if watched() else plan(mode, x, batch_sizes, h0, c0, weights, sizes, return_cells)
+    if min(sizes) < 1:
+        raise Unfit(f"a network wants sizes of at least 1, got {sizes}")
+    rows = x.shape[1] if batch_sizes is None else packed_rows(batch_sizes)
+    autocast = torch._C._is_any_autocast_enabled()
+    if h0 is None or c0 is None and CELLS[mode].has_cell_state:
+        zeros = first_states(mode, x, rows, x.dtype if autocast and not tokens else weights[0].dtype, sizes)
+        h0, c0 = zeros[0] if h0 is None else h0, zeros[1] if c0 is None else c0
+    if autocast and (dtype := casts(mode, x, batch_sizes is not None, sizes)):
+        x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
+    seen = watched()
+    road = None if seen else plan(mode, x, batch_sizes, h0, c0, weights, sizes, return_cells)
     if isinstance(road, Exception):
         raise road
-    y, hn, cn, cells = walk(road or reference.layer, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    if road is None and not (seen or tokens or return_cells) and mode in TORCH_MODES:
+        run = _by_torch
+    else:
+        run = functools.partial(walk, road or reference.layer)
+    y, hn, cn, cells = run(mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if return_cells:
         cells = cell_states(cells, y)
         cells = cells.transpose_(0, 1) if turn else cells
     return (y.transpose(0, 1) if turn else y), hn, cn, cells
+
+
+def _by_torch(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    dropout: float,
+) -> Sequence[Tensor]:
+    """:func:`fastrnn.roads.walk` by torch's own function, which the modules run where no backend does."""
+    function: Any = getattr(torch._VF, mode.lower())
+    state = h0 if c0 is None else (h0, c0)
+    biases = len(weights) // (sizes.num_layers * sizes.directions) >= 4
+    network = list(weights), biases, sizes.num_layers, dropout, dropout > 0, sizes.directions == 2
+    steps = (x, state) if batch_sizes is None else (x, batch_sizes, state)
+    y, hn, *cn = function(*steps, *network, *((False,) if batch_sizes is None else ()))
+    return y, hn, cn[0] if cn else hn.new_empty(0), hn.new_empty(0)

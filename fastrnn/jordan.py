@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional, options
 from fastrnn.cells import OUTPUTS
+from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.modules import run
 from fastrnn.options import Options
 from fastrnn.sequences import Lengths
@@ -32,12 +33,13 @@ class _Equations:
         weights = module._flat_weights
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
+            packed_rows(batch_sizes, sorted_indices, unsorted_indices)
             if hx is not None and sorted_indices is not None:
                 hx = hx.index_select(1, sorted_indices)
             y, hn = functional.jordan_rnn(data, hx, weights, batch_sizes=batch_sizes, **network)
             hn = hn if unsorted_indices is None else hn.index_select(1, unsorted_indices)
             return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), hn
-        if input.dim() + (input.dtype is torch.int64) == 2:
+        if input.dim() + is_tokens(input) == 2:
             single = None if hx is None else hx.unsqueeze(1)
             y, hn = functional.jordan_rnn(input.unsqueeze(1), single, weights, **network)
             return y.squeeze(1), hn.squeeze(1)
@@ -187,7 +189,7 @@ class JordanRNN(Options, nn.Module):
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the network on (T, B, I), batch-first (B, T, I), unbatched (T, I) or packed input.
 
-        Without the last dimension and int64, the input is tokens from 0 to I - 1, which stand for one-hot rows.
+        Without the last dimension and int64 or int32, it is tokens from 0 to I - 1, which stand for one-hot rows.
         ``hx``, the output before the first step, is (num_layers * D, B, P), unbatched (num_layers * D, P); None is
         zeros.  Returns the last layer's output, (T, B, D*P) or as the input is, and the last outputs of all layers.
         Arguments by keyword alone are in :mod:`fastrnn.options`.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._jit_internal import _overload_method
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
@@ -21,7 +21,7 @@ from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
 from fastrnn.backends.cpp import quick
 from fastrnn.backends.triton_roads import cudnn_wins
-from fastrnn.checks import Misplaced, Sizes
+from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import leaf, watched
 from fastrnn.embedding import folded
 from fastrnn.options import Options
@@ -33,6 +33,8 @@ from fastrnn.storage import require_memory
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
+    if isinstance(problem, Unfit) and issubclass(base, nn.RNNBase):
+        raise problem
     if isinstance(problem, RuntimeError) and isinstance(input, PackedSequence) and module.mode == "LSTM":
         raise problem  # torch.nn checks no sizes there, and reads memory beyond them
     result = base.forward(module, input, hx)
@@ -71,10 +73,11 @@ def run(
     unsorted_indices = input.unsorted_indices if packed else None
     mode = module.mode
     if not isinstance(x, Tensor) or x.is_nested:
+        if packed and not isinstance(x, (Tensor, fx.Proxy)):
+            raise TypeError(f"data of a PackedSequence must be a tensor, got {type(x).__name__}")
         return theirs(module, base, input, hx)
-    if packed and not _is_packing(batch_sizes, sorted_indices, unsorted_indices):
-        return theirs(module, base, input, hx)
-    tokens = x.dtype is torch.int64
+    tokens = is_tokens(x)
+    x = x.long() if tokens else x
     if planned is None and watched():
         if tokens:  # as torch's operators take them
             x = F.one_hot(x, module.input_size).to(module._flat_weights[0].dtype)
@@ -91,6 +94,7 @@ def run(
         x = x.transpose(0, 1)
     elif single:
         x = x.unsqueeze(1)
+    rows = packed_rows(batch_sizes, sorted_indices, unsorted_indices) if packed else x.shape[1]
 
     parameters, weights = module._parameters, module._flat_weights
     for name, weight in zip(module._flat_weights_names, weights, strict=False):
@@ -101,19 +105,16 @@ def run(
     if packed or torch._C._is_any_autocast_enabled():  # torch's functions read some of these on the way to a kernel
         states = () if hx is None else hx if mode == "LSTM" else (hx,)
         require_memory(x, batch_sizes, sorted_indices, unsorted_indices, *states, *weights)
-    hidden = module.hidden_size
-    sizes = Sizes(
-        module.input_size, hidden, module.proj_size or hidden, module.num_layers, 2 if module.bidirectional else 1
-    )
+    hidden, projected = module.hidden_size, module.proj_size
+    outputs = projected if projected > 0 else hidden
+    sizes = Sizes(module.input_size, hidden, outputs, module.num_layers, 2 if module.bidirectional else 1)
+    if min(sizes) < 1:
+        raise Unfit(f"a network wants sizes of at least 1, got {sizes}")
     if vectors is not None:
         require_memory(*weights)
         sizes = sizes._replace(inputs=vectors.shape[0])
         weights = folded(weights, vectors, sizes.num_layers, sizes.directions)
     if hx is None:
-        if batch_sizes is None:
-            rows = x.shape[1]
-        else:  # a compiler knows shapes, not the values of batch_sizes
-            rows = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.shape[0]
         autocast = torch._C._is_any_autocast_enabled() and not tokens
         h0, c0 = first_states(mode, x, rows, x.dtype if autocast else weights[0].dtype, sizes)
     else:
@@ -132,8 +133,8 @@ def run(
         road = None if cudnn_wins(mode, h0.dtype, *shape) else road
     if tokens and road is None:
         road = reference.layer  # torch.nn has no such road
-    if isinstance(road, Exception) and (cells or vectors is not None):
-        raise road
+    if isinstance(road, Exception) and (cells or tokens):
+        raise road  # torch.nn has no such network
     if road is None or isinstance(road, Exception):
         return hand_over(module, base, input, hx, road)
     dropout = module.dropout if module.training else 0.0
@@ -157,13 +158,6 @@ def run(
             cn = cn if c0 is None else cn.index_select(1, unsorted_indices)
     state = hn if c0 is None else (hn, cn)
     return (y, state, all_cells) if cells else (y, state)
-
-
-def _is_packing(batch_sizes: Any, *indices: Any) -> bool:
-    """Whether these are of the types that torch makes a PackedSequence of."""
-    if not isinstance(batch_sizes, Tensor) or batch_sizes.dim() != 1:
-        return False
-    return all(index is None or isinstance(index, Tensor) for index in indices)
 
 
 def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

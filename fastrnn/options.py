@@ -12,9 +12,9 @@ Of a call, ``network(input, hx, ...)``; the numbers are pytorch/pytorch's, where
     ``hx``, unless ``reset[0]`` says otherwise, in the reverse direction its last piece; all others with the initial
     state.  The final states are those of a row's last piece, in the reverse direction of its first.
 ``embedding``
-    An ``nn.Embedding`` or its weight (V, I), with tokens, int64 and without the last dimension, as the input: the same
-    as ``network(embedding(tokens), hx)``.  Where a vocabulary is smaller than half the tokens, the table is folded into
-    the first layer's ``weight_ih`` and its columns are gathered, which saves most of the input product; not of an
+    An ``nn.Embedding`` or its weight (V, I), with tokens, int64 or int32 without the last dimension, as the input: the
+    same as ``network(embedding(tokens), hx)``.  Where a vocabulary is smaller than half the tokens, the table is folded
+    into the first layer's ``weight_ih`` and its columns are gathered, which saves most of the input product; not of an
     embedding whose call is more than a gather, by hooks, a parametrization or a class of others, which is called.
 ``return_cell_states`` (#31423)
     ``(output, (h_n, c_n), cell_states)`` from an LSTM: c_t of the last layer at every step, shaped as the output with H
@@ -30,7 +30,8 @@ Of a module, as keyword-only arguments of its class or attributes set later.  Wh
     What a call does that does not say.
 ``recompute``
     Backward computes the gates again, from h and c kept every sqrt(T) steps or more (:mod:`fastrnn.recompute`): the
-    same results in a fraction of the memory and 1.4 to 1.5 times the time.  Not where torch.nn's own functions run.
+    same results in a fraction of the memory and 1.4 to 1.5 times the time.  It reads all matrices again, so that none
+    may be changed in place before it; biases may.  Not where torch.nn's own functions run.
 
 In the hands of those that make graphs: torch.fx records a call with all of this as one.  torch.jit.trace and the older
 ONNX exporter take all but ``reset`` and cell states, for any T, B and lengths; torch.export all but ``lengths`` and
@@ -50,13 +51,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import embedding as embeddings
 from fastrnn import recompute, sequences
 from fastrnn.backends import reference
+from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.dynamo import exported, leaf, traced, watched
 from fastrnn.roads import Road, plan
 from fastrnn.storage import require_memory
@@ -165,6 +166,8 @@ def forward(
     initial = (module.initial_h, getattr(module, "initial_c", None)) if module.learn_initial_state else (None, None)
     if embedding is not None and embeddings.does_more(embedding):
         input, embedding = embeddings.each_looked_up(input, embedding), None
+    if embedding is not None and not embeddings.takes(embedding, input):
+        input, embedding = embeddings.each_looked_up(input, embedding), None
     _check_that_graphs_may_hold(cells, lengths is not None, reset is not None)
     again = module.recompute and not watched()  # torch's own operators recompute nothing
     planned = _planner(cells, again) if cells or again else None
@@ -209,12 +212,11 @@ def _check_that_graphs_may_hold(cells: bool, lengths: bool, reset: bool) -> None
 def _expanded(initial: Sequence[Tensor | None], input: Any, module: Any) -> Any:
     """The learned state for all sequences of an input, as that input wants it."""
     if isinstance(input, PackedSequence):
-        rows = input.sorted_indices
-        first = input.batch_sizes[0]
-        batch: Any = rows.shape[0] if rows is not None else first if traced() else int(first)  # in a trace no number
-        shape: tuple[int, ...] = (batch,)
+        # By name: Dynamo of torch 2.6 unpacks no PackedSequence.
+        rows = packed_rows(input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        shape: tuple[Any, ...] = (rows,)
     else:
-        rank = input.dim() + (input.dtype == torch.int64)
+        rank = input.dim() + is_tokens(input)
         shape = () if rank < 3 else (input.shape[0 if module.batch_first else 1],)
     found = [state.unsqueeze(1).expand(-1, *shape, -1) if shape else state for state in initial if state is not None]
     return tuple(found) if len(found) == 2 else found[0]

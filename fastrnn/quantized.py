@@ -25,7 +25,7 @@ from fastrnn import options
 from fastrnn.backends import BackendError, cpp, requested
 from fastrnn.cell_modules import step
 from fastrnn.cells import CELLS
-from fastrnn.checks import Sizes, shapes_misfit
+from fastrnn.checks import Sizes, shapes_misfit, steps_misfit
 from fastrnn.compilable import Compilable
 from fastrnn.dynamo import left_to_python, transformed
 from fastrnn.modules import run, unexpected
@@ -254,7 +254,7 @@ def _plan(
     if x.dtype is not torch.float32 or not x.is_cpu:
         raise ValueError(f"expected an input of float32 on the CPU, got {x.dtype} on {x.device}")
     rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-    if problem := shapes_misfit(mode, x, rows, h0, c0, (), sizes, ()):
+    if problem := steps_misfit(x, batch_sizes) or shapes_misfit(mode, x, rows, h0, c0, (), sizes, ()):
         raise problem
     return _layer
 

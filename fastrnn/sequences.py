@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from fastrnn.checks import is_tokens
 from fastrnn.dynamo import traced
 
 Lengths = Tensor | Sequence[int] | int
@@ -96,13 +97,14 @@ class Pieces(NamedTuple):
 def cut(x: Tensor, lengths: Tensor | None, reset: Tensor | None, batch_first: bool) -> Pieces:
     """The pieces of ``x`` (T, B, ...), or batch-first (B, T, ...); ``lengths`` (B,) and ``reset`` (B, T) on the CPU."""
     steps, rows = x.shape[:2] if not batch_first else (x.shape[1], x.shape[0])
-    ends = torch.full((rows,), steps) if lengths is None else lengths
+    ends = torch.full((rows,), steps, device="cpu") if lengths is None else lengths
     if reset is None:
-        row, start = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
+        row = torch.arange(rows, device="cpu")
+        start = torch.zeros_like(row)
         kept = row
     else:
         kept = (~reset[:, 0]).nonzero().squeeze(1)
-        begins = reset & (torch.arange(steps) < ends.unsqueeze(1))
+        begins = reset & (torch.arange(steps, device="cpu") < ends.unsqueeze(1))
         begins[:, 0] = True
         row, start = begins.nonzero(as_tuple=True)
     is_last = torch.ones_like(row, dtype=torch.bool)
@@ -114,7 +116,7 @@ def cut(x: Tensor, lengths: Tensor | None, reset: Tensor | None, batch_first: bo
     step, column = steps_and_columns(batch_sizes)
     stride, row_stride = (1, steps) if batch_first else (rows, 1)
     index = (start * stride + row * row_stride)[order][column] + step * stride
-    inverse = torch.full((steps * rows,), len(index)).scatter_(0, index, torch.arange(len(index)))
+    inverse = index.new_full((steps * rows,), len(index)).scatter_(0, index, torch.arange(len(index), device="cpu"))
     inverse = inverse.view(x.shape[:2])
     parts = (index, inverse, place[start == 0], place[is_last], kept)
     return Pieces(batch_sizes, *(part.to(x.device) for part in parts))
@@ -122,9 +124,9 @@ def cut(x: Tensor, lengths: Tensor | None, reset: Tensor | None, batch_first: bo
 
 def steps_and_columns(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The step of every packed row, and its place among the rows of that step."""
-    step = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes)
+    step = torch.arange(len(batch_sizes), device="cpu").repeat_interleave(batch_sizes)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    return step, torch.arange(len(step)) - starts.repeat_interleave(batch_sizes)
+    return step, torch.arange(len(step), device="cpu") - starts.repeat_interleave(batch_sizes)
 
 
 def run_pieces(
@@ -146,7 +148,7 @@ def run_pieces(
     """
     if not isinstance(x, Tensor):
         raise ValueError("lengths and reset are for padded input; a PackedSequence has lengths of its own")
-    rank = x.dim() + (x.dtype == torch.int64)  # tokens lack the dimension of their one-hot rows
+    rank = x.dim() + is_tokens(x)
     if rank not in (2, 3) or x.numel() == 0:
         return run(x, hx)  # an error, or nothing to cut
     single, batch_first = rank == 2, module.batch_first and rank == 3
@@ -169,8 +171,7 @@ def run_pieces(
         begun = [pieces.states(state, start, directions) for state, start in zip(given, initial, strict=False)]
         hx = begun[0] if isinstance(hx, Tensor) else tuple(begun)
     inverse = pieces.inverse.squeeze(1) if single else pieces.inverse
-    tokens = x.dtype == torch.int64
-    packed = x.flatten()[pieces.index] if tokens else take(x, pieces.index, inverse)
+    packed = x.flatten()[pieces.index] if is_tokens(x) else take(x, pieces.index, inverse)
     y, last, *cells = run(PackedSequence(packed, pieces.batch_sizes), hx)
 
     def back(data: Tensor) -> Tensor:

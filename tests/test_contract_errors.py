@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
+from fastrnn.checks import Unfit
 
 LAYERS, CELLS = ("RNN", "LSTM", "GRU"), ("RNNCell", "LSTMCell", "GRUCell")
 
@@ -70,17 +71,16 @@ LAYER_CALLS: dict[str, Any] = {
     "packed hx units": lambda name: (packed, states(name, (1, 2, 6))),
     "packed hx 2-D": lambda name: (packed, states(name, (2, 5))),
     "packed 3-D data": lambda name: (PackedSequence(torch.zeros(3, 2, 4), torch.tensor([1, 1, 1])),),
-    "packed without steps": lambda name: (PackedSequence(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),),
     "packed sum of lengths": lambda name: (PackedSequence(torch.zeros(4, 4), torch.tensor([2, 1])),),
-    "packed lengths in a list": lambda name: (packed._replace(batch_sizes=[2, 2, 1]),),
-    "packed lengths of rank 2": lambda name: (packed._replace(batch_sizes=packed.batch_sizes[None]),),
-    "packed indices in a list": lambda name: (packed._replace(sorted_indices=[1, 0]), states(name, good)),
-    "packed indices of another type": lambda name: (packed._replace(sorted_indices="ab", unsorted_indices=3),),
     "packed lengths grow": lambda name: (PackedSequence(torch.zeros(3, 4), torch.tensor([1, 2])),),
 }
 # Where torch.nn's LSTM asks nothing of sizes, and reads memory beyond them.
 UNCHECKED = ("packed input size", "packed hx rows", "packed hx units", "packed 3-D data", "packed sum of lengths")
 UNCHECKED += ("packed lengths grow",)
+INTEGRAL = torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool
+LAYER_CALLS |= {f"input {dtype}": lambda name, dtype=dtype: (x.to(dtype),) for dtype in INTEGRAL}
+# One sequence; of int64 and int32, it would be tokens.
+LAYER_CALLS |= {f"input {dtype} 2-D": lambda name, dtype=dtype: (x[:, 0].to(dtype),) for dtype in INTEGRAL[2:]}
 CELL_CALLS: dict[str, Any] = {
     "input 3-D": lambda name: (x,),
     "input 0-D": lambda name: (x[0, 0, 0],),
@@ -96,6 +96,14 @@ CELL_CALLS: dict[str, Any] = {
     "hx float64": lambda name: (x[0], states(name, (2, 5), dtype=torch.float64)),
     "hx of the other kind": lambda name: (x[0], torch.zeros(2, 5) if name == "LSTMCell" else (torch.zeros(2, 5),) * 2),
 }
+for dtype in (*INTEGRAL, torch.complex64):
+    CELL_CALLS |= {
+        f"input {dtype}": lambda name, dtype=dtype: (x[0].to(dtype),),
+        f"input {dtype} 1-D": lambda name, dtype=dtype: (x[0, 0].to(dtype),),
+        f"input {dtype} and a state": lambda name, dtype=dtype: (x[0].to(dtype), states(name, (2, 5))),
+        f"input {dtype} of another size": lambda name, dtype=dtype: (torch.zeros(3, 9).to(dtype), states(name, (3, 5))),
+        f"state {dtype}": lambda name, dtype=dtype: (x[0], states(name, (2, 5), dtype=dtype)),
+    }
 CALLS = [(name, call) for name in LAYERS for call in LAYER_CALLS] + [(n, call) for n in CELLS for call in CELL_CALLS]
 CALLS = [(name, call) for name, call in CALLS if name.startswith("LSTM") or not call.startswith("cx")]
 
@@ -172,7 +180,51 @@ def test_a_parameter_of_a_wrong_shape_never_reaches_a_kernel(target, name: str):
     theirs, ours = both(name, {})
     for module in (theirs, ours):
         module.weight_hh_l0 = nn.Parameter(torch.zeros(3, 5))
-    same_outcome(target, theirs, ours, x)
+    with fastrnn.use_backend(target.name):
+        found = outcome(ours, x)
+    assert found == (Unfit, f"Expected a parameter of size ({len(ours.weight_ih_l0)}, 5), got [3, 5]")
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (3, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_cells_of_no_size_are_torchs(target, name: str, sizes: tuple[int, int]):
+    theirs, ours = (getattr(package, name)(*sizes) for package in (nn, fastrnn))
+    ours.load_state_dict(theirs.state_dict())
+    for given in ((torch.zeros(2, sizes[0]),), (torch.zeros(2, sizes[0]), states(name, (2, sizes[1])))):
+        same_outcome(target, theirs, ours, *given)
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                for own, right in zip(flat(ours(*given)), flat(theirs(*given)), strict=True):
+                    assert torch.equal(own, right)
+
+
+def flat(results: Any) -> list[torch.Tensor]:
+    return [results] if isinstance(results, torch.Tensor) else [each for part in results for each in flat(part)]
+
+
+CHANGED = [("num_layers", value) for value in (0, -1, 2, None)] + [("hidden_size", value) for value in (0, -5, 4, 6)]
+CHANGED += [("input_size", value) for value in (0, -1, 3, 5)] + [("bidirectional", True), ("proj_size", 2)]
+
+
+@pytest.mark.parametrize(("attribute", "value"), CHANGED, ids=str)
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_an_attribute_changed_later_is_an_error_of_torchs_type(name: str, attribute: str, value: Any):
+    """Whose LSTM with another hidden_size reads what is not there, or divides by it: then a RuntimeError, too."""
+    theirs, ours = both(name, {})
+    if not hasattr(theirs, attribute):
+        pytest.skip("a cell has no such thing")
+    for module in (theirs, ours):
+        setattr(module, attribute, value)
+    cell = name in CELLS
+    given = x[0] if cell else x
+    for hx in (None, states(name, (2, 5) if cell else good)):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                found, expected = outcome(ours, given, hx), (RuntimeError, "")
+                if (name, attribute) != ("LSTM", "hidden_size"):
+                    expected = outcome(theirs, given, hx)
+            assert (found and issubclass(found[0], expected[0])) if expected else found is None, (found, expected)
 
 
 def test_dropout_with_one_layer_warns():

@@ -91,6 +91,52 @@ def test_second_derivatives(backend: str, dtype: torch.dtype):
     assert torch.autograd.gradgradcheck(run, parameters)
 
 
+EMBEDDED = [{}, {"lengths": torch.tensor([4, 6, 2, 5, 1])}, {"reset": torch.arange(30).view(6, 5) % 4 == 1}]
+
+
+@pytest.mark.parametrize(
+    "form", ["padded", "batch first", "one sequence", "packed", "function", "recompute", "learned"]
+)
+def test_tokens_of_32_bits_are_those_of_64(backend: str, form: str):
+    """Wherever tokens go, with an embedding, small and large, or as they are."""
+    torch.manual_seed(0)
+    small, large = nn.Embedding(9, 4), nn.Embedding(900, 4)
+    first, one = form == "batch first", form == "one sequence"
+    own = {"recompute": {"recompute": True}, "learned": {"learn_initial_state": True}}.get(form, {})
+    for kind in ("RNN", "LSTM", "GRU", "JordanRNN") if backend != "triton" else ("LSTM",):
+        sizes = (5, 5) if kind == "JordanRNN" else (5,)
+        networks = [getattr(fastrnn, kind)(size, *sizes, batch_first=first, **own) for size in (9, 4)]
+        function = {"RNN": fastrnn.rnn, "LSTM": fastrnn.lstm, "GRU": fastrnn.gru}.get(kind, fastrnn.jordan_rnn)
+        tokens = torch.randint(9, (6,) if one else (5, 6) if first else (6, 5))
+        calls = [(networks[0], {})] + [(networks[1], {"embedding": each}) for each in (small, large, small.weight)]
+        if form == "function":
+            calls = [(lambda given, n=networks[0], f=function: f(given, None, n._flat_weights), {})]
+        elif form not in ("packed", "one sequence"):
+            turned = [{name: t.t() if first and t.dim() == 2 else t for name, t in o.items()} for o in EMBEDDED]
+            calls = [(run, given | more) for run, given in calls for more in turned]
+        for run, given in calls:
+            found = []
+            for dtype in (torch.int64, torch.int32):
+                x = tokens.to(dtype)
+                x = pack_padded_sequence(x, torch.tensor([6, 4, 4, 2, 1])) if form == "packed" else x
+                y, last = run(x, **given)
+                last = last if isinstance(last, Tensor) else last[0]
+                found.append([y.data if isinstance(y, PackedSequence) else y, last])
+            assert all(torch.equal(ours, right) for ours, right in zip(*found, strict=True)), (kind, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.bool, torch.float32], ids=str)
+@pytest.mark.parametrize("given", EMBEDDED, ids=["", "lengths", "reset"])
+def test_an_embedding_takes_what_torchs_takes(dtype: torch.dtype, given: dict):
+    embedding, tokens = nn.Embedding(9, 4), torch.ones(6, 5).to(dtype)
+    errors = []
+    for call in (lambda: embedding(tokens), lambda: fastrnn.GRU(4, 5)(tokens, embedding=embedding, **given)):
+        with pytest.raises(Exception) as caught:
+            call()
+        errors.append((caught.type, str(caught.value)))
+    assert errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("token", [-1, 9])
 def test_a_token_out_of_range_is_an_error(backend: str, token: int):
     module = fastrnn.LSTM(9, 4)

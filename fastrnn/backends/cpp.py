@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, OUTPUTS
+from fastrnn.checks import is_tokens
 from fastrnn.storage import require_memory
 
 _missing = ""
@@ -155,7 +156,7 @@ def _room(
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Where a layer's y goes, and what it saves."""
     directions, _, outputs = h0.shape
-    lead = x.shape if x.dtype is torch.int64 else x.shape[:-1]
+    lead = x.shape if is_tokens(x) else x.shape[:-1]
     y = h0.new_empty((*lead, directions * outputs))
     if not save:
         return y, (None, None, None)
@@ -180,7 +181,7 @@ def _inputs(
     """What a layer reads, forward and backward, as :mod:`fastrnn._core` takes it."""
     layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     own = [_operand(w, narrow) for w in weights]
-    return layer, _operand(x, narrow), x.dtype is torch.int64, _dense(h0), _dense(c0), own
+    return layer, _operand(x, narrow), is_tokens(x), _dense(h0), _dense(c0), own
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fastrnn.backends import Backward, Forward, Saved, numba_start
 from fastrnn.backends.numba_plan import Plan, Shape, plan, starts_of
 from fastrnn.cells import CELLS, split_weights
+from fastrnn.checks import is_tokens
 from fastrnn.storage import require_memory
 
 MODES = tuple(CELLS)
@@ -61,7 +62,7 @@ def _plan(
     gate_rows, inputs = weights[0].shape
     first = x.shape[0]
     steps, rows = (first, first * batch) if batch_sizes is None else (batch_sizes.shape[0], first)
-    tokens, threads = x.dtype is torch.int64, numba_start.threads()
+    tokens, threads = is_tokens(x), numba_start.threads()
     shape = Shape(steps, batch, rows, inputs, gate_rows, outputs, directions, len(weights), tokens, threads)
     found = plan(mode, which, dtype, shape, *wanted)
     return found, dtype, found.even_steps if batch_sizes is None else starts_of(batch_sizes)
@@ -172,7 +173,7 @@ def backward(
         own_dx = room(rows, wide(inputs)) if need_x else None
         dw_ih = dw_hh = db_ih = db_hh = dw_hr = db_hr = None
         if need_weights:
-            dw_ih = room(depth, wide(inputs)) if named is None else torch.zeros(len(named), depth, dtype=dtype)
+            dw_ih = room(depth, wide(inputs)) if named is None else h0.new_zeros(len(named), depth)
             dw_hh = room(depth, wide(outputs))
             db_ih, db_hh = (None, None) if weight.b_ih is None else (room(depth), room(depth))
             dw_hr = None if weight.w_hr is None else room(wide(outputs), wide(hidden))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, Weights, split_weights
+from fastrnn.checks import is_tokens
 from fastrnn.dynamo import traced
 
 MODES = tuple(CELLS)
@@ -55,7 +56,7 @@ OUTPUT = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, or of tokens the same of their one-hot rows: the columns of ``weight`` that they name."""
-    if x.dtype != torch.int64:
+    if not is_tokens(x):
         return F.linear(x, weight, bias)
     columns = F.embedding(x, weight.t())
     return columns if bias is None else columns + bias
@@ -174,7 +175,7 @@ def backward(
     """See :mod:`fastrnn.backends`."""
 
     def leaf(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dtype == torch.int64 else tensor.detach().requires_grad_()
+        return tensor if is_tokens(tensor) else tensor.detach().requires_grad_()
 
     own_x, own_h0, own_c0 = leaf(x), leaf(h0), None if c0 is None else leaf(c0)
     own_weights = [leaf(weight) for weight in weights]

@@ -26,6 +26,7 @@ from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.cells import CELLS, TORCH_MODES, Weights, split_weights
+from fastrnn.checks import is_tokens
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -143,7 +144,7 @@ def backward(
 
 def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
     """The rows of all steps, (N, I), or of tokens (N,); and whether they are tokens."""
-    tokens = x.dtype == torch.int64
+    tokens = is_tokens(x)
     return (x.reshape(rows.total) if tokens else x.reshape(rows.total, x.shape[-1])), tokens
 
 

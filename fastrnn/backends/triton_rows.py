@@ -25,7 +25,7 @@ class Rows(NamedTuple):
             return cls(x.shape[0], x.shape[1], x.shape[0] * x.shape[1], None, None)
         steps, sequences = len(batch_sizes), int(batch_sizes[0])
         offsets = torch.cat([batch_sizes.new_zeros(1), batch_sizes.cumsum(0)])
-        ids = torch.arange(sequences)
+        ids = torch.arange(sequences, device="cpu")
         lengths = steps - torch.searchsorted(batch_sizes.flip(0), ids, right=True)
         last = offsets[lengths - 1] + ids
         return cls(steps, sequences, x.shape[0], offsets.to(x.device), last.to(x.device))
