@@ -147,8 +147,8 @@ def _network(
     mode: str,
     x: Tensor,
     batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
+    h0: Any,
+    c0: Any,
     weights: Sequence[Tensor],
     num_layers: int,
     bidirectional: bool,
@@ -178,7 +178,8 @@ def _network(
     autocast = torch._C._is_any_autocast_enabled()
     if h0 is None or c0 is None and CELLS[mode].has_cell_state:
         zeros = first_states(mode, x, rows, x.dtype if autocast and not tokens else weights[0].dtype, sizes)
-        h0, c0 = zeros[0] if h0 is None else h0, zeros[1] if c0 is None else c0
+        h0 = zeros[0] if h0 is None else h0
+        c0 = zeros[1] if c0 is None else c0
     if autocast and (dtype := casts(mode, x, batch_sizes is not None, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     seen = watched()

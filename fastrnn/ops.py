@@ -8,6 +8,7 @@ first derivative is a backend's; the derivative of that one, and so every higher
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.autograd import Function
 
 from fastrnn.backends import Backward, Saved, load, reference
 from fastrnn.cells import CELLS
+from fastrnn.checks import is_tokens
 from fastrnn.dynamo import watched
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
@@ -89,7 +91,7 @@ def _fake_forward(
     backend: str, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     cell, (directions, rows, outputs) = CELLS[mode], h0.shape
-    lead = x.shape if x.dtype == torch.int64 else x.shape[:-1]
+    lead = x.shape if is_tokens(x) else x.shape[:-1]
     hidden_size = weights[1].shape[0] // len(cell.gates)
     steps = lead[0] if batch_sizes is not None else lead[0] * lead[1]
     wide = torch.float32 if h0.dtype in (torch.bfloat16, torch.float16) else h0.dtype
@@ -118,6 +120,71 @@ def _fake_backward(
     )
 
 
+@functools.lru_cache(maxsize=1024)
+def unread(count: int, each: int, need_x: bool, carried: bool) -> tuple[int, ...]:
+    """Places, from the last, of those of ``count`` parameters that a kernel's backward does not read: biases, W_ih but
+    for the gradient of x, W_hh where no gradient is ``carried`` from a step to the one before.  A direction has
+    ``each``, as :func:`fastrnn.cells.split_weights` knows them.
+
+    They may be changed in place between forward and backward, as with torch.nn.
+    """
+    biases = {4: (2, 3), 5: (2, 3), 6: (2, 3, 5)}.get(each, ())
+    kinds = *((0,) * (not need_x)), *((1,) * (not carried)), *biases
+    return tuple(k - count for k in range(count) if k % each in kinds)
+
+
+def save(ctx: Any, tensors: Sequence[Tensor | None], unread: Sequence[int] = ()) -> None:
+    """Keeps for :func:`saved_by` what there is of ``tensors``.  Autograd saves them, and sees to it that they are
+    unchanged then, but for those at places, from the last, that are ``unread``: of them backward asks the shape alone.
+    """
+    rest: list[Any] = [*tensors]
+    held = [rest[k] for k in unread]
+    for k in unread:
+        rest[k] = None
+    ctx.kept = [tensor is not None for tensor in rest], unread, held, versions(held)
+    ctx.save_for_backward(*[tensor for tensor in rest if tensor is not None])
+
+
+def saved_by(ctx: Any) -> list[Any]:
+    """The tensors that :func:`save` was given."""
+    (there, unread, held, _), each = ctx.kept, iter(ctx.saved_tensors)
+    found: list[Any] = [next(each) if saved else None for saved in there]
+    for k, tensor in zip(unread, held, strict=True):
+        found[k] = tensor
+    return found
+
+
+def check_unread(ctx: Any) -> None:
+    """For a backward that reads all that was given to :func:`save`.
+
+    Raises:
+        RuntimeError: see :func:`check_unchanged`.
+    """
+    check_unchanged(*ctx.kept[2:])
+
+
+def versions(tensors: Sequence[Any]) -> list[int]:
+    """What changes with every change in place; of tensors of inference mode nothing does."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def check_unchanged(tensors: Sequence[Tensor], before: Sequence[int]) -> None:
+    """For a backward that reads what autograd has not saved.
+
+    Raises:
+        RuntimeError: as autograd does, a tensor has been changed in place since it had the version ``before``.
+    """
+    for tensor, now, then in zip(tensors, versions(tensors), before, strict=True):
+        if now != then:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: a "
+                f"{tensor.dtype} tensor of size {list(tensor.shape)} is at version {now}; expected version {then}"
+            )
+
+
 class _Layer(Function):
     """The derivative of ``fastrnn::layer``, which is not called itself where ``eager``."""
 
@@ -144,16 +211,26 @@ class _Layer(Function):
         ctx.mode, ctx.backend, ctx.eager = mode, backend, eager
         ctx.set_materialize_grads(False)  # zeros in the place of gates, cells and hidden would be as large as they are
         ctx.mark_non_differentiable(*hidden_outputs if c0 is not None else (cn, *hidden_outputs))
-        ctx.save_for_backward(x, batch_sizes, h0, c0, gates, cells, hidden, *weights)
+        needed, steps = ctx.needs_input_grad, x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+        carried = not eager or steps > 1 or needed[5] or needed[6]  # in a graph, T is a symbol
+        held = unread(len(weights), len(weights) // h0.shape[0], needed[3], carried)
+        # `reference` runs the equations again, which read all.
+        ctx.copies = [weights[k].clone() for k in held] if backend == "reference" else []
+        save(ctx, (x, batch_sizes, h0, c0, gates, cells, hidden, *weights), held)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, batch_sizes, h0, c0, gates, cells, hidden, *weights = ctx.saved_tensors
-        none = (None,) * len(weights)
         seeds = resolved(*grads[:3], grads[4])
         if all(seed is None for seed in seeds):
-            return (None,) * 7 + none
+            return (None,) * len(ctx.needs_input_grad)
+        x, batch_sizes, h0, c0, gates, cells, hidden, *weights = saved_by(ctx)
+        none = (None,) * len(weights)
+        if by_equations(seeds):
+            check_unread(ctx)
+        else:
+            for k, copy in zip(ctx.kept[1], ctx.copies, strict=False):
+                weights[k] = copy
         needed = ctx.needs_input_grad
         needs = needed[3], needed[5] or needed[6], any(needed[7:])
         inputs, saved = (x, batch_sizes, h0, c0, weights), Saved(gates, cells, hidden)
@@ -196,6 +273,12 @@ def gradients(
     return Backward(grad_x if need_x else None, *states, grad_weights if need_weights else None)
 
 
+def by_equations(seeds: Sequence[Tensor | None]) -> bool:
+    """Whether :func:`gradients` reads biases, too: it shall be differentiated, or with many gradients in the place of
+    one."""
+    return torch.is_grad_enabled() or any(is_batched(seed) for seed in seeds)
+
+
 def undisturbed() -> bool:
     """Whether a backward is called as most are: no derivative of it is wanted, and nobody looks on."""
     return not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or watched())
@@ -227,13 +310,13 @@ class _LayerBackward(Function):
             )  # fmt: skip
         ctx.mode, ctx.need_x, ctx.need_state = mode, need_x, need_state
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(batch_sizes, *tensors)
+        save(ctx, (batch_sizes, *tensors))
         return grad_x, grad_h0, grad_c0, *grad_weights
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         create_graph = torch.is_grad_enabled()
-        batch_sizes, *tensors = ctx.saved_tensors
+        batch_sizes, *tensors = saved_by(ctx)
         with torch.enable_grad(), torch._C._DisableAutocast():
             own: list[Any] = [_alias(tensor) for tensor in tensors]
             grad_x, grad_h0, grad_c0, *rest = _by_equations(ctx.mode, batch_sizes, own[4:], own[:4])
@@ -296,7 +379,7 @@ def is_batched(tensor: Tensor | None) -> bool:
 
 def _alias(tensor: Tensor | None) -> Tensor | None:
     """The same values as a tensor of its own in the graph: a derivative by it counts no path through other inputs."""
-    if tensor is None or tensor.dtype == torch.int64:  # tokens
+    if tensor is None or is_tokens(tensor):
         return tensor
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastrnn import ops
+from fastrnn.checks import is_tokens
 from fastrnn.roads import Road
 from fastrnn.sequences import steps_and_columns, take
 
@@ -43,6 +44,8 @@ def layer(
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     """One layer on ``road``, its directions one after the other and each in chunks."""
+    # Backward reads biases again, where without recomputation they may be changed in place before it.
+    weights = [weight if weight.dim() > 1 else weight.clone() for weight in weights]
     bounds = _bounds(x, batch_sizes, h0.shape[1])
     if len(bounds) == 1:
         return _again(road, mode, batch_sizes, x, h0, c0, weights)
@@ -74,7 +77,11 @@ def _again(
     road: Road, mode: str, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
+    given = [tensor for tensor in (x, h0, c0, *weights) if tensor is not None]
+    before = ops.versions(given)
+
     def run(x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor) -> Sequence[Tensor]:
+        ops.check_unchanged(given, before)
         return road(mode, x, batch_sizes, h0, c0, weights)
 
     # Nothing random runs inside a layer; dropout stands between layers.
@@ -97,7 +104,7 @@ def _reversed(
     sizes = column.bincount()  # of each sequence
     starts = batch_sizes.cumsum(0) - batch_sizes
     turned = (starts[sizes[column] - 1 - step] + column).to(x.device)
-    rows = x[turned] if x.dtype == torch.int64 else take(x, turned, turned)
+    rows = x[turned] if is_tokens(x) else take(x, turned, turned)
     y, hn, cn, cells = road(mode, rows, batch_sizes, h0, c0, weights)
     if c0 is not None:
         cells = take(cells[0], turned, turned).unsqueeze(0)

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from fastrnn import ops, stacks
 from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
 from fastrnn.cells import CELLS
-from fastrnn.checks import Sizes, misfit
+from fastrnn.checks import Sizes, is_tokens, misfit
 from fastrnn.dynamo import UNDISTURBED, transformed
 
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
@@ -88,7 +88,7 @@ def plan(
         return watching
     if transformed():
         return reference.layer
-    name = choose(x.device, h0.dtype, mode, x.dtype is torch.int64)
+    name = choose(x.device, h0.dtype, mode, is_tokens(x))
     if name is None:
         return None
     if name == "cpp" and h0.dtype is torch.float32 and load(name).multiplies_narrow(x, weights):
@@ -143,7 +143,7 @@ def _casts_products(mode: str, tensors: Sequence[Tensor], dtype: torch.dtype) ->
 def _widened(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, list[Tensor]]:
-    rows = x if x.dtype is torch.int64 else x.float()
+    rows = x if is_tokens(x) else x.float()
     return rows, batch_sizes, h0.float(), None if c0 is None else c0.float(), [weight.float() for weight in weights]
 
 

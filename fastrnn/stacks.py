@@ -50,22 +50,29 @@ class _Stack(Function):
     ) -> tuple[Tensor | None, ...]:
         ys, hn, cn, saved = cpp.forward_stack(mode, x, batch_sizes, h0, c0, weights, True)
         assert saved is not None
-        ctx.mode, ctx.count = mode, h0.shape[0]
+        ctx.mode, ctx.layers = mode, h0.shape[0]
         ctx.set_materialize_grads(False)
         if c0 is None:
             ctx.mark_non_differentiable(cn)
         gates, cells, hidden = zip(*saved, strict=True)
-        ctx.save_for_backward(x, batch_sizes, h0, c0, *ys[:-1], *gates, *cells, hidden[-1], *weights)
+        needed, each = ctx.needs_input_grad, len(weights) // h0.shape[0]
+        carried = ys[0].shape[0] > 1 if batch_sizes is None else batch_sizes.shape[0] > 1
+        carried = carried or needed[3] or needed[4]
+        held = ops.unread(len(weights), each, True, carried)
+        held += () if needed[1] else (-len(weights),)  # the lowest layer's W_ih is for the gradient of x
+        ops.save(ctx, (x, batch_sizes, h0, c0, *ys[:-1], *gates, *cells, hidden[-1], *weights), held)
         return *ys, hn, cn, None if c0 is None else cells[-1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        count, (x, batch_sizes, h0, c0, *rest) = ctx.count, ctx.saved_tensors
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        if ops.by_equations(grads):
+            ops.check_unread(ctx)
+        count, (x, batch_sizes, h0, c0, *rest) = ctx.layers, ops.saved_by(ctx)
         below, rest = rest[: count - 1], rest[count - 1 :]
         gates, cells, last, weights = rest[:count], rest[count : 2 * count], rest[2 * count], rest[2 * count + 1 :]
         *seeds_below, grad_y, grad_hn, grad_cn, grad_cells = ops.resolved(*grads)
-        if all(grad is None for grad in grads):
-            return (None,) * len(ctx.needs_input_grad)
         hidden = [*(y.detach().view(1, -1, y.shape[-1]) for y in below), last]
         saved = [Saved(*of_layer) for of_layer in zip(gates, cells, hidden, strict=True)]
         each, needed = len(weights) // count, ctx.needs_input_grad
