@@ -36,8 +36,9 @@ class Misplaced(RuntimeError):
 
 
 class Unfit(RuntimeError):
-    """Sizes and parameters make no network.  torch.nn's functions do not always look: some read what is not there, some
-    divide by zero, which ends the process."""
+    """Sizes and parameters make no network, or a parameter is not where the others are; another thread may be about to
+    change it.  torch.nn's functions do not always look: some read what is not there, some divide by zero, which ends
+    the process, and none survives a change of what it reads."""
 
 
 class Unpackable(RuntimeError, IndexError):
@@ -147,9 +148,11 @@ def shapes_misfit(
         if weight.shape != shape:
             return Unfit(f"Expected a parameter of size {shape}, got {list(weight.shape)}")
         if weight.dtype is not dtype:
-            return ValueError(f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})")
+            problem = f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})"
+            return ValueError(problem) if weight is weights[0] else Unfit(problem)
         if weight.device != device:
-            return Misplaced(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
+            error = Misplaced if weight.device == weights[0].device else Unfit
+            return error(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
     count = sizes.num_layers * sizes.directions
     states = ("hidden[0]", h0, sizes.outputs), ("hidden[1]", c0, sizes.hidden)
     for name, state, units in states if CELLS[mode].has_cell_state else states[:1]:

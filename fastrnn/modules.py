@@ -33,8 +33,9 @@ from fastrnn.storage import require_memory
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
-    if isinstance(problem, Unfit) and issubclass(base, nn.RNNBase):
-        raise problem
+    # torch.nn's cells take sizes of 0
+    if isinstance(problem, Unfit) and (issubclass(base, nn.RNNBase) or module.input_size and module.hidden_size):
+        raise RuntimeError(*problem.args)
     if isinstance(problem, RuntimeError) and isinstance(input, PackedSequence) and module.mode == "LSTM":
         raise problem  # torch.nn checks no sizes there, and reads memory beyond them
     result = base.forward(module, input, hx)

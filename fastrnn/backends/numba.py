@@ -82,7 +82,7 @@ def forward(
     Raises:
         IndexError: a token is not within 0 .. I - 1.
     """
-    require_memory(x, h0, c0, *weights)
+    require_memory(x, batch_sizes, h0, c0, *weights)
     plan, dtype, (sizes, starts) = _plan(mode, "forward", x, batch_sizes, h0, weights, save)
     narrow, (directions, batch, outputs) = h0.dtype, h0.shape
     steps, _, rows, inputs, *_, tokens, _ = plan.shape
@@ -140,7 +140,7 @@ def backward(
     need_weights: bool,
 ) -> Backward:
     """See :mod:`fastrnn.backends`."""
-    require_memory(x, h0, c0, *weights, *saved, grad_y, grad_hn, grad_cn, grad_cells)
+    require_memory(x, batch_sizes, h0, c0, *weights, *saved, grad_y, grad_hn, grad_cn, grad_cells)
     wanted = (need_x, need_state, need_weights)
     plan, dtype, (sizes, starts) = _plan(mode, "backward", x, batch_sizes, h0, weights, *wanted)
     narrow, (directions, batch, outputs) = h0.dtype, h0.shape

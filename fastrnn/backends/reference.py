@@ -16,6 +16,7 @@ from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cells import CELLS, Weights, split_weights
 from fastrnn.checks import is_tokens
 from fastrnn.dynamo import traced
+from fastrnn.storage import require_memory
 
 MODES = tuple(CELLS)
 TOKENS = True
@@ -113,6 +114,7 @@ def layer(
             f"{mode}: these equations are a loop in Python, of which a trace would hold T, the number of steps of its "
             "example; trace fastrnn.LSTM, GRU or RNN, torch.export a fastrnn.JordanRNN, for one T"
         )
+    require_memory(x, batch_sizes, h0, c0, *weights)
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = x.flatten(0, 1) if batch_sizes is None else x
     states = h0 if c0 is None else c0  # a cell without c carries a tensor that nothing reads

@@ -1,0 +1,71 @@
+"""Memory that a call reads, and that others free, exchange, move or cut short: an error or what is right, no crash.
+
+The programs are in ``memory_programs.py`` and run in processes of their own, where a crash is a failure: what they say
+last names the variant.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from memory_programs import LONG
+
+from fastrnn import backends
+
+PROGRAMS = Path(__file__).with_name("memory_programs.py")
+PATIENCE = 900  # seconds; Numba may have kernels to compile
+
+if reason := backends.load("cpp").unavailable():
+    pytest.skip(f"memory is that of compiled kernels, and {reason}", allow_module_level=True)
+
+
+def run(*command: str, threads: int = 1) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS), *command], env=environment, text=True, capture_output=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, f"{done.returncode}\n{done.stdout[-500:]}\n{done.stderr[-5000:]}"
+
+
+@pytest.mark.parametrize(
+    ("backend", "every"),
+    [
+        pytest.param("quick", 17, id="some"),
+        *(pytest.param(name, 1, id=name, marks=pytest.mark.slow) for name in ("quick", "cpp", "numba", "reference")),
+    ],
+)
+@pytest.mark.parametrize("when", ["inference", "training", "backward"])
+def test_storage_that_was_freed_or_cut_short(backend: str, every: int, when: str):
+    if backend == "numba" and (reason := backends.load(backend).unavailable()):
+        pytest.skip(reason)
+    run("freed", backend, when, str(every))
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_parameter_on_the_meta_device(every: int):
+    run("elsewhere", str(every))
+
+
+def test_weights_that_change_while_they_are_read():
+    run("stresses", "0.5", "GRU", "a small LSTM", "int8 GRUCell", "RNNCell that trains")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("way", ["exchange"])
+@pytest.mark.parametrize("kind", LONG)
+def test_weights_that_change_while_they_are_read_for_longer(kind: str, way: str, threads: int):
+    run("stress", kind, way, "5", threads=threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["exchange"])
+@pytest.mark.parametrize("kind", ["LSTM", "LSTM that trains", "LSTMCell"])
+def test_weights_that_change_while_numba_reads_them(kind: str, way: str):
+    if reason := backends.load("numba").unavailable():
+        pytest.skip(reason)
+    run("stress", kind, way, "5", "numba")
