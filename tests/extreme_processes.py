@@ -206,7 +206,7 @@ def wide_input() -> None:
     """W_ih of more than 2^31 numbers, as it lies and packed; the last 64 units alone make the output."""
     inputs, hidden, last = 1024, 524352, 64
     network = fastrnn.LSTM(inputs, 64, proj_size=1, bias=False, dtype=torch.bfloat16)
-    small = copy.deepcopy(network)
+    small: Any = copy.deepcopy(network)
     weights = [torch.zeros(4 * hidden, inputs, dtype=torch.bfloat16), torch.zeros(4 * hidden, 1, dtype=torch.bfloat16)]
     for whole, part in zip(weights, (small.weight_ih_l0, small.weight_hh_l0), strict=True):
         whole.view(4, hidden, -1)[:, hidden - last :] = part.detach().view(4, last, -1)
