@@ -41,6 +41,10 @@ class Unfit(RuntimeError):
     the process, and none survives a change of what it reads."""
 
 
+class Scattered(Misplaced, Unfit):
+    """The parameters are on several devices."""
+
+
 class Unpackable(RuntimeError, IndexError):
     """Parts of a PackedSequence do not fit: torch.nn meets them with errors of either kind."""
 
@@ -151,7 +155,7 @@ def shapes_misfit(
             problem = f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})"
             return ValueError(problem) if weight is weights[0] else Unfit(problem)
         if weight.device != device:
-            error = Misplaced if weight.device == weights[0].device else Unfit
+            error = Misplaced if weight.device == weights[0].device else Scattered
             return error(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
     count = sizes.num_layers * sizes.directions
     states = ("hidden[0]", h0, sizes.outputs), ("hidden[1]", c0, sizes.hidden)

@@ -33,9 +33,8 @@ from fastrnn.storage import require_memory
 
 def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
-    # torch.nn's cells take sizes of 0
-    if isinstance(problem, Unfit) and (issubclass(base, nn.RNNBase) or module.input_size and module.hidden_size):
-        raise RuntimeError(*problem.args)
+    if isinstance(problem, Unfit) and issubclass(base, nn.RNNBase):  # cells look for themselves
+        raise problem
     if isinstance(problem, RuntimeError) and isinstance(input, PackedSequence) and module.mode == "LSTM":
         raise problem  # torch.nn checks no sizes there, and reads memory beyond them
     result = base.forward(module, input, hx)
@@ -184,7 +183,12 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 return run(self, base, input, hx)
             return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
 
-        vars(forward)["__signature__"] = inspect.signature(forward, follow_wrapped=False)
+        # The older ONNX exporter passes all by position; to everybody else what torch.nn has not is for keywords alone.
+        own = inspect.signature(forward, follow_wrapped=False)
+        kinds = [
+            p if p.name in ("self", "input", "hx") else p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()
+        ]
+        vars(forward)["__signature__"] = own.replace(parameters=kinds)
         return forward
 
     return decorate

@@ -213,7 +213,9 @@ class _Layer(Function):
         ctx.mark_non_differentiable(*hidden_outputs if c0 is not None else (cn, *hidden_outputs))
         needed, steps = ctx.needs_input_grad, x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         carried = not eager or steps > 1 or needed[5] or needed[6]  # in a graph, T is a symbol
-        held = unread(len(weights), len(weights) // h0.shape[0], needed[3], carried)
+        held = unread(
+            len(weights), len(weights) // int(h0.shape[0]), needed[3], carried
+        )  # D, in a graph, too, is known
         # `reference` runs the equations again, which read all.
         ctx.copies = [weights[k].clone() for k in held] if backend == "reference" else []
         save(ctx, (x, batch_sizes, h0, c0, gates, cells, hidden, *weights), held)

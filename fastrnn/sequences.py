@@ -207,7 +207,7 @@ def _checked_lengths(lengths: Lengths | None, x: Tensor, steps: int, rows: int, 
     if lengths is None:
         return None
     if isinstance(lengths, (list, tuple)) and any(isinstance(length, Tensor) for length in lengths):
-        lengths = torch.stack([one if isinstance(one, Tensor) else torch.tensor(one) for one in lengths])
+        lengths = torch.stack([torch.as_tensor(one, device="cpu") for one in lengths])
     # A trace takes what `as_tensor` gives for a constant.
     found = lengths.cpu() if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     if found.dim() == 0 and rows == 1:
