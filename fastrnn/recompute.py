@@ -22,6 +22,7 @@ from fastrnn import ops
 from fastrnn.checks import is_tokens
 from fastrnn.roads import Road
 from fastrnn.sequences import steps_and_columns, take
+from fastrnn.storage import require_memory
 
 # A chunk has at least so many rows, since each packs the weights and adds up their gradients anew.  A step of training
 # took, over one that keeps its gates (LSTM and GRU, H = 128 and 256), 1.4 times as long in one chunk, 1.4 to 1.5 in
@@ -44,6 +45,7 @@ def layer(
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     """One layer on ``road``, its directions one after the other and each in chunks."""
+    require_memory(x, batch_sizes, h0, c0, *weights)
     # Backward reads biases again, where without recomputation they may be changed in place before it.
     weights = [weight if weight.dim() > 1 else weight.clone() for weight in weights]
     bounds = _bounds(x, batch_sizes, h0.shape[1])

@@ -191,20 +191,6 @@ def test_what_backward_reads_may_not_be_changed_before_it(target, name: str, key
     assert len(found) == 2
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_a_cell_reads_all_its_weights_in_backward(name: str):
-    """Stricter than torch.nn, whose cells read no ``weight_hh`` in the first step, from a state without gradient."""
-    for module in pair(name):
-        out = next(tensors(module(inputs(name))))
-        with torch.no_grad():
-            module.weight_hh.mul_(2)
-        if isinstance(module, getattr(fastrnn, name)):
-            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-                out.sum().backward()
-        else:
-            out.sum().backward()
-
-
 @layers
 def test_attributes(name: str):
     theirs, ours = pair(name, num_layers=2, bidirectional=True, dropout=0)

@@ -23,8 +23,8 @@ FAULTS = [
         "checks-error-type",
         "an input of another dtype than the weights raises RuntimeError, torch.nn ValueError",
         "fastrnn/checks.py",
-        'return ValueError(f"RNN input dtype',
-        'return RuntimeError(f"RNN input dtype',
+        "return ValueError(problem) if",
+        "return RuntimeError(problem) if",
         "test_contract_errors.py",
     ),
     Fault(
