@@ -8,18 +8,18 @@ torch's on the way to one, asks here first.
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import Parameter
 
 
-def _freed(tensors: Sequence[Tensor | None]) -> int:
+def _freed(tensors: tuple[Tensor | None, ...]) -> int:
     """The first of these tensors on the CPU whose storage is too small for it; -1 where there is none."""
     for index, tensor in enumerate(tensors):
-        if type(tensor) not in (Tensor, Parameter) or not tensor.is_cpu or tensor.layout is not torch.strided:
+        if tensor is None or type(tensor) not in (Tensor, Parameter):
+            continue
+        if not tensor.is_cpu or tensor.layout is not torch.strided:
             continue
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
