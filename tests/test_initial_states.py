@@ -109,7 +109,7 @@ def test_traced_and_not_scripted():
     traced: Any = torch.jit.trace(network, (x,))
     torch.testing.assert_close(traced(x), network(x))
     for module in (network, nn.Sequential(network)):
-        with pytest.raises(NotImplementedError, match="learn_initial_state: trace the module instead"):
+        with pytest.raises(NotImplementedError, match="learn_initial_state: torch.jit.trace does"):
             torch.jit.script(module)
 
 
