@@ -164,8 +164,8 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator: Python calls :func:`run`, TorchScript compiles the decorated forward.
 
     TorchScript takes no keyword-only arguments, and looks for the source where :func:`functools.wraps` says it is.
-    Tracers pass all that the signature names by position, and none that it has by keyword alone: so, whatever the
-    overloads say, it has none.
+    The older ONNX exporter passes all that the signature names by position: so the function takes all of it so, while
+    its signature, as the overloads, keeps for keywords what torch.nn has not.
     """
 
     def decorate(scripted: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,7 +183,6 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 return run(self, base, input, hx)
             return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
 
-        # The older ONNX exporter passes all by position; to everybody else what torch.nn has not is for keywords alone.
         own = inspect.signature(forward, follow_wrapped=False)
         kinds = [
             p if p.name in ("self", "input", "hx") else p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()
