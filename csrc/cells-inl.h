@@ -1,4 +1,4 @@
-// The cells, each as data and two pointwise functions over vectors. The equations stand in fastrnn/cells.py.
+// The cells, each as data and two pointwise functions over vectors. The equations stand in fastrnn/modes.py.
 //
 // forward: `a` is the input's share of the gates and `b` the state's, each with its bias. In two halves, since the
 // whole is a chain of some 200 cycles and a processor sees too few instructions ahead to work on the next vector

@@ -102,7 +102,7 @@ class RNNCell(nn.RNNCell):
 
 
 class LSTMCell(nn.LSTMCell):
-    """:class:`torch.nn.LSTMCell` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
+    """:class:`torch.nn.LSTMCell` on fastrnn's kernels; its equations are in :mod:`fastrnn.modes`.
 
     ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.  Arguments, parameters, results and
     errors are torch.nn's.
@@ -119,7 +119,7 @@ class LSTMCell(nn.LSTMCell):
 
 
 class GRUCell(nn.GRUCell):
-    """:class:`torch.nn.GRUCell` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
+    """:class:`torch.nn.GRUCell` on fastrnn's kernels; its equations are in :mod:`fastrnn.modes`.
 
     ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.  Arguments, parameters, results and
     errors are torch.nn's.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn.cells import CELLS
 from fastrnn.dynamo import traced
+from fastrnn.modes import CELLS
 
 # What nn.Embedding takes.  Entries make int64 of them, and so nothing further in knows others.
 TOKENS = torch.int64, torch.int32

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import reference
-from fastrnn.cells import CELLS, TORCH_MODES
 from fastrnn.checks import Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import watched
+from fastrnn.modes import CELLS, TORCH_MODES
 from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
 from fastrnn.storage import require_memory
 
@@ -78,7 +78,7 @@ def lstm(
     training: bool = False,
     return_cell_states: bool = False,
 ) -> Any:
-    """A long short-term memory over whole sequences; equations in :mod:`fastrnn.cells`.
+    """A long short-term memory over whole sequences; equations in :mod:`fastrnn.modes`.
 
     ``hx`` is ``(h0, c0)``, (num_layers * D, B, P) and (num_layers * D, B, H), or None, as either of them may be, for
     zeros; ``weights`` has 4*H rows a matrix and, with a projection to P units, ``weight_hr`` (P, H) last for each layer
@@ -107,7 +107,7 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A gated recurrent unit over whole sequences; equations in :mod:`fastrnn.cells`.
+    """A gated recurrent unit over whole sequences; equations in :mod:`fastrnn.modes`.
 
     ``weights`` has 3*H rows a matrix.  All else as in :func:`rnn`.
     """

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional, options
-from fastrnn.cells import OUTPUTS
 from fastrnn.checks import is_tokens, packed_rows
+from fastrnn.modes import OUTPUTS
 from fastrnn.modules import run
 from fastrnn.options import Options
 from fastrnn.sequences import Lengths

@@ -257,7 +257,7 @@ class RNN(Options, nn.RNN):
 
 
 class LSTM(Options, nn.LSTM):
-    """:class:`torch.nn.LSTM` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
+    """:class:`torch.nn.LSTM` on fastrnn's kernels; its equations are in :mod:`fastrnn.modes`.
 
     ``LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     proj_size=0, device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.
@@ -302,7 +302,7 @@ class LSTM(Options, nn.LSTM):
 
 
 class GRU(Options, nn.GRU):
-    """:class:`torch.nn.GRU` on fastrnn's kernels; its equations are in :mod:`fastrnn.cells`.
+    """:class:`torch.nn.GRU` on fastrnn's kernels; its equations are in :mod:`fastrnn.modes`.
 
     ``GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
     device=None, dtype=None)``.  Arguments, parameters, results and errors are torch.nn's.

@@ -18,9 +18,9 @@ from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import Function
 
 from fastrnn.backends import Backward, Saved, load, reference
-from fastrnn.cells import CELLS
 from fastrnn.checks import is_tokens
 from fastrnn.dynamo import watched
+from fastrnn.modes import CELLS
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
 _library.define(
@@ -124,7 +124,7 @@ def _fake_backward(
 def unread(count: int, each: int, need_x: bool, carried: bool) -> tuple[int, ...]:
     """Places, from the last, of those of ``count`` parameters that a kernel's backward does not read: biases, W_ih but
     for the gradient of x, W_hh where no gradient is ``carried`` from a step to the one before.  A direction has
-    ``each``, as :func:`fastrnn.cells.split_weights` knows them.
+    ``each``, as :func:`fastrnn.modes.split_weights` knows them.
 
     They may be changed in place between forward and backward, as with torch.nn.
     """

@@ -6,7 +6,7 @@ scale of its own, so that the sums of products are exact integers; biases, gates
 
     W v ~ s_row * s_v * (q_row . q_v)      s_v = max |v| / 127      q_v = round(v / s_v)
 
-A step then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.cells`.  A NaN or an infinity
+A step then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.modes`.  A NaN or an infinity
 in x or h makes all gates of that row and step NaN.  Source: Jacob et al., "Quantization and training of neural networks
 for efficient integer-arithmetic-only inference" (2018); what is dynamic is the scale of the activations, as in
 ``torch.ao.quantization.quantize_dynamic``.
@@ -24,10 +24,10 @@ from torch.nn.utils import parametrize
 from fastrnn import options
 from fastrnn.backends import BackendError, cpp, requested
 from fastrnn.cell_modules import step
-from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, shapes_misfit, steps_misfit
 from fastrnn.compilable import Compilable
 from fastrnn.dynamo import left_to_python, transformed
+from fastrnn.modes import CELLS
 from fastrnn.modules import run, unexpected
 from fastrnn.roads import Road
 from fastrnn.storage import require_memory

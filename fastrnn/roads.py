@@ -18,9 +18,9 @@ from torch.nn import Parameter
 
 from fastrnn import ops, stacks
 from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
-from fastrnn.cells import CELLS
 from fastrnn.checks import Sizes, is_tokens, misfit
 from fastrnn.dynamo import UNDISTURBED, transformed
+from fastrnn.modes import CELLS
 
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
 # cell states of all steps (D, N, H), which are of use only where they were asked for

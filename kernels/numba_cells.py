@@ -6,7 +6,7 @@ gives the values that backward needs and the state after it (a cell without c gi
 (``h0``, ``c0``) and after the step and the gradients of the state after; it gives the gradients of the
 pre-activations, what reaches ``dh0`` past them, ``dc0``, and the output again (:class:`Cell` names the slots).
 
-The equations are those of :mod:`fastrnn.cells`.  Numba makes float64 of float32 and a literal, so formulas here hold
+The equations are those of :mod:`fastrnn.modes`.  Numba makes float64 of float32 and a literal, so formulas here hold
 no literals: ``i - i * i`` is ``i * (1 - i)``, and :func:`like` gives a constant the type of a value.
 """
 

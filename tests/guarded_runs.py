@@ -25,7 +25,7 @@ from torch import nn  # noqa: E402
 
 import fastrnn  # noqa: E402
 from fastrnn.backends import cpp  # noqa: E402
-from fastrnn.cells import CELLS  # noqa: E402
+from fastrnn.modes import CELLS  # noqa: E402
 
 LANES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 65, 70)  # beside the ends of vectors and panels
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Saved, reference
-from fastrnn.cells import CELLS, TORCH_MODES
+from fastrnn.modes import CELLS, TORCH_MODES
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a part may import what stands on a lower floor, and never its neighbours.
 FLOORS = [
     {"kernels", "_core", "dynamo", "scripting"},
-    {"cells", "storage"},
+    {"modes", "storage"},
     {"checks"},
     {"backends", "sequences"},
     {"ops"},
@@ -48,7 +48,7 @@ def imports(name: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             package = f"fastrnn.{name}".rpartition(".")[0]
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            # `from fastrnn import cells` imports a module, `from fastrnn.cells import CELLS` a name out of one
+            # `from fastrnn import modes` imports a module, `from fastrnn.modes import CELLS` a name out of one
             is_package = source in ("fastrnn", "fastrnn.backends", "fastrnn.kernels")
             yield from (f"{source}.{alias.name}" if is_package else source for alias in node.names)
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastrnn
 from fastrnn import backends, recompute
-from fastrnn.cells import OUTPUTS
+from fastrnn.modes import OUTPUTS
 
 FUNCTIONS = {"identity": lambda x: x, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 BACKENDS = [name for name in backends.NAMES if "JORDAN_TANH_IDENTITY" in backends.load(name).MODES]

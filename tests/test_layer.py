@@ -26,7 +26,7 @@ from support import (
 )
 from torch import Tensor
 
-from fastrnn.cells import CELLS, TORCH_MODES
+from fastrnn.modes import CELLS, TORCH_MODES
 
 FEW = [
     Case("padded", "LSTM", directions=2, small=True),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastrnn
 from fastrnn import ops
-from fastrnn.cells import TORCH_MODES
+from fastrnn.modes import TORCH_MODES
 
 FORMS = [
     Case("the plain layer", mode, steps=3, rows=2, inputs=2, hidden=3, dtype=torch.float64) for mode in TORCH_MODES

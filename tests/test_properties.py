@@ -12,7 +12,7 @@ import torch
 from support import RAGGED, Case, Inputs, Results, assert_close, expect, gradients, run
 from torch import Tensor
 
-from fastrnn.cells import TORCH_MODES
+from fastrnn.modes import TORCH_MODES
 
 MODES = pytest.mark.parametrize("mode", TORCH_MODES)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import reference
-from fastrnn.cells import TORCH_MODES
+from fastrnn.modes import TORCH_MODES
 
 FORMS = [Case("", directions=2), Case("", lengths=RAGGED, directions=2, bias=False), Case("", steps=1, rows=1)]
 PROJECTED = [replace(form, proj_size=4) for form in FORMS]

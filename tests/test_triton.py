@@ -17,7 +17,7 @@ from triton_offline import CHIPS, DTYPES, Usage, Variant, compile_all
 from fastrnn.backends import triton as backend
 from fastrnn.backends import triton_launch, triton_roads
 from fastrnn.backends.triton_roads import KIB, Chip, Road, choose_road
-from fastrnn.cells import CELLS
+from fastrnn.modes import CELLS
 
 triton = pytest.importorskip("triton", minversion="3.6")
 import triton.language as tl  # noqa: E402

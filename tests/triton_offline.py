@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastrnn.backends.triton_roads import KIB, Chip, choose_road
-from fastrnn.cells import CELLS
+from fastrnn.modes import CELLS
 
 CHIPS = {"sm_80": Chip(108, 163 * KIB), "sm_90": Chip(132, 227 * KIB), "gfx942": Chip(304, 64 * KIB, 64)}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,11 +12,11 @@ A backend is one module with these members; its functions work on one whole laye
     backward(mode, x, batch_sizes, h0, c0, weights, saved, grad_y, grad_hn, grad_cn, grad_cells, need_x, need_state,
              need_weights) -> Backward
 
-``mode`` is a key of :data:`fastrnn.cells.CELLS`.  ``x`` is (T, B, I) with ``batch_sizes`` None, or the data of a
+``mode`` is a key of :data:`fastrnn.modes.CELLS`.  ``x`` is (T, B, I) with ``batch_sizes`` None, or the data of a
 PackedSequence, (N, I), with ``batch_sizes`` its (T,) int64 CPU tensor, non-increasing, ``batch_sizes[0] == B``.
 Tokens, an int64 tensor (T, B) or (N,), stand for one-hot rows, which are never built: the input product is a gather.
 ``h0`` is (D, B, P); ``c0`` is (D, B, H), or None for a cell without a cell state; ``weights`` is torch's flat list of
-the layer's parameters (:func:`fastrnn.cells.split_weights`).  Any strides; callers have checked shapes and dtypes.
+the layer's parameters (:func:`fastrnn.modes.split_weights`).  Any strides; callers have checked shapes and dtypes.
 ``grad_y``, ``grad_hn``, ``grad_cn`` and ``grad_cells``, the gradient of an LSTM's ``saved.cells``, may be None, which
 stands for zeros.  No tensor that a backend returns shares memory with another or with an input, nor is it a view to
 autograd, which could not be changed in place everywhere; ``detach()`` makes one none.
@@ -46,7 +46,7 @@ NAMES = (*AUTOMATIC, "reference")
 class Saved(NamedTuple):
     """What backward needs beside forward's inputs.
 
-    ``gates`` (D, N, S*H), S values as :class:`fastrnn.cells.Cell` names them, layout within a direction private to the
+    ``gates`` (D, N, S*H), S values as :class:`fastrnn.modes.Cell` names them, layout within a direction private to the
     backend; (0,) where S is 0.  ``cells`` (D, N, H): c of every step, or u of a Jordan network; (0,) for other cells.
     ``hidden`` (D, N, P): h of every step; a copy, so that the user may change y in place.  Rows stand in the order of
     x.  For a dtype narrower than float32, ``cells`` is float32.

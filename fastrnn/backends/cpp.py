@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.cells import CELLS, OUTPUTS
 from fastrnn.checks import is_tokens
+from fastrnn.modes import CELLS, OUTPUTS
 from fastrnn.storage import require_memory
 
 _missing = ""

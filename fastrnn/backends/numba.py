@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved, numba_start
 from fastrnn.backends.numba_plan import Plan, Shape, plan, starts_of
-from fastrnn.cells import CELLS, split_weights
 from fastrnn.checks import is_tokens
+from fastrnn.modes import CELLS, split_weights
 from fastrnn.storage import require_memory
 
 MODES = tuple(CELLS)

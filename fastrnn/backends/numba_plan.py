@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.backends import numba_start
-from fastrnn.cells import CELLS, split_weights
+from fastrnn.modes import CELLS, split_weights
 
 # Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
 SERIAL_WORK = 1 << 20

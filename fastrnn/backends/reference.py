@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.cells import CELLS, Weights, split_weights
 from fastrnn.checks import is_tokens
 from fastrnn.dynamo import traced
+from fastrnn.modes import CELLS, Weights, split_weights
 from fastrnn.storage import require_memory
 
 MODES = tuple(CELLS)

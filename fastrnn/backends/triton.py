@@ -25,8 +25,8 @@ from torch import Tensor
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward
 from fastrnn.backends.triton_rows import Rows
-from fastrnn.cells import CELLS, TORCH_MODES, Weights, split_weights
 from fastrnn.checks import is_tokens
+from fastrnn.modes import CELLS, TORCH_MODES, Weights, split_weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

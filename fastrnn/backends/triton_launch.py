@@ -12,7 +12,7 @@ from torch import Tensor
 from fastrnn.backends import Saved
 from fastrnn.backends.triton_roads import Chip, Road, choose_road
 from fastrnn.backends.triton_rows import Rows
-from fastrnn.cells import CELLS
+from fastrnn.modes import CELLS
 
 # Triton reads it when a kernel is defined; that is, once.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.cells import CELLS
+from fastrnn.modes import CELLS
 
 KIB = 1024
 

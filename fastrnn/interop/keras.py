@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastrnn.cells import CELLS
 from fastrnn.interop.layout import as_array, as_tensor, ends, reorder, require_layers, write
+from fastrnn.modes import CELLS
 from fastrnn.modules import GRU, LSTM, RNN
 
 if TYPE_CHECKING:

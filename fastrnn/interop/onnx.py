@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.cells import CELLS
 from fastrnn.interop.layout import as_array, reorder, require_layers, write
 from fastrnn.interop.onnx_node import GATES, read
+from fastrnn.modes import CELLS
 from fastrnn.modules import GRU, LSTM, RNN
 
 if TYPE_CHECKING:

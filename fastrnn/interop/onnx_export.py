@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fastrnn.cells import CELLS, TORCH_MODES
 from fastrnn.interop.onnx_node import GATES
+from fastrnn.modes import CELLS, TORCH_MODES
 
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -1,5 +1,5 @@
 // One recurrent layer as plain loops in double precision, and its gradients by a tape: only the equations of
-// fastrnn/cells.py are written down here, nothing of their derivatives.
+// fastrnn/modes.py are written down here, nothing of their derivatives.
 #pragma once
 
 #include <algorithm>
