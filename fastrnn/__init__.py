@@ -7,6 +7,7 @@ from fastrnn.convert import convert, quantize_dynamic, revert
 from fastrnn.functional import gru, jordan_rnn, lstm, rnn
 from fastrnn.jordan import JordanRNN
 from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.network import Network, NetworkCell
 from fastrnn.quantized import (
     QuantizedGRU,
     QuantizedGRUCell,
@@ -26,6 +27,8 @@ __all__ = [
     "GRUCell",
     "JordanRNN",
     "LSTMCell",
+    "Network",
+    "NetworkCell",
     "QuantizedGRU",
     "QuantizedGRUCell",
     "QuantizedLSTM",

@@ -155,7 +155,7 @@ def run_pieces(
     directions = 2 if module.bidirectional else 1
     padded = x.unsqueeze(1) if single else x
     steps, rows = padded.shape[:2] if not batch_first else (padded.shape[1], padded.shape[0])
-    units = (module.proj_size or module.hidden_size, module.hidden_size)
+    units = getattr(module, "state_sizes", None) or (module.proj_size or module.hidden_size, module.hidden_size)
     given = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     shapes = [(module.num_layers * directions, *(() if single else (rows,)), size) for size in units]
     if [getattr(state, "shape", None) for state in given] != shapes[: len(given)]:

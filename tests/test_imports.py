@@ -20,8 +20,8 @@ FLOORS = [
     {"modes", "storage"},
     {"checks"},
     {"backends", "sequences"},
-    {"ops"},
-    {"stacks"},
+    {"ops", "fused"},
+    {"stacks", "network"},
     {"roads"},
     {"embedding", "functional", "recompute"},
     {"options"},
@@ -34,6 +34,7 @@ FLOORS = [
     {"__init__"},
     {"__main__"},
 ]
+ROOMS = ("kernels", "cell", "cells", "compiler", "backends", "fused", "interop")  # whose files may import each other
 HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 FILES = {
     **{f"kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")},
@@ -50,13 +51,7 @@ def imports(name: str) -> Iterator[str]:
             package = f"fastrnn.{name}".rpartition(".")[0]
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             # `from fastrnn import modes` imports a module, `from fastrnn.modes import CELLS` a name out of one
-            is_package = source in (
-                "fastrnn",
-                "fastrnn.backends",
-                "fastrnn.kernels",
-                "fastrnn.cell",
-                "fastrnn.compiler",
-            )
+            is_package = source in ("fastrnn", "fastrnn.kernels") or f"{source[8:]}.__init__" in FILES
             yield from (f"{source}.{alias.name}" if is_package else source for alias in node.names)
 
 
@@ -76,7 +71,7 @@ def same_room(name: str, imported: str) -> bool:
     """Kernels may import kernels, and parts of interop each other.  A backend may import the interface, which the
     package holds, and its own files, which bear its name before an underscore; never another backend."""
     part, other = name.split("."), imported.split(".")
-    if part[0] != other[0] or part[0] not in ("kernels", "cell", "cells", "compiler", "backends", "interop"):
+    if part[0] != other[0] or part[0] not in ROOMS:
         return False
     own = part[1].split("_")[0]
     return part[0] != "backends" or ".".join(other[:2]) not in FILES or other[1].split("_")[0] == own

@@ -44,8 +44,8 @@ class Matrix(Declared):
     """A matrix with a block of rows for each gate; ``self.W(v)`` in a step is its product with v, and its bias added.
 
     Args:
-        gates: the names of the gates, in the order of their blocks of ``size`` rows: ``self.W(v).i`` is gate i.  Without
-            names the product itself is the value.
+        gates: the names of the gates, in the order of their blocks of ``size`` rows: ``self.W(v).i`` is gate i.
+            Without names the product itself is the value.
         size: the name of the number of units of a gate.
         bias: whether there is one, of (G*Z,); a module made with ``bias=False`` has none at all.
         kind: of :mod:`fastrnn.cell.kinds`; dense by default.

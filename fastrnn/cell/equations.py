@@ -58,7 +58,13 @@ def dense(kind: Kind, gates: int, ending: str, parameters: Parameters) -> Tensor
 
 
 def multiply(v: Tensor, matrix: Tensor, bias: Tensor | None, blocks: int, heads: int) -> Tensor:
-    """v (..., K) times a matrix (G*Z, K / heads) of ``blocks`` G gates: (..., G*Z)."""
+    """v (..., K) times a matrix (G*Z, K / heads) of ``blocks`` G gates: (..., G*Z).  Of integers (...), which are
+    tokens, the same of their one-hot rows, columns of the matrix."""
+    if not v.is_floating_point():
+        if heads == 1:
+            found = F.embedding(v, matrix.t())
+            return found if bias is None else found + bias
+        v = F.one_hot(v, matrix.shape[1] * heads).to(matrix.dtype)
     if heads == 1:
         return F.linear(v, matrix, bias)
     rows = matrix.unflatten(0, (blocks, heads, -1))

@@ -6,7 +6,7 @@ say), or None for a single number, which goes with any size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable
 from typing import Any
 
 # Of numbers alone, unit by unit; the number of arguments that each takes.
@@ -62,15 +62,16 @@ class Graph:
         return self._made[key]
 
 
-def ancestors(roots: Iterable[Node]) -> list[Node]:
-    """These nodes and all that they are computed from, in the order in which they can be computed."""
+def ancestors(roots: Iterable[Node], stop: Container[Node] = ()) -> list[Node]:
+    """These nodes and all that they are computed from, in the order in which they can be computed; what those in
+    ``stop`` are computed from is left out."""
     found: set[Node] = set()
     waiting = list(roots)
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting.extend(node.args)
+            waiting.extend(() if node in stop else node.args)
     return sorted(found, key=lambda node: node.index)
 
 
@@ -81,17 +82,3 @@ def marked(nodes: Iterable[Node], is_source: Any) -> set[Node]:
         if is_source(node) or any(arg in found for arg in node.args):
             found.add(node)
     return found
-
-
-def readers(nodes: Iterable[Node]) -> dict[Node, list[Node]]:
-    """For each node, those of ``nodes`` that read it."""
-    found: dict[Node, list[Node]] = {}
-    for node in nodes:
-        for arg in dict.fromkeys(node.args):
-            found.setdefault(arg, []).append(node)
-    return found
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """A node's arguments, each once."""
-    yield from dict.fromkeys(node.args)

@@ -1,0 +1,149 @@
+"""Reverse differentiation of a loop: the graph of one step backward.
+
+Its leaves are values of the step forward ("value"), the gradient of each state after the step ("carry") and of what the
+step emitted ("grad").  A node without a size, one number a row, has gradients that are still to be summed over units:
+the sum is linear, so it is taken once, outside.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastrnn.cell.graph import Graph, Node
+from fastrnn.compiler.normal import Loop
+
+
+class Gradients(NamedTuple):
+    """What one step backward computes.
+
+    Attributes:
+        graph: its nodes.
+        states: the gradient of each state before the step, None where nothing reaches it.
+        inputs: those of each input of the loop, one for every size of units that it met.
+        products: for each product of the loop, (matrix, operand), the gradient of each of its gates that has one.
+    """
+
+    graph: Graph
+    states: dict[str, Node | None]
+    inputs: dict[Node, list[Node]]
+    products: dict[tuple[str, Node], dict[str | None, Node]]
+
+
+class Build:
+    """Makes nodes of a gradient, leaving out what is 1 or 0 by construction."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+
+    def const(self, value: float) -> Node:
+        return self.graph.node("const", about=value)
+
+    def value(self, node: Node) -> Node:
+        """A value of the step forward."""
+        return self.const(node.about) if node.op == "const" else self.graph.node("value", about=node, size=node.size)
+
+    def op(self, name: str, *args: Node) -> Node:
+        size = next((arg.size for arg in args if arg.size), None)
+        return self.graph.node(name, args, size=size)
+
+    def mul(self, a: Node, b: Node) -> Node:
+        for one, other in ((a, b), (b, a)):
+            if one.op == "const" and one.about == 1.0:
+                return other
+        return self.op("mul", a, b)
+
+
+def local(build: Build, node: Node, g: Node) -> list[Node | None]:
+    """The gradient of each argument of a pointwise node from its own, g."""
+    op, (*args,) = node.op, (build.value(arg) for arg in node.args)
+    one, zero, y = build.const(1.0), build.const(0.0), build.value(node)
+    a, b = (args[0], args[1]) if len(args) > 1 else (args[0], args[0])
+    if op == "neg":
+        return [build.op("neg", g)]
+    if op == "exp":
+        return [build.op("mul", g, y)]
+    if op == "log":
+        return [build.op("div", g, a)]
+    if op == "tanh":
+        return [build.op("mul", g, build.op("sub", one, build.op("mul", y, y)))]
+    if op == "sigmoid":
+        return [build.op("mul", g, build.op("mul", y, build.op("sub", one, y)))]
+    if op == "relu":
+        return [build.op("where", build.op("gt", y, zero), g, zero)]
+    if op == "softplus":
+        return [build.op("mul", g, build.op("sigmoid", a))]
+    if op == "abs":
+        below = build.op("where", build.op("gt", zero, a), build.op("neg", g), zero)
+        return [build.op("where", build.op("gt", a, zero), g, below)]
+    if op == "sqrt":
+        return [build.op("div", build.op("mul", g, build.const(0.5)), y)]
+    if op == "add":
+        return [g, g]
+    if op == "sub":
+        return [g, build.op("neg", g)]
+    if op == "mul":
+        return [build.mul(g, b), build.mul(g, a)]
+    if op == "div":
+        quotient = build.op("div", g, b)
+        return [quotient, build.op("neg", build.op("mul", quotient, y))]
+    if op in ("maximum", "minimum"):
+        half = build.op("mul", g, build.const(0.5))
+        first, second = (a, b) if op == "maximum" else (b, a)
+
+        def part(wins: Node, loses: Node) -> Node:
+            return build.op(
+                "where", build.op("gt", wins, loses), g, build.op("where", build.op("gt", loses, wins), zero, half)
+            )
+
+        return [part(first, second), part(second, first)]
+    if op == "where":
+        return [None, build.op("where", args[0], g, zero), build.op("where", args[0], zero, g)]
+    if op in ("gt", "ge"):
+        return [None, None]
+    raise NotImplementedError(f"{op} has no derivative")
+
+
+def differentiate(loop: Loop) -> Gradients:
+    """The gradients of one step of a loop."""
+    build = Build()
+    found: dict[Node, dict[str | None, Node]] = {}  # of each node, by the size of what is yet to be summed
+
+    def add(node: Node, g: Node | None) -> None:
+        if g is None or node.op == "const":
+            return
+        size = node.size or g.size
+        own = found.setdefault(node, {})
+        own[size] = build.op("add", own[size], g) if size in own else g
+
+    for name, node in loop.next.items():
+        add(node, build.graph.node("carry", about=name, size=node.size))
+    for index, node in enumerate(loop.emitted):
+        add(node, build.graph.node("grad", about=index, size=node.size))
+    products: dict[tuple[str, Node], dict[str | None, Node]] = {}
+
+    def through_products(operand: Node) -> None:
+        for (matrix, node), gates in products.items():
+            if node is operand:
+                declared = loop.traced.parts.matrices[matrix].gates or (None,)
+                names = tuple(gate for gate in declared if gate in gates)
+                args = [gates[gate] for gate in names]
+                add(operand, build.graph.node("transposed", args, (matrix, names), operand.size))
+
+    inside = set(loop.nodes)
+    for node in sorted([*loop.inputs, *loop.nodes], key=lambda node: -node.index):
+        if node in inside or loop.inputs.get(node) in ("step", "sequence"):
+            through_products(node)
+        if node not in inside or node.op in ("state", "const"):
+            continue
+        for g in list(found.get(node, {}).values()):
+            if node.op == "product":
+                matrix, gate = node.about
+                products.setdefault((matrix, node.args[0]), {})[gate] = g
+            elif node.op == "mean":
+                add(node.args[0], build.graph.node("mean", [g], node.about, node.size))
+            else:
+                for arg, part in zip(node.args, local(build, node, g), strict=True):
+                    add(arg, part)
+    states = {name: found.get(leaf, {}).get(leaf.size) for name, leaf in loop.states.items()}
+    inputs = {node: list(found[node].values()) for node in loop.inputs if node in found}
+    return Gradients(build.graph, states, inputs, products)

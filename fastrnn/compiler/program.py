@@ -1,0 +1,313 @@
+"""A cell's programs, forward and backward: arrays by name, and the phases that read and write them.
+
+An array is what an engine addresses: of all rows and steps ("step"), of the step before or after in the same order
+("neighbour"), of the rows of a batch ("state", "row", "sequence"), of units ("unit", "total", "number") or a "matrix".
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fastrnn.cell.declare import Cell
+from fastrnn.cell.graph import Node, ancestors
+from fastrnn.cell.trace import Traced, trace
+from fastrnn.compiler.derivative import Gradients, differentiate
+from fastrnn.compiler.normal import Loop, normal_form
+from fastrnn.compiler.saved import Rebuilt, Saving, choose_saved
+from fastrnn.compiler.schedule import Address, Part, Result, Term, schedule
+
+
+@dataclass(frozen=True)
+class Array:
+    """What a program addresses.
+
+    Attributes:
+        kind: "step", "neighbour", "state", "row", "sequence", "unit", "number", "total" or "matrix".
+        size: the name of the units of a block; None for one number a row, or one in all.
+        blocks: how many blocks stand side by side.
+        columns: of a matrix, the name of the size of its columns; and
+        heads: into how many parts they are divided.
+        offset: of a neighbour, the step beside this one, in the program's order: -1 or 1.
+    """
+
+    kind: str
+    size: str | None
+    blocks: int = 1
+    columns: str | None = None
+    heads: int = 1
+    offset: int = 0
+
+
+@dataclass
+class Program:
+    """Phases over arrays."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    phases: list[list[Part]] = field(default_factory=list)
+
+
+class Group(NamedTuple):
+    """Inputs of a loop that are gates of one product, in one array, or a single node (gate None of itself)."""
+
+    array: str
+    nodes: dict[int, Node]
+    blocks: int
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """All that is derived from a cell.
+
+    Attributes:
+        loop, gradients, saving: of :mod:`.normal`, :mod:`.derivative` and :mod:`.saved`.
+        groups: the arrays of the loop's inputs.
+        forward: the program without derivative; keeping: that which keeps what backward reads; backward.
+        input_gradients: where backward writes the gradients of each group's inputs, by the number of the group and the
+            block; several are to be summed, and those of one number a row or in all are to be summed over units, too.
+        product_gradients: where it writes those of the gates of each product, by (matrix, operand) and the gate's
+            number.
+    """
+
+    loop: Loop
+    gradients: Gradients
+    saving: Saving
+    groups: tuple[Group, ...]
+    forward: Program
+    keeping: Program
+    backward: Program
+    input_gradients: dict[tuple[int, int], list[Address]]
+    product_gradients: dict[tuple[str, Node], dict[int, Address]]
+
+    @property
+    def traced(self) -> Traced:
+        return self.loop.traced
+
+
+@functools.lru_cache(maxsize=256)
+def compile_cell(cell: Cell) -> Compiled:
+    """The programs of a cell.
+
+    Raises:
+        CellError: what the language does not know.
+    """
+    loop = normal_form(trace(cell))
+    gradients = differentiate(loop)
+    saving = choose_saved(loop, gradients)
+    groups = _groups(loop)
+    forward, keeping = _forward(loop, groups, None), _forward(loop, groups, saving)
+    backward, of_inputs, of_products = _backward(loop, gradients, saving, groups)
+    return Compiled(loop, gradients, saving, groups, forward, keeping, backward, of_inputs, of_products)
+
+
+def _groups(loop: Loop) -> tuple[Group, ...]:
+    found: dict[object, Group] = {}
+    for index, (node, kind) in enumerate(loop.inputs.items()):
+        if node.op == "product":
+            matrix, gate = node.about
+            blocks = loop.traced.parts.matrices[matrix].blocks
+            key = kind, matrix, node.args[0]
+            group = found.setdefault(key, Group(f"{kind}:{len(found)}:{matrix}", {}, blocks))
+            group.nodes[_number(loop, matrix, gate)] = node
+        else:
+            name = (
+                node.about
+                if isinstance(node.about, str)
+                else "_".join(filter(None, node.about))
+                if node.op == "parameter"
+                else node.op
+            )
+            found[index] = Group(f"{kind}:{len(found)}:{name}", {0: node}, 1)
+    return tuple(found.values())
+
+
+def _inputs(program: Program, loop: Loop, groups: tuple[Group, ...]) -> dict[Node, Address]:
+    """The arrays of a loop's inputs, and where each lies."""
+    leaves: dict[Node, Address] = {}
+    for group in groups:
+        node = next(iter(group.nodes.values()))
+        program.arrays[group.array] = Array(loop.inputs[node], node.size, group.blocks)
+        leaves |= {node: Address(group.array, block) for block, node in group.nodes.items()}
+    return leaves
+
+
+def _matrices(program: Program, loop: Loop, names: list[str], biases: bool) -> None:
+    parts, columns = loop.traced.parts, loop.traced.columns
+    for name in dict.fromkeys(names):
+        declared, kind = parts.matrices[name], parts.kinds[name]
+        program.arrays[f"matrix:{name}"] = Array("matrix", declared.size, declared.blocks, columns[name], kind.heads)
+        if biases and declared.bias:
+            program.arrays[f"bias:{name}"] = Array("unit", declared.size, declared.blocks)
+
+
+def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None) -> Program:
+    program = Program()
+    leaves = _inputs(program, loop, groups)
+    roots: list[tuple[Node, Address]] = []
+    for name, leaf in loop.states.items():
+        program.arrays[f"state:{name}"] = Array("state", leaf.size)
+        leaves[leaf] = Address(f"state:{name}")
+        roots.append((loop.next[name], Address(f"state:{name}")))
+    for index, node in enumerate(loop.emitted):
+        program.arrays[f"out:{index}"] = Array("step", node.size)
+        roots.append((node, Address(f"out:{index}")))
+    if saving:
+        for name in saving.histories:
+            if loop.next[name] not in loop.emitted:
+                program.arrays[f"history:{name}"] = Array("step", loop.states[name].size)
+                roots.append((loop.next[name], Address(f"history:{name}")))
+        for name, nodes in by_size(saving.values).items():
+            program.arrays[f"saved:{name}"] = Array("step", name, len(nodes))
+            roots += [(node, Address(f"saved:{name}", block)) for block, node in enumerate(nodes)]
+    _matrices(program, loop, [node.about[0] for node in loop.nodes if node.op == "product"], biases=True)
+
+    def result(node: Node, address: object) -> Result:
+        assert callable(address)
+        if node.op == "mean":
+            return Result(node, mean=address(node.args[0]), heads=node.about)
+        matrix, gate = node.about
+        declared, kind, block = (
+            loop.traced.parts.matrices[matrix],
+            loop.traced.parts.kinds[matrix],
+            _number(loop, matrix, gate),
+        )
+        bias = Address(f"bias:{matrix}", block) if declared.bias else None
+        return Result(
+            node, [Term(address(node.args[0]), 1, f"matrix:{matrix}", block, False)], bias=bias, heads=kind.heads
+        )
+
+    # A state's array gives the value before the step, whatever was stored.
+    found = schedule(roots, leaves, lambda address: not str(address.array).startswith("state:"), result)
+    program.phases = found.phases
+    program.arrays |= {name: Array("row", size) for name, size in found.rows.items()}
+    return program
+
+
+def by_size(nodes: tuple[Node, ...] | list[Node]) -> dict[str, tuple[Node, ...]]:
+    """Nodes of each size."""
+    found: dict[str, tuple[Node, ...]] = {}
+    for node in nodes:
+        assert node.size is not None
+        found[node.size] = (*found.get(node.size, ()), node)
+    return found
+
+
+def _streams(
+    loop: Loop, gradients: Gradients, saving: Saving, groups: tuple[Group, ...]
+) -> tuple[dict[str, tuple[Node, ...]], Rebuilt]:
+    """The gradients that are wanted of every step, in an order in which those of one product stand side by side; and
+    the graph that they belong to."""
+    at_hand = {*loop.inputs, *loop.emitted, *saving.values}
+    at_hand |= {loop.next[name] for name in saving.histories} | {loop.states[name] for name in saving.histories}
+    rebuilt = Rebuilt(at_hand)
+    wanted: list[Node] = []
+    for group in groups:
+        for _, node in sorted(group.nodes.items()):
+            if loop.inputs[node] == "step":
+                wanted += [rebuilt.of(g) for g in gradients.inputs.get(node, ())]
+    for (matrix, _), gates in gradients.products.items():
+        declared = loop.traced.parts.matrices[matrix].gates or (None,)
+        wanted += [rebuilt.of(gates[gate]) for gate in declared if gate in gates]
+    return by_size(list(dict.fromkeys(wanted))), rebuilt
+
+
+def _backward(
+    loop: Loop, gradients: Gradients, saving: Saving, groups: tuple[Group, ...]
+) -> tuple[Program, dict[tuple[int, int], list[Address]], dict[tuple[str, Node], dict[int, Address]]]:
+    program = Program()
+    streams, rebuilt = _streams(loop, gradients, saving, groups)
+    addresses = _inputs(program, loop, groups)
+    roots: list[tuple[Node, Address]] = []
+    place: dict[Node, Address] = {}
+    for size, nodes in streams.items():
+        program.arrays[f"stream:{size}"] = Array("step", size, len(nodes))
+        for block, node in enumerate(nodes):
+            place[node] = Address(f"stream:{size}", block)
+            roots.append((node, place[node]))
+    for index, node in enumerate(loop.emitted):
+        program.arrays[f"grad:{index}"] = Array("step", node.size)
+        program.arrays[f"out:{index}"] = Array("step", node.size)
+        addresses[node] = Address(f"out:{index}")
+    for name in saving.histories:
+        node, size = loop.next[name], loop.states[name].size
+        history = addresses[node].array if node in loop.emitted else f"history:{name}"
+        program.arrays.setdefault(str(history), Array("step", size))
+        addresses[node] = Address(history)
+        program.arrays[f"before:{name}"] = Array("neighbour", size, offset=1)
+        addresses[loop.states[name]] = Address(f"before:{name}")
+    for size, nodes in by_size(saving.values).items():
+        program.arrays[f"saved:{size}"] = Array("step", size, len(nodes))
+        addresses |= {
+            node: Address(f"saved:{size}", block) for block, node in enumerate(nodes) if node not in addresses
+        }
+    for name, g in gradients.states.items():
+        program.arrays[f"carry:{name}"] = Array("state", loop.states[name].size)
+        if g is not None:
+            roots.append((rebuilt.of(g), Address(f"carry:{name}")))
+    of_inputs: dict[tuple[int, int], list[Address]] = {}
+    for number, group in enumerate(groups):
+        for block, node in sorted(group.nodes.items()):
+            found = gradients.inputs.get(node, [])
+            if loop.inputs[node] == "step":
+                of_inputs[number, block] = [place[rebuilt.of(g)] for g in found]
+                continue
+            kind = "sequence" if loop.inputs[node] == "sequence" else "total"
+            of_inputs[number, block] = [Address(f"sum:{number}:{block}:{g.size}") for g in found]
+            for g, address in zip(found, of_inputs[number, block], strict=True):
+                program.arrays[str(address.array)] = Array(kind, g.size)
+                roots.append((rebuilt.of(g), address))
+    of_products = {
+        (matrix, operand): {_number(loop, matrix, gate): place[rebuilt.of(g)] for gate, g in gates.items()}
+        for (matrix, operand), gates in gradients.products.items()
+    }
+    _matrices(program, loop, [matrix for matrix, _ in gradients.products], biases=False)
+
+    def result(node: Node, address: object) -> Result:
+        assert callable(address)
+        if node.op == "mean":
+            return Result(node, mean=address(node.args[0]), heads=node.about)
+        matrix, gates = node.about
+        heads = loop.traced.parts.kinds[matrix].heads
+        terms: list[Term] = []
+        for gate, arg in zip(gates, node.args, strict=True):
+            operand, row = address(arg), _number(loop, matrix, gate)
+            last = terms[-1] if terms else None
+            joins = (
+                last
+                and heads == 1
+                and (operand.array, operand.block, row)
+                == (last.operand.array, last.operand.block + last.blocks, last.row + last.blocks)
+            )
+            if last and joins:
+                terms[-1] = last._replace(blocks=last.blocks + 1)
+            else:
+                terms.append(Term(operand, 1, f"matrix:{matrix}", row, True))
+        return Result(node, terms, heads=heads)
+
+    leaves: dict[Node, Address] = {}
+    for node in ancestors([node for node, _ in roots]):
+        if node.op == "value":
+            leaves[node] = addresses[node.about]
+        elif node.op in ("carry", "grad"):
+            leaves[node] = Address(f"{node.op}:{node.about}")
+    found = schedule(roots, leaves, lambda address: str(address.array).startswith("stream:"), result)
+    program.phases = found.phases
+    program.arrays |= {name: Array("row", size) for name, size in found.rows.items()}
+    used = {address.array for phase in program.phases for part in phase for address in _addresses(part)}
+    program.arrays = {name: array for name, array in program.arrays.items() if name in used}
+    return program, of_inputs, of_products
+
+
+def _number(loop: Loop, matrix: str, gate: str | None) -> int:
+    """The place of a gate among those of its matrix."""
+    return loop.traced.parts.matrices[matrix].gates.index(gate) if gate else 0
+
+
+def _addresses(part: Part) -> list[Address]:
+    found = [*part.loads.values(), *(address for _, address in part.stores)]
+    for result in part.results:
+        found += [address for address in (result.mean, result.bias) if address]
+        for term in result.terms:
+            found += [term.operand, Address(term.matrix)]
+    return found

@@ -1,0 +1,44 @@
+"""Any cell, fused: the choice of what runs its loop."""
+
+from __future__ import annotations
+
+import torch
+
+from fastrnn.backends import BackendError, requested
+from fastrnn.cell.declare import Cell
+from fastrnn.compiler.program import Compiled, compile_cell
+from fastrnn.dynamo import transformed, watched
+from fastrnn.fused import cpp
+from fastrnn.fused.layer import Scan, scan_by_torch
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend does not fuse a cell on tensors of this device and dtype; None where it does."""
+    if backend == "reference":
+        return None
+    if backend != "cpp":
+        return f"it fuses no cell of {type(cell).__name__}'s kind"
+    if reason := cpp.unavailable():
+        return reason
+    if device.type != "cpu" or dtype not in FLOATS:
+        return f"it takes no tensors of {dtype} on {device.type}"
+    return None
+
+
+def choose(cell: Cell, device: torch.device, dtype: torch.dtype) -> tuple[Scan, Compiled]:
+    """What runs the loop of a cell, and the cell compiled.
+
+    Raises:
+        BackendError: a backend was asked for by name and cannot fuse the cell; the message says why.
+    """
+    compiled, asked = compile_cell(cell), requested()
+    if asked is not None:
+        if reason := unsupported(cell, asked, device, dtype):
+            raise BackendError(f"fastrnn backend {asked!r} was asked for by name but cannot serve: {reason}")
+        if asked == "reference":
+            return scan_by_torch, compiled
+    if watched() or transformed() or unsupported(cell, "cpp", device, dtype):
+        return scan_by_torch, compiled
+    return cpp.scan, compiled
