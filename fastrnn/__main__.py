@@ -1,13 +1,23 @@
-"""``python -m fastrnn``: which backends are live here and why the others are not, and what they run on."""
+"""``python -m fastrnn``: which backends are live here and why the others are not, and what they run on.
+
+``python -m fastrnn explain module:Cell``: the phases of a cell, what is saved, what a step costs, and which backends fuse
+it; ``--hidden 128``, ``--input 64`` and ``--size name=32`` give sizes.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 import fastrnn
-from fastrnn import backends
+from fastrnn import backends, fused
+from fastrnn.cell import Cell
+from fastrnn.compiler.explain import explain
+from fastrnn.compiler.program import compile_cell
 
 
 def report() -> str:
@@ -42,5 +52,31 @@ def _chosen(device: str) -> str:
         return f"nothing: {error}"
 
 
+def account(argv: list[str]) -> str:
+    """What ``python -m fastrnn explain`` prints."""
+    parser = argparse.ArgumentParser(prog="python -m fastrnn explain")
+    parser.add_argument("cell", help="module:Cell, a class or an instance")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden_size")
+    parser.add_argument("--input", type=int, default=128, help="input_size")
+    parser.add_argument("--size", action="append", default=[], metavar="NAME=UNITS", help="any other size")
+    args = parser.parse_args(argv)
+    module, _, name = args.cell.partition(":")
+    sys.path.insert(0, "")  # as for python -m, the folder it is called in
+    found = getattr(importlib.import_module(module), name, None)
+    cell = found() if isinstance(found, type) and issubclass(found, Cell) else found
+    if not isinstance(cell, Cell):
+        parser.error(f"{args.cell} is no cell; expected module:Cell")
+    compiled = compile_cell(cell)
+    names = {node.size for node in compiled.loop.traced.graph.nodes if node.size}
+    sizes = dict.fromkeys(sorted(names), args.hidden) | {"input_size": args.input}
+    sizes |= {name: int(units) for name, _, units in (size.partition("=") for size in args.size)}
+    lines = [explain(compiled, {name: units for name, units in sizes.items() if name in names})]
+    for backend in backends.NAMES:
+        device = torch.device("cuda" if backend == "triton" else "cpu")
+        reason = fused.unsupported(cell, backend, device, torch.float32)
+        lines.append(f"{backend:10} {'fuses it' if reason is None else 'does not: ' + reason}")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(report())
+    print(account(sys.argv[2:]) if sys.argv[1:2] == ["explain"] else report())

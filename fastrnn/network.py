@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import fused, sequences
-from fastrnn.cell.declare import Cell, SequenceInput
+from fastrnn.cell.declare import Cell, Recurrent, SequenceInput
 from fastrnn.cell.equations import parameter_shapes
+from fastrnn.cell.regularise import Regularised, operand_sizes
 from fastrnn.cell.trace import trace
 from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.fused.layer import Steps, direction
@@ -129,7 +130,8 @@ class Network(_Definition):
     """Any recurrent cell over whole sequences, in layers and one or both directions, as torch.nn.LSTM is one.
 
     ``Network(cell, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-    bidirectional=False, device=None, dtype=None, *, learn_initial_state=False, **sizes)``
+    bidirectional=False, device=None, dtype=None, *, learn_initial_state=False, zoneout=0.0, recurrent_dropout=0.0,
+    recurrent_dropout_per="sequence", weight_dropout=0.0, **sizes)``
 
     Args:
         cell: a :class:`fastrnn.cell.Cell` or its class.
@@ -138,6 +140,11 @@ class Network(_Definition):
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as of torch.nn.LSTM.
         learn_initial_state: whether parameters ``initial_<state>`` (num_layers * D, size), zeros at first, stand where
             there is no ``hx``, and at the start of every piece.
+        zoneout: the probability that a unit of a state keeps its value; of all states, or by name.  In evaluation a
+            state is the mean.
+        recurrent_dropout: the probability that a unit of what recurrent matrices are applied to is dropped in training,
+            by one mask a "sequence" or one a "step", as ``recurrent_dropout_per`` says.
+        weight_dropout: the probability that a weight of a recurrent matrix is dropped in training, for a call.
         sizes: the units of what the cell gives sizes of other names, as ``proj_size=32``; H by default.
 
     Parameters are those that the cell declares, of every layer and direction, as ``weight_ih_l0`` and
@@ -161,9 +168,26 @@ class Network(_Definition):
         dtype: Any = None,
         *,
         learn_initial_state: bool = False,
+        zoneout: float | Mapping[str, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_per: str = "sequence",
+        weight_dropout: float = 0.0,
         **sizes: int,
     ) -> None:
         super().__init__(cell, input_size, hidden_size, bias, sizes)
+        by_state = dict.fromkeys(self.state_names, zoneout) if isinstance(zoneout, (int, float)) else dict(zoneout)
+        for name in by_state:
+            if name not in self.state_names:
+                raise ValueError(f"zoneout: {type(self.cell).__name__} has no state {name!r}, only {self.state_names}")
+        rates = {f"zoneout of {name}": rate for name, rate in by_state.items()}
+        for name, rate in (rates | dict(recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout)).items():
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name} should be a probability from 0 to below 1, got {rate!r}")
+        if recurrent_dropout_per not in ("sequence", "step"):
+            raise ValueError(f"recurrent_dropout_per should be 'sequence' or 'step', got {recurrent_dropout_per!r}")
+        self.zoneout = {name: float(rate) for name, rate in by_state.items() if rate}
+        self.recurrent_dropout, self.recurrent_dropout_per = float(recurrent_dropout), recurrent_dropout_per
+        self.weight_dropout = float(weight_dropout)
         if not isinstance(num_layers, int) or num_layers < 1:
             raise ValueError("num_layers must be greater than zero")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
@@ -353,7 +377,8 @@ class Network(_Definition):
     ) -> tuple[Tensor, list[Tensor]]:
         """All layers over rows (N, I)."""
         directions = 2 if self.bidirectional else 1
-        scan, compiled = fused.choose(self.cell, x.device, states[0].dtype)
+        cell = self._regularised()
+        scan, compiled = fused.choose(cell, x.device, states[0].dtype)
         ends: list[list[Tensor]] = [[] for _ in states]
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
@@ -362,17 +387,48 @@ class Network(_Definition):
             for d in range(directions):
                 ending, slot = f"_l{layer}" + "_reverse" * d, layer * directions + d
                 parameters = {name: getattr(self, name + ending) for name in self._names}
-                own = [state[slot] for state in states]
-                y, last = direction(scan, compiled, parameters, x, steps._replace(reverse=d == 1), own, extras)
+                if self.training and self.weight_dropout:
+                    parameters = {name: self._drop_weight(name, each) for name, each in parameters.items()}
+                own, more = [state[slot] for state in states], extras | self._masks(cell, steps, states[0])
+                y, last = direction(scan, compiled, parameters, x, steps._replace(reverse=d == 1), own, more)
                 outputs.append(y)
                 for all_ends, end in zip(ends, last, strict=True):
                     all_ends.append(end)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         return x, [torch.stack(each) for each in ends]
 
+    def _regularised(self) -> Cell:
+        """The cell with what is dropped in it, in training or in evaluation."""
+        dropped = self.recurrent_dropout_per if self.training and self.recurrent_dropout else None
+        if not self.zoneout and dropped is None:
+            return self.cell
+        sizes = tuple(dict.fromkeys(operand_sizes(self.cell).values()))
+        return Regularised(self.cell, self.zoneout, self.training, dropped, sizes)
+
+    def _masks(self, cell: Cell, steps: Steps, like: Tensor) -> dict[str, Tensor]:
+        """The masks of one direction of one layer, drawn from torch's generator: those of zoneout, then what is kept."""
+        if not isinstance(cell, Regularised) or not self.training:
+            return {}
+        found = {}
+        for name, rate in self.zoneout.items():
+            size = self.sizes[self._traced.parts.states[name]]
+            found[f"zoneout_{name}"] = like.new_empty(steps.rows, size).bernoulli_(rate)
+        for size in cell.sizes:
+            rows, kept = steps.batch if cell.dropped == "sequence" else steps.rows, 1 - self.recurrent_dropout
+            found[f"keep_{size}"] = like.new_empty(rows, self.sizes[size]).bernoulli_(kept) / kept
+        return found
+
+    def _drop_weight(self, name: str, parameter: Tensor) -> Tensor:
+        parts = self._traced.parts
+        recurrent = {parts.names[n] for n, matrix in parts.matrices.items() if isinstance(matrix, Recurrent)}
+        stem = name.removeprefix("weight_").removesuffix("_u").removesuffix("_v")
+        drops = name.startswith("weight_") and (stem in recurrent or name.removeprefix("weight_") in recurrent)
+        return F.dropout(parameter, self.weight_dropout) if drops else parameter
+
     def extra_repr(self) -> str:
         text = super().extra_repr()
         defaults = dict(num_layers=1, batch_first=False, dropout=0.0, bidirectional=False, learn_initial_state=False)
+        defaults |= dict(zoneout={}, recurrent_dropout=0.0, recurrent_dropout_per="sequence", weight_dropout=0.0)
         return text + "".join(f", {k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v)
 
 

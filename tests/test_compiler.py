@@ -1,4 +1,4 @@
-"""The compiler of cells: each pass by itself, and the loop in plain torch against the definition called with tensors."""
+"""The compiler of cells: each pass by itself."""
 
 from __future__ import annotations
 

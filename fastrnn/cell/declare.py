@@ -137,9 +137,9 @@ class Cell:
                 raise CellError(f"{type(self).__name__} has no constant {name!r}")
             setattr(self, name, value)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "step" in vars(cls):
+        if "step" in vars(cls) and not abstract:
             from fastrnn.cell.trace import trace
 
             try:
@@ -147,8 +147,13 @@ class Cell:
             except NameError:  # a function that the file defines further down: the first use traces again
                 return
 
+    def parts(self) -> Parts:
+        """The declarations, found by name."""
+        return Parts(self)
+
     def step(self, x: Any, *states: Any) -> dict[str, Any]:
-        """The equations of one step."""
+        """The equations of one step.  ``self`` stands for the cell with its declarations bound: to symbols while it is
+        traced, to functions of tensors where it is called with tensors."""
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def __eq__(self, other: object) -> bool:

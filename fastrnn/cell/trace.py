@@ -47,10 +47,11 @@ class Binding:
 
     def __init__(self, cell: Cell, bound: dict[str, Any]) -> None:
         self.__dict__.update(bound)
-        self.__dict__["_cell"] = cell
+        self.__dict__["cell"] = cell
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_cell"], name)
+        cell = self.__dict__["cell"]
+        return getattr(getattr(cell, "inner", cell), name)
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,7 +61,7 @@ def trace(cell: Cell) -> Traced:
     Raises:
         CellError: what is not of the language, with the user's line.
     """
-    parts, graph, columns = Parts(cell), Graph(), {}
+    parts, graph, columns = cell.parts(), Graph(), {}
     x_size = "hidden_size" if cell.square else "input_size"
 
     def parameter(name: str, gate: str | None, size: str | None) -> Value:

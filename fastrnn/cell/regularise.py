@@ -1,0 +1,97 @@
+"""Regularisation as equations: zoneout and recurrent dropout of any cell, which is a cell again.
+
+With m a mask of zeros and ones, drawn outside, and p the probability that it is a one::
+
+    zoneout            s = m s_(t-1) + (1 - m) s_new in training, s = p s_(t-1) + (1 - p) s_new in evaluation
+    recurrent dropout  U(v) becomes U(v k), k the mask of what is kept over its probability, one a step or one a sequence
+
+Sources: Krueger et al., "Zoneout" (2017); Gal and Ghahramani, "A theoretically grounded application of dropout in
+recurrent neural networks" (2016), whose mask is one a sequence; Semeniuta et al., "Recurrent dropout without memory
+loss" (2016), whose masks change with the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastrnn.cell.declare import Cell, Parts, Recurrent, SequenceInput, StepInput
+from fastrnn.cell.functions import where
+from fastrnn.cell.graph import ancestors
+
+
+class Regularised(Cell, abstract=True):
+    """A cell around another.
+
+    Args:
+        inner: the cell.
+        zoneout: the probability p of each state that has one, in evaluation; in training any number, since the mask
+            ``zoneout_<state>`` is an input of every step.
+        training: whether zoneout is by masks.
+        dropped: "step" or "sequence", where ``keep_<size>`` is an input that products of the recurrent matrices have on
+            their operands of that size; None for none.
+        sizes: the sizes of those operands.
+    """
+
+    def __init__(
+        self, inner: Cell, zoneout: Mapping[str, float], training: bool, dropped: str | None, sizes: tuple[str, ...]
+    ) -> None:
+        self.inner, self.zoneout, self.training = inner, tuple(zoneout.items()), training
+        self.dropped, self.sizes = dropped, sizes if dropped else ()
+
+    def parts(self) -> Parts:
+        found = self.inner.parts()
+        kind = SequenceInput if self.dropped == "sequence" else StepInput
+        found.extras |= {f"keep_{size}": kind(size) for size in self.sizes}
+        if self.training:
+            found.extras |= {f"zoneout_{name}": StepInput(found.states[name]) for name, _ in self.zoneout}
+        return found
+
+    def step(self, x: Any, *states: Any, **extras: Any) -> dict[str, Any]:
+        # Called as any step is, with what is bound in the place of ``self``; see Cell.
+        binding: Any = self
+        cell: Regularised = binding.cell
+        own = {name: value for name, value in extras.items() if name in cell.inner.parts().extras}
+        found = dict(type(cell.inner).step(_Dropping(binding, cell, extras), x, *states, **own))  # type: ignore[arg-type]
+        for (name, p), state in (
+            (each, states[list(cell.inner.parts().states).index(each[0])]) for each in cell.zoneout
+        ):
+            if cell.training:
+                found[name] = where(extras[f"zoneout_{name}"] > 0, state, found[name])
+            else:
+                found[name] = p * state + (1 - p) * found[name]
+        return found
+
+    def __hash__(self) -> int:
+        return hash((self.inner, self.zoneout, self.training, self.dropped, self.sizes))
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+
+class _Dropping:
+    """What a step sees as ``self`` while its recurrent products drop parts of their operands."""
+
+    def __init__(self, binding: Any, cell: Regularised, extras: Mapping[str, Any]) -> None:
+        self._binding, self._regularised, self._extras = binding, cell, extras
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._binding, name)
+        matrix = self._regularised.inner.parts().matrices.get(name)
+        if self._regularised.dropped is None or not isinstance(matrix, Recurrent):
+            return found
+        size = operand_sizes(self._regularised.inner)[name]
+        return lambda v: found(v * self._extras[f"keep_{size}"]) if size in self._regularised.sizes else found(v)
+
+
+def operand_sizes(cell: Cell) -> dict[str, str]:
+    """The size of what each recurrent matrix of a cell is applied to, of those that meet a state."""
+    from fastrnn.cell.trace import trace
+
+    traced = trace(cell)
+    found = {}
+    for node in traced.graph.nodes:
+        if node.op == "product" and isinstance(traced.parts.matrices[node.about[0]], Recurrent):
+            if any(each.op == "state" for each in ancestors(node.args)):
+                found[node.about[0]] = str(node.args[0].size)
+    return found

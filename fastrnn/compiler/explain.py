@@ -1,0 +1,89 @@
+"""What became of a cell: its phases, what they read and write, what is saved, and what a step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastrnn.cell.graph import Node
+from fastrnn.compiler.program import Compiled, Program
+from fastrnn.compiler.schedule import Part
+
+# Operations that a pointwise function of a tanh, say, is counted as: those of its polynomial and its division.
+WEIGHTS = dict.fromkeys(("exp", "log", "tanh", "sigmoid", "softplus"), 20)
+
+
+def explain(compiled: Compiled, sizes: Mapping[str, int]) -> str:
+    """The account of a cell, with the numbers of units that ``sizes`` gives to names."""
+    loop, traced = compiled.loop, compiled.loop.traced
+    states = ", ".join(f"{name} ({leaf.size})" for name, leaf in loop.states.items())
+    lines = [f"{traced.cell!r}: states {states}; output {traced.parts.output}; depth {loop.depth}"]
+    lines.append(
+        "before the loop: " + (", ".join(group.array.partition(":")[2] for group in compiled.groups) or "nothing")
+    )
+    if traced.output not in loop.emitted:
+        lines.append("behind the loop: the output, of what the loop emits")
+    kept = [*compiled.saving.histories, *(equation(node) for node in compiled.saving.values)]
+    lines.append(f"saved of each step: {', '.join(kept) or 'nothing'}")
+    for title, program in (("forward", compiled.keeping), ("backward", compiled.backward)):
+        flops, read, written = cost(program, sizes)
+        numbers = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        lines.append(f"{title}: {len(program.phases)} phases; a row and step, with {numbers}: {flops:,} flops,")
+        lines.append(
+            f"    {read:,} numbers read, {written:,} written, beside {weights(program, sizes):,} weights a step"
+        )
+        for number, phase in enumerate(program.phases):
+            for part in phase:
+                lines += [f"    phase {number}, {part.size}: {line}" for line in _part(part)]
+    return "\n".join(lines)
+
+
+def _part(part: Part) -> list[str]:
+    found = []
+    for result in part.results:
+        if result.mean:
+            found.append(f"mean of {result.mean.array}, {result.heads} heads")
+        for term in result.terms:
+            matrix, kind = term.matrix.partition(":")[2], "^T" if term.transposed else ""
+            rows = f"{term.row}" if term.blocks == 1 else f"{term.row} to {term.row + term.blocks - 1}"
+            found.append(f"product of {matrix}{kind}, gate {rows}, with {term.operand.array}")
+    read = dict.fromkeys(str(address.array) for address in part.loads.values() if address.array)
+    written = dict.fromkeys(str(address.array) for _, address in part.stores)
+    return [*found, f"{len(part.body)} operations; reads {', '.join(read)}; writes {', '.join(written)}"]
+
+
+def equation(node: Node) -> str:
+    """A node as text, down to products and leaves."""
+    signs = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">="}
+    if node.op == "const":
+        return f"{node.about:g}"
+    if node.op == "product":
+        matrix, gate = node.about
+        return f"{matrix}({equation(node.args[0])})" + (f".{gate}" if gate else "")
+    if not node.args:
+        return node.about if isinstance(node.about, str) else ".".join(filter(None, node.about))
+    if node.op in signs:
+        return f"({equation(node.args[0])} {signs[node.op]} {equation(node.args[1])})"
+    return f"{node.op}({', '.join(equation(arg) for arg in node.args)})"
+
+
+def weights(program: Program, sizes: Mapping[str, int]) -> int:
+    """The numbers of all matrices that a step multiplies with."""
+    arrays = [array for array in program.arrays.values() if array.kind == "matrix"]
+    return sum(a.blocks * sizes[str(a.size)] * sizes[str(a.columns)] // a.heads for a in arrays)
+
+
+def cost(program: Program, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+    """Flops of a row and step, and the numbers of arrays that it reads and writes."""
+    flops = read = written = 0
+    for part in (part for phase in program.phases for part in phase):
+        units = sizes[part.size]
+        for result in part.results:
+            for term in result.terms:
+                array = program.arrays[str(term.operand.array)]
+                flops += 2 * units * term.blocks * sizes[str(array.size)] // result.heads
+            flops += 2 * units if result.mean else 0
+        flops += units * sum(WEIGHTS.get(node.op, 1) for node in part.body)
+        kinds = {name: array.kind for name, array in program.arrays.items()}
+        read += units * sum(kinds.get(str(a.array)) not in (None, "unit", "number") for a in part.loads.values())
+        written += units * len(part.stores)
+    return flops, read, written

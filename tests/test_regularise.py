@@ -1,0 +1,101 @@
+"""Zoneout, recurrent dropout and weight drop against their equations in float64, under the same masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastrnn import Network
+from fastrnn.cell import Cell, Input, Recurrent, Vector, sigmoid, tanh
+
+T, B, I, H = 7, 3, 4, 5
+
+
+class Peephole(Cell):
+    W, U, p = Input("i f g o"), Recurrent("i f g o"), Vector("i f o")
+
+    def step(self, x, h, c):
+        a, b = self.W(x), self.U(h)
+        f = sigmoid(a.f + b.f + self.p.f * c)
+        c = f * c + sigmoid(a.i + b.i + self.p.i * c) * tanh(a.g + b.g)
+        return dict(h=sigmoid(a.o + b.o + self.p.o * c) * tanh(c), c=c)
+
+
+def by_hand(net: Network, x, zoneout, keep, training: bool):
+    """The peephole LSTM written down once more, with the masks of the network's own draw."""
+    w = {name.removesuffix("_l0"): value for name, value in net.named_parameters()}
+    h, c = x.new_zeros(B, H), x.new_zeros(B, H)
+    p_i, p_f, p_o = w["p"].chunk(3)
+    outputs = []
+    for t in range(T):
+        k = 1.0 if keep is None else keep if keep.shape[0] == B and net.recurrent_dropout_per == "sequence" else keep[t]
+        a = x[t] @ w["weight_ih"].t() + w["bias_ih"] + (h * k) @ w["weight_hh"].t() + w["bias_hh"]
+        i, f, g, o = a.chunk(4, -1)
+        new_c = torch.sigmoid(f + p_f * c) * c + torch.sigmoid(i + p_i * c) * torch.tanh(g)
+        new_h = torch.sigmoid(o + p_o * new_c) * torch.tanh(new_c)
+        if training and zoneout:
+            h = torch.where(zoneout["h"][t] > 0, h, new_h)
+            c = torch.where(zoneout["c"][t] > 0, c, new_c)
+        else:
+            rates = net.zoneout
+            h = rates.get("h", 0.0) * h + (1 - rates.get("h", 0.0)) * new_h
+            c = rates.get("c", 0.0) * c + (1 - rates.get("c", 0.0)) * new_c
+        outputs.append(h)
+    return torch.stack(outputs), h, c
+
+
+@pytest.mark.parametrize("per", ["sequence", "step"])
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("zoneout", [0.0, 0.3])
+@pytest.mark.parametrize("training", [True, False])
+def test_masks_of_torchs_generator_give_the_equations(per, rate, zoneout, training):
+    torch.manual_seed(1)
+    net = Network(
+        Peephole, I, H, zoneout=zoneout, recurrent_dropout=rate, recurrent_dropout_per=per, dtype=torch.float64
+    )
+    net.train(training)
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(2)
+    y, (h, c) = net(x)
+    torch.manual_seed(2)
+    masks, keep = {}, None
+    if training and zoneout:
+        masks = {name: x.new_empty(T * B, H).bernoulli_(zoneout).view(T, B, H) for name in ("h", "c")}
+    if training and rate:
+        lead = (B, H) if per == "sequence" else (T * B, H)
+        keep = x.new_empty(lead).bernoulli_(1 - rate) / (1 - rate)
+        keep = keep if per == "sequence" else keep.view(T, B, H)
+    found = by_hand(net, x, masks, keep, training)
+    inputs = [x, *net.parameters()]
+    seeds = [torch.randn_like(each) for each in found]
+    for ours, theirs in zip((y, h[0], c[0]), found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad((y, h[0], c[0]), inputs, seeds)
+    for one, other in zip(ours, torch.autograd.grad(found, inputs, seeds), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_a_weight_that_is_dropped_is_scaled_and_only_in_training():
+    torch.manual_seed(0)
+    net = Network(Peephole, I, H, weight_dropout=0.5, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    torch.manual_seed(3)
+    y = net(x)[0]
+    torch.manual_seed(3)
+    plain = Network(Peephole, I, H, dtype=torch.float64)
+    plain.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        plain.weight_hh_l0.copy_(nn.functional.dropout(net.weight_hh_l0, 0.5))
+    torch.testing.assert_close(y, plain(x)[0])
+    plain.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net.eval()(x)[0], plain(x)[0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(zoneout=1.0), dict(zoneout=dict(q=0.1)), dict(recurrent_dropout=-0.1), dict(recurrent_dropout_per="row")],
+)
+def test_wrong_rates_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Network(Peephole, I, H, **wrong)
