@@ -1,7 +1,7 @@
 """``python -m fastrnn``: which backends are live here and why the others are not, and what they run on.
 
-``python -m fastrnn explain module:Cell``: the phases of a cell, what is saved, what a step costs, and which backends fuse
-it; ``--hidden 128``, ``--input 64`` and ``--size name=32`` give sizes.
+``python -m fastrnn explain module:Cell``: the phases of a cell, what is saved, what a step costs, and which backends
+fuse it; ``--hidden 128``, ``--input 64`` and ``--size name=32`` give sizes.
 """
 
 from __future__ import annotations

@@ -406,7 +406,7 @@ class Network(_Definition):
         return Regularised(self.cell, self.zoneout, self.training, dropped, sizes)
 
     def _masks(self, cell: Cell, steps: Steps, like: Tensor) -> dict[str, Tensor]:
-        """The masks of one direction of one layer, drawn from torch's generator: those of zoneout, then what is kept."""
+        """The masks of one direction of one layer, from torch's generator: those of zoneout, then what is kept."""
         if not isinstance(cell, Regularised) or not self.training:
             return {}
         found = {}

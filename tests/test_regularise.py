@@ -9,7 +9,7 @@ from torch import nn
 from fastrnn import Network
 from fastrnn.cell import Cell, Input, Recurrent, Vector, sigmoid, tanh
 
-T, B, I, H = 7, 3, 4, 5
+T, B, X, H = 7, 3, 4, 5
 
 
 class Peephole(Cell):
@@ -52,10 +52,10 @@ def by_hand(net: Network, x, zoneout, keep, training: bool):
 def test_masks_of_torchs_generator_give_the_equations(per, rate, zoneout, training):
     torch.manual_seed(1)
     net = Network(
-        Peephole, I, H, zoneout=zoneout, recurrent_dropout=rate, recurrent_dropout_per=per, dtype=torch.float64
+        Peephole, X, H, zoneout=zoneout, recurrent_dropout=rate, recurrent_dropout_per=per, dtype=torch.float64
     )
     net.train(training)
-    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(T, B, X, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(2)
     y, (h, c) = net(x)
     torch.manual_seed(2)
@@ -78,13 +78,13 @@ def test_masks_of_torchs_generator_give_the_equations(per, rate, zoneout, traini
 
 def test_a_weight_that_is_dropped_is_scaled_and_only_in_training():
     torch.manual_seed(0)
-    net = Network(Peephole, I, H, weight_dropout=0.5, dtype=torch.float64)
-    x = torch.randn(T, B, I, dtype=torch.float64)
+    net = Network(Peephole, X, H, weight_dropout=0.5, dtype=torch.float64)
+    x = torch.randn(T, B, X, dtype=torch.float64)
+    plain = Network(Peephole, X, H, dtype=torch.float64)
+    plain.load_state_dict(net.state_dict())
     torch.manual_seed(3)
     y = net(x)[0]
     torch.manual_seed(3)
-    plain = Network(Peephole, I, H, dtype=torch.float64)
-    plain.load_state_dict(net.state_dict())
     with torch.no_grad():
         plain.weight_hh_l0.copy_(nn.functional.dropout(net.weight_hh_l0, 0.5))
     torch.testing.assert_close(y, plain(x)[0])
@@ -98,4 +98,4 @@ def test_a_weight_that_is_dropped_is_scaled_and_only_in_training():
 )
 def test_wrong_rates_are_refused(wrong):
     with pytest.raises(ValueError):
-        Network(Peephole, I, H, **wrong)
+        Network(Peephole, X, H, **wrong)

@@ -2,8 +2,8 @@
 
 With m a mask of zeros and ones, drawn outside, and p the probability that it is a one::
 
-    zoneout            s = m s_(t-1) + (1 - m) s_new in training, s = p s_(t-1) + (1 - p) s_new in evaluation
-    recurrent dropout  U(v) becomes U(v k), k the mask of what is kept over its probability, one a step or one a sequence
+    zoneout            s = m s_(t-1) + (1 - m) s_new in training, p s_(t-1) + (1 - p) s_new in evaluation
+    recurrent dropout  U(v) becomes U(v k), k the mask of what is kept over its probability, one a step or a sequence
 
 Sources: Krueger et al., "Zoneout" (2017); Gal and Ghahramani, "A theoretically grounded application of dropout in
 recurrent neural networks" (2016), whose mask is one a sequence; Semeniuta et al., "Recurrent dropout without memory
