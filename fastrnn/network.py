@@ -303,9 +303,9 @@ class Network(_Definition):
         order = input.sorted_indices if packed else None
         if packed:
             rows = packed_rows(input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            steps = Steps(len(input.batch_sizes), rows, input.batch_sizes, False)
+            steps = Steps(len(input.batch_sizes), rows, x.shape[0], input.batch_sizes)
         else:
-            steps = Steps(x.shape[0], x.shape[1], None, False)
+            steps = Steps(x.shape[0], x.shape[1], x.shape[0] * x.shape[1])
             if 0 in x.shape[:1]:
                 raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         states = self._states(hx, steps.batch, single, order, weight)
@@ -480,7 +480,7 @@ class NetworkCell(_Definition):
         own = {name: (tensor.unsqueeze(0) if single else tensor) for name, tensor in extras.items()}
         scan, compiled = fused.choose(self.cell, x.device, states[0].dtype)
         parameters = {name: getattr(self, name) for name in self._names}
-        y, ends = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], None, False), states, own)
+        y, ends = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], x.shape[0]), states, own)
         y, *ends = [each.squeeze(0) if single else each for each in (y, *ends)]
         found = ends[0] if len(ends) == 1 else tuple(ends)
         return found if self._traced.output in self._traced.next.values() else (y, found)

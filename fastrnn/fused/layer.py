@@ -21,19 +21,16 @@ class Steps(NamedTuple):
     Attributes:
         count: T.
         batch: B, the rows of the first step.
+        rows: N, the rows of all steps.
         sizes: (T,) int64 on the CPU, never increasing, down to at least 1; None where every step has B rows.
         reverse: whether the last step comes first.
     """
 
     count: int
     batch: int
-    sizes: Tensor | None
-    reverse: bool
-
-    @property
-    def rows(self) -> int:
-        """N, the rows of all steps."""
-        return self.count * self.batch if self.sizes is None else int(self.sizes.sum())
+    rows: int
+    sizes: Tensor | None = None
+    reverse: bool = False
 
 
 class Operands(NamedTuple):
