@@ -1,0 +1,163 @@
+"""The loop of a cell as two operators of torch.library, for graphs: their schemas, shapes and derivative.
+
+``fastrnn::scan`` and ``fastrnn::scan_backward`` are what torch.compile and torch.export hold of a fused loop.  A cell
+is named by a key that a later process resolves by import.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.cell.declare import Cell
+from fastrnn.cell.regularise import Regularised
+from fastrnn.compiler.program import Compiled, compile_cell
+from fastrnn.fused import cpp
+from fastrnn.fused.layer import Operands, Steps
+
+_made: dict[str, Cell] = {}
+
+
+def key_of(cell: Cell) -> str:
+    """A text by which a cell is found again, in another process too if its class can be imported there."""
+    if isinstance(cell, Regularised):
+        about = [dict(cell.zoneout), cell.training, cell.dropped, list(cell.sizes)]
+        key = json.dumps(dict(inner=key_of(cell.inner), regularised=about))
+    else:
+        constants = {name: repr(value) for name, value in vars(cell).items()}
+        key = json.dumps(dict(cell=f"{type(cell).__module__}:{type(cell).__qualname__}", constants=constants))
+    _made.setdefault(key, cell)
+    return key
+
+
+def cell_of(key: str) -> Cell:
+    """The cell that a key names.
+
+    Raises:
+        ImportError, AttributeError: its class is not to be had here.
+        ValueError: its constants are no literals, so that another process cannot know them.
+    """
+    if key not in _made:
+        about = json.loads(key)
+        if "inner" in about:
+            zoneout, training, dropped, sizes = about["regularised"]
+            _made[key] = Regularised(cell_of(about["inner"]), zoneout, training, dropped, tuple(sizes))
+        else:
+            module, _, name = about["cell"].partition(":")
+            found: Any = importlib.import_module(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+            _made[key] = found(**{n: ast.literal_eval(value) for n, value in about["constants"].items()})
+    return _made[key]
+
+
+_library = torch.library.Library("fastrnn", "FRAGMENT")
+_STEPS = "SymInt count, SymInt batch, SymInt rows, Tensor? batch_sizes, bool reverse"
+_library.define(
+    f"scan(Tensor[] tensors, {_STEPS}, str cell, bool biased, bool keep) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    f"scan_backward(Tensor[] tensors, Tensor[] emitted, Tensor[] kept, Tensor?[] grads, {_STEPS}, str cell,"
+    " bool biased) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def names_of(compiled: Compiled, biased: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The matrices and biases whose tensors stand behind the states in a flat list."""
+    matrices = tuple(dict.fromkeys(node.about[0] for node in compiled.loop.nodes if node.op == "product"))
+    declared = compiled.loop.traced.parts.matrices
+    return matrices, tuple(name for name in matrices if biased and declared[name].bias)
+
+
+def _forward(
+    tensors: Sequence[Tensor], count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str,
+    biased: bool, keep: bool,
+) -> list[Tensor]:  # fmt: skip
+    compiled = compile_cell(cell_of(cell))
+    steps = Steps(count, batch, rows, batch_sizes, reverse)
+    found, kept = cpp.run_forward(compiled, steps, names_of(compiled, biased), tensors, keep)
+    return [*found, *kept.values()]
+
+
+def _kept_arrays(compiled: Compiled) -> list[str]:
+    return [name for name in compiled.keeping.arrays if name.startswith(("history:", "saved:"))]
+
+
+def _fake_forward(
+    tensors: Sequence[Tensor], count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str,
+    biased: bool, keep: bool,
+) -> list[Tensor]:  # fmt: skip
+    compiled = compile_cell(cell_of(cell))
+    given = cpp.unpack(compiled, names_of(compiled, biased), tensors)
+    sizes, like = cpp.sizes_of(compiled, given), given.states[0]
+    found = [like.new_empty(rows, sizes[str(node.size)]) for node in compiled.loop.emitted]
+    found += [state.new_empty(state.shape) for state in given.states]
+    if keep:
+        arrays = [compiled.keeping.arrays[name] for name in _kept_arrays(compiled)]
+        found += [like.new_empty(rows, array.blocks * sizes[str(array.size)]) for array in arrays]
+    return found
+
+
+def _backward(
+    tensors: Sequence[Tensor], emitted: Sequence[Tensor], kept: Sequence[Tensor], grads: Sequence[Tensor | None],
+    count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str, biased: bool,
+) -> list[Tensor]:  # fmt: skip
+    compiled = compile_cell(cell_of(cell))
+    steps = Steps(count, batch, rows, batch_sizes, reverse)
+    arrays = dict(zip(_kept_arrays(compiled), kept, strict=True))
+    given = cpp.unpack(compiled, names_of(compiled, biased), tensors)
+    found = cpp.run_backward(compiled, steps, given, emitted, arrays, grads)
+    return [
+        torch.zeros_like(tensor) if grad is None else grad.reshape(tensor.shape).contiguous()
+        for tensor, grad in zip(tensors, found, strict=True)
+    ]
+
+
+def _fake_backward(tensors: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+
+
+for _name, _run, _fake in (("scan", _forward, _fake_forward), ("scan_backward", _backward, _fake_backward)):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastrnn::{_name}", _fake, lib=_library)
+
+
+def _setup(ctx: Any, inputs: Any, output: Sequence[Tensor]) -> None:
+    tensors, *about, keep = inputs
+    compiled = compile_cell(cell_of(about[5]))
+    emitted = len(compiled.loop.emitted)
+    ends = len(compiled.loop.states)
+    ctx.about, ctx.counts, ctx.keep = about, (len(tensors), emitted, ends), keep
+    ctx.save_for_backward(*tensors, *output[:emitted], *output[emitted + ends :])
+    ctx.set_materialize_grads(False)
+
+
+def _derivative(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    count, emitted, ends = ctx.counts
+    saved = ctx.saved_tensors
+    if not ctx.keep:
+        raise RuntimeError("fastrnn::scan kept nothing to differentiate by: call it with keep=True")
+    tensors, outputs, kept = saved[:count], saved[count : count + emitted], saved[count + emitted :]
+    seeds = [None if grad is None else grad.contiguous() for grad in grads[: emitted + ends]]
+    found = torch.ops.fastrnn.scan_backward(tensors, outputs, kept, seeds, *ctx.about)
+    return (found, *(None,) * 8)
+
+
+torch.library.register_autograd("fastrnn::scan", _derivative, setup_context=_setup, lib=_library)
+
+
+def scan(compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
+    """The loop as an operator; see :data:`fastrnn.fused.layer.Scan`."""
+    tensors = [*given.groups, *given.states, *given.matrices.values(), *given.biases.values()]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    found = torch.ops.fastrnn.scan(tensors, *steps, key_of(compiled.loop.traced.cell), bool(given.biases), keep)
+    emitted, states = len(compiled.loop.emitted), len(compiled.loop.states)
+    return list(found[:emitted]), list(found[emitted : emitted + states])
