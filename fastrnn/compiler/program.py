@@ -243,8 +243,9 @@ def _backward(
         }
     for name, g in gradients.states.items():
         program.arrays[f"carry:{name}"] = Array("state", loop.states[name].size)
-        if g is not None:
-            roots.append((rebuilt.of(g), Address(f"carry:{name}")))
+        # Of a state that no step reads, only the last value has a gradient.
+        zero = rebuilt.graph.node("const", about=0.0, size=loop.states[name].size)
+        roots.append((zero if g is None else rebuilt.of(g), Address(f"carry:{name}")))
     of_inputs: dict[tuple[int, int], list[Address]] = {}
     for number, group in enumerate(groups):
         for block, node in sorted(group.nodes.items()):

@@ -74,7 +74,7 @@ def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
         several = len(phase) > 1 or len({part.size for each in program.phases for part in each}) > 1
         phases.append(dict(meets=several or any(part.results for part in phase), parts=described))
     spec = dict(
-        dtype=real,
+        dtype=str(dtype).removeprefix("torch."),
         sizes=len(sizes),
         arrays=[_array(program, name, sizes) for name in arrays],
         phases=phases,
@@ -85,28 +85,32 @@ def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
 
 def _array(program: Program, name: str, sizes: Sequence[str]) -> dict[str, Any]:
     array = program.arrays[name]
-    return dict(
-        kind=array.kind,
-        single=array.size is None and array.kind != "number",
-        size=sizes.index(array.size) if array.size else 0,
-        blocks=array.blocks,
-        offset=array.offset,
-        columns_size=sizes.index(array.columns) if array.columns else 0,
-        columns_parts=array.heads,
-    )
+    found: dict[str, Any] = dict(name=name, kind=array.kind)
+    if array.kind == "number":
+        return found
+    found |= dict(size=sizes.index(array.size) if array.size else 0, blocks=array.blocks)
+    if array.size is None:
+        found |= dict(single=True)
+    if array.kind == "neighbour":
+        found |= dict(offset=array.offset)
+    if array.kind == "matrix":
+        found |= dict(columns_size=sizes.index(str(array.columns)), columns_parts=array.heads)
+    return found
 
 
 def _part(
     part: Part, function: int, args: list[Operand], sizes: Sequence[str], arrays: Sequence[str]
 ) -> dict[str, Any]:
-    def blocks(address: Address | None, count: int = 1) -> dict[str, int] | None:
-        return address and dict(array=arrays.index(str(address.array)), block=address.block, blocks=count)
+    def blocks(address: Address) -> dict[str, int]:
+        return dict(array=arrays.index(str(address.array)), block=address.block)
 
     results = [
-        dict(
+        dict(mean=dict(array=arrays.index(str(result.mean.array)), block=result.mean.block, heads=result.heads))
+        if result.mean
+        else dict(
             terms=[
                 dict(
-                    operand=blocks(term.operand, term.blocks),
+                    operand=dict(blocks(term.operand), blocks=term.blocks),
                     matrix=arrays.index(term.matrix),
                     row_block=term.row,
                     transposed=term.transposed,
@@ -114,19 +118,12 @@ def _part(
                 )
                 for term in result.terms
             ],
-            bias=blocks(result.bias),
-            mean=blocks(result.mean),
-            mean_heads=result.heads,
+            bias=result.bias and blocks(result.bias),
         )
         for result in part.results
     ]
     described = [
-        dict(
-            array=arrays.index(arg.address.array) if arg.address.array else -1,
-            block=arg.address.block if arg.address.array else 0,
-            result=-1 if arg.address.array else arg.address.block,
-            write=arg.write,
-        )
+        dict(blocks(arg.address), write=arg.write) if arg.address.array else dict(result=arg.address.block)
         for arg in args
     ]
     return dict(size=sizes.index(part.size), results=results, operands=described, function=function)
@@ -212,7 +209,7 @@ def run_forward(
     ends = [torch.empty_like(state, memory_format=torch.contiguous_format) for state in given.states]
     places |= {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
     for name, state, end in zip(loop.states, given.states, ends, strict=True):
-        places[f"state:{name}"] = (_dense(state), end)
+        places[f"state:{name}"] = dict(initial=_dense(state), final=end)
     kept: dict[str, Tensor] = {}
     for name, array in program.arrays.items():
         if name.startswith(("history:", "saved:")):
@@ -288,7 +285,8 @@ def run_backward(
     places = _inputs(compiled, given, sizes) | kept | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
     histories = {name: _history(compiled, name, emitted, kept) for name in compiled.saving.histories}
     for name, history in histories.items():
-        places[f"before:{name}"] = (history, _dense(given.states[list(loop.states).index(name)]))
+        first = given.states[list(loop.states).index(name)]
+        places[f"before:{name}"] = dict(history=history, initial=_dense(first))
     for k, node in enumerate(loop.emitted):
         grad = grads[k]
         places[f"grad:{k}"] = like.new_zeros(rows, sizes[str(node.size)]) if grad is None else _dense(grad)
@@ -297,7 +295,7 @@ def run_backward(
     for name, state, grad in zip(loop.states, given.states, ends, strict=True):
         reaches = compiled.gradients.states[name] is not None
         of_states.append(torch.empty_like(state, memory_format=torch.contiguous_format) if reaches else None)
-        places[f"carry:{name}"] = (None if grad is None else _dense(grad), of_states[-1])
+        places[f"carry:{name}"] = dict(initial=None if grad is None else _dense(grad), final=of_states[-1])
     results: dict[str, Tensor] = {}
     for name, array in program.arrays.items():
         if name.startswith("stream:"):
