@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.cell.declare import Cell, Matrix, Parts
+from fastrnn.cell.functions import Gates
 from fastrnn.cell.kinds import Diagonal, Kind
-from fastrnn.cell.trace import Binding, Gates
+from fastrnn.cell.trace import Binding
 
 Parameters = Mapping[str, Tensor]
 
@@ -100,6 +101,7 @@ def bind(cell: Cell, parts: Parts, parameters: Parameters) -> Binding:
             bound[name] = product(each)
     bound |= {name: split(each, parameters[name]) for name, each in parts.vectors.items()}
     bound |= {name: parameters[name] for name in parts.scalars}
+    bound |= {name: tuple(bound[own] for own in owns) for name, owns in parts.copies.items() if owns[0] in bound}
     return Binding(cell, bound)
 
 
@@ -153,7 +155,7 @@ def direction(
             now = [state[:count] for state in now]
         own = {name: tensor[:count] for name, tensor in of_sequence.items()}
         own |= {name: tensors[t] for name, tensors in by_steps.items()}
-        found = step(bound, rows[t], *now, **own)  # type: ignore[arg-type]
+        found = parts.one_by_one(step(bound, rows[t], *now, **own))  # type: ignore[arg-type]
         now = [found[name] for name in parts.states]
         outputs.append(found[parts.output])
     if reverse:

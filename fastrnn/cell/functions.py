@@ -5,15 +5,15 @@ All work unit by unit, but :func:`mean`, :func:`layer_norm` and :func:`rms_norm`
 
 from __future__ import annotations
 
+import os
 import sys
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrnn.cell.graph import Graph, Node
-
-Number = (int, float)
 
 
 class CellError(TypeError):
@@ -24,7 +24,6 @@ class Value:
     """A named value of a step while it is traced: arithmetic on it makes nodes."""
 
     __slots__ = ("graph", "node")
-    __array_ufunc__ = None  # numpy's numbers leave the operators to this class
 
     def __init__(self, graph: Graph, node: Node) -> None:
         self.graph, self.node = graph, node
@@ -56,6 +55,12 @@ class Value:
     def __neg__(self) -> Value:
         return _apply("neg", self)
 
+    def __pos__(self) -> Value:
+        return self
+
+    def __abs__(self) -> Value:
+        return _apply("abs", self)
+
     def __gt__(self, other: Any) -> Value:
         return _apply("gt", self, other)
 
@@ -72,6 +77,8 @@ class Value:
         raise CellError(f"{user_line()}: a value has no truth while a cell is traced; write where(condition, a, b)")
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python and numpy ask of any object
+            raise AttributeError(name)
         kind = "gates" if self.node.op == "product" else "attributes"
         raise CellError(f"{user_line()}: a value has no {kind}, and so no {name!r}; {KNOWN}")
 
@@ -80,11 +87,72 @@ class Value:
         name = getattr(function, "__name__", str(function))
         raise CellError(f"{user_line()}: torch's {name} is not of the language; {KNOWN}")
 
+    def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        op = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div"}.get(function.__name__)
+        if op is None or method != "__call__" or kwargs:
+            raise CellError(f"{user_line()}: numpy's {function.__name__} is not of the language; {KNOWN}")
+        return _apply(op, *args)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        raise CellError(f"{user_line()}: numpy's {function.__name__} is not of the language; {KNOWN}")
+
+
+class Gates:
+    """The gates of one product, or of a vector, by name."""
+
+    def __init__(self, what: str, gates: dict[str, Any]) -> None:
+        self.__dict__["_what"] = what
+        self.__dict__.update(gates)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise CellError(f"{user_line()}: {self._what} has no gate {name!r}, only {', '.join(self._names())}")
+
+    def _names(self) -> list[str]:
+        return [gate for gate in self.__dict__ if gate != "_what"]
+
+
+def _refuse(cls: type, operation: str, method: str) -> None:
+    def refused(self: Any, *args: Any) -> Any:
+        if isinstance(self, Gates):
+            raise CellError(f"{user_line()}: {operation} of {described(self)}; take one of them, as {_example(self)}")
+        raise CellError(f"{user_line()}: {operation} of a value is not of the language; {KNOWN}")
+
+    setattr(cls, method, refused)
+
+
+_OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "pow": "**", "mod": "%", "floordiv": "//", "matmul": "@",
+    "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>", "divmod": "divmod",
+}  # fmt: skip
+_OTHERS = {
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "neg": "-", "pos": "+", "abs": "abs",
+    "invert": "~", "getitem": "[...]", "iter": "a loop over the units", "len": "len", "contains": "in", "bool": "truth",
+    "float": "a number", "int": "a number", "index": "a number", "complex": "a number", "round": "round",
+    "array": "an array of numpy", "call": "a call",
+}  # fmt: skip
+# What Python would do of itself with such an object, comparing identities say, would be another result in silence.
+for _name, _sign in (_OPERATORS | {f"r{name}": sign for name, sign in _OPERATORS.items()} | _OTHERS).items():
+    for _cls in (Value, Gates):
+        if f"__{_name}__" not in vars(_cls):
+            _refuse(_cls, _sign, f"__{_name}__")
+
+
+def described(v: Any) -> str:
+    """What v is, for a message."""
+    return f"the gates {', '.join(v._names())} of {v._what}" if isinstance(v, Gates) else f"a {type(v).__name__}"
+
+
+def _example(v: Gates) -> str:
+    return f"{v._what}(...).{v._names()[0]}"
+
 
 def user_line() -> str:
     """Where, outside of this package, the code stands that is running."""
-    frame, own = sys._getframe(1), __file__.rpartition("cell")[0]
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((own + "cell", own + "compiler")):
+    own = os.path.dirname(__file__) + os.sep
+    frame, compiler = sys._getframe(1), os.path.join(os.path.dirname(os.path.dirname(__file__)), "compiler") + os.sep
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((own, compiler)):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -103,12 +171,10 @@ def _apply(op: str, *args: Any) -> Value:
     for arg in args:
         if isinstance(arg, Value):
             values.append(arg)
-        elif isinstance(arg, Number):  # a bool is a number, too
+        elif isinstance(arg, Real):  # of Python or of numpy; a bool is one, too
             values.append(Value(graph, graph.node("const", about=float(arg), line=line)))
         else:
-            raise CellError(
-                f"{line}: {op} of a {type(arg).__name__}; a cell reads numbers, its own parameters, x and states"
-            )
+            raise CellError(f"{line}: {op} of {described(arg)}; a cell reads numbers, its own parameters, x and states")
     if op == "where" and values[0].node.op not in ("gt", "ge"):
         raise CellError(f"{line}: the condition of where is a comparison, as a > b")
     if op != "where" and any(value.node.op in ("gt", "ge") for value in values):
@@ -120,6 +186,8 @@ def _unary(op: str, function: Any, equation: str) -> Any:
     def apply(v: Any) -> Any:
         if isinstance(v, Value):
             return _apply(op, v)
+        if not isinstance(v, (Tensor, Real)):
+            raise CellError(f"{user_line()}: {op} of {described(v)}; a cell's functions take one value")
         return function(torch.as_tensor(v))
 
     apply.__name__ = apply.__qualname__ = op
@@ -197,6 +265,23 @@ def silu(v: Any) -> Any:
     return v * sigmoid(v)
 
 
+def identity(v: Any) -> Any:
+    """v itself."""
+    return v
+
+
+ACTIVATIONS = {
+    each.__name__: each for each in (identity, tanh, sigmoid, relu, softplus, hard_sigmoid, leaky_relu, softsign, silu)
+}
+
+
+def activation(name: str) -> Any:
+    """The function of that name, for a constant that says which: ``activation(self.nonlinearity)(v)``."""
+    if name not in ACTIVATIONS:
+        raise CellError(f"{user_line()}: {name!r} is no activation; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 def mean(v: Any, heads: int = 1) -> Any:
     """The mean over the units of each of ``heads`` equal parts of a row, at each of its units."""
     if not isinstance(v, Value):
@@ -240,6 +325,6 @@ def _mean_of(values: Any, heads: int) -> Any:
 
 FUNCTIONS = (
     "neg", "exp", "log", "tanh", "sigmoid", "relu", "softplus", "abs", "sqrt", "maximum", "minimum", "where", "clip",
-    "leaky_relu", "hard_sigmoid", "softsign", "silu", "mean", "layer_norm", "rms_norm",
+    "leaky_relu", "hard_sigmoid", "softsign", "silu", "identity", "activation", "mean", "layer_norm", "rms_norm",
 )  # fmt: skip
 KNOWN = f"known are + - * / > >= < <= and, from fastrnn.cell, {', '.join(FUNCTIONS)}"

@@ -2,6 +2,8 @@
 
 A matrix of G gates of Z units on an operand of K units is (G*Z, K), a block of Z rows a gate.  What a kind makes of its
 parameters is made once a call, outside of the time loop, by torch's own differentiable operators.
+
+A kind is ``square`` if its operand must have the units of a gate, and ``gated`` if there may be several gates.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 class Dense:
     """``weight`` (G*Z, K)."""
 
-    heads = 1
+    heads, square, gated = 1, False, True
 
     def shapes(self, gates: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
         return {"weight": (gates * rows, columns)}
@@ -29,11 +31,9 @@ class Dense:
 class Diagonal:
     """``weight`` (G*Z,): the product is one of numbers, unit by unit, and Z == K."""
 
-    heads = 1
+    heads, square, gated = 1, True, True
 
     def shapes(self, gates: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-        if rows != columns:
-            raise ValueError(f"a diagonal matrix is square, expected {rows} units of its operand, got {columns}")
         return {"weight": (gates * rows,)}
 
 
@@ -45,6 +45,7 @@ class Heads:
     """
 
     heads: int
+    square, gated = False, True
 
     def __post_init__(self) -> None:
         if not isinstance(self.heads, int) or self.heads < 1:
@@ -64,7 +65,7 @@ class LowRank:
     """``weight_u`` (G*Z, rank) times ``weight_v`` (rank, K); the rank is at most both."""
 
     rank: int
-    heads = 1
+    heads, square, gated = 1, False, True
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
@@ -82,11 +83,9 @@ class Antisymmetric:
     """W - W^T - gamma I of ``weight`` W (Z, Z), one gate; source: Chang et al., "AntisymmetricRNN" (2019)."""
 
     gamma: float = 0.0
-    heads = 1
+    heads, square, gated = 1, True, False
 
     def shapes(self, gates: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-        if gates != 1 or rows != columns:
-            raise ValueError(f"an antisymmetric matrix is square and has one gate, got {gates} gates, {rows}x{columns}")
         return {"weight": (rows, columns)}
 
     def matrix(self, gates: int, weight: Tensor) -> Tensor:

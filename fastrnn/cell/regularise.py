@@ -18,6 +18,7 @@ from typing import Any
 from fastrnn.cell.declare import Cell, Parts, Recurrent, SequenceInput, StepInput
 from fastrnn.cell.functions import where
 from fastrnn.cell.graph import ancestors
+from fastrnn.cell.trace import attribute, trace
 
 
 class Regularised(Cell, abstract=True):
@@ -75,23 +76,34 @@ class _Dropping:
     def __init__(self, binding: Any, cell: Regularised, extras: Mapping[str, Any]) -> None:
         self._binding, self._regularised, self._extras = binding, cell, extras
 
+    @property
+    def __class__(self) -> Any:
+        return type(self._regularised.inner)
+
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._binding, name)
-        matrix = self._regularised.inner.parts().matrices.get(name)
-        if self._regularised.dropped is None or not isinstance(matrix, Recurrent):
+        inner = self._regularised.inner
+        if callable(getattr(type(inner), name, None)):
+            return attribute(self, inner, name)
+        found, copies = getattr(self._binding, name), inner.parts().copies.get(name)
+        if copies is None:
+            return self._dropping(name, found)
+        return tuple(self._dropping(own, each) for own, each in zip(copies, found, strict=True))
+
+    def _dropping(self, name: str, found: Any) -> Any:
+        size = operand_sizes(self._regularised.inner).get(name)
+        if self._regularised.dropped is None or size not in self._regularised.sizes:
             return found
-        size = operand_sizes(self._regularised.inner)[name]
-        return lambda v: found(v * self._extras[f"keep_{size}"]) if size in self._regularised.sizes else found(v)
+        return lambda v: found(v * self._extras[f"keep_{size}"])
 
 
 def operand_sizes(cell: Cell) -> dict[str, str]:
     """The size of what each recurrent matrix of a cell is applied to, of those that meet a state."""
-    from fastrnn.cell.trace import trace
-
     traced = trace(cell)
-    found = {}
-    for node in traced.graph.nodes:
-        if node.op == "product" and isinstance(traced.parts.matrices[node.about[0]], Recurrent):
-            if any(each.op == "state" for each in ancestors(node.args)):
-                found[node.about[0]] = str(node.args[0].size)
-    return found
+    products = [node for node in traced.graph.nodes if node.op == "product"]
+    met = {node.about[0] for node in products if any(each.op == "state" for each in ancestors(node.args))}
+    left = {node.about[0] for node in products} - met  # a diagonal matrix has no product, and meets one
+    return {
+        name: size
+        for name, size in traced.columns.items()
+        if isinstance(traced.parts.matrices[name], Recurrent) and name not in left
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from fastrnn.cell.declare import Cell, Input, Matrix, Parts, Vector
-from fastrnn.cell.functions import CellError, Value, user_line
+from fastrnn.cell.declare import Cell, Input, Matrix, Parts, Vector, written
+from fastrnn.cell.functions import CellError, Gates, Value, described, user_line
 from fastrnn.cell.graph import Graph, Node, ancestors
 from fastrnn.cell.kinds import Diagonal
 
@@ -30,28 +30,30 @@ class Traced(NamedTuple):
     columns: dict[str, str]
 
 
-class Gates:
-    """The gates of one product, or of a vector, by name."""
-
-    def __init__(self, what: str, gates: dict[str, Any]) -> None:
-        self.__dict__["_what"] = what
-        self.__dict__.update(gates)
-
-    def __getattr__(self, name: str) -> Any:
-        known = [gate for gate in self.__dict__ if gate != "_what"]
-        raise CellError(f"{user_line()}: {self._what} has no gate {name!r}, only {', '.join(known)}")
-
-
 class Binding:
-    """What a step sees as ``self``: the declarations as ``bound`` has them, else the cell's own attributes."""
+    """What a step sees as ``self``: the declarations as ``bound`` has them, else the cell's own attributes, methods
+    with this for their ``self``."""
 
     def __init__(self, cell: Cell, bound: dict[str, Any]) -> None:
         self.__dict__.update(bound)
         self.__dict__["cell"] = cell
 
+    @property
+    def __class__(self) -> Any:  # what super() in a step asks
+        return type(self._defined())
+
     def __getattr__(self, name: str) -> Any:
+        return attribute(self, self._defined(), name)
+
+    def _defined(self) -> Any:
         cell = self.__dict__["cell"]
-        return getattr(getattr(cell, "inner", cell), name)
+        return getattr(cell, "inner", cell)
+
+
+def attribute(binding: Any, cell: Cell, name: str) -> Any:
+    """An attribute of a cell as a step sees it: a constant as it is, a method with the step's ``self``."""
+    found = getattr(cell, name)
+    return found.__func__.__get__(binding) if getattr(found, "__self__", None) is cell else found
 
 
 @functools.lru_cache(maxsize=256)
@@ -75,7 +77,7 @@ def trace(cell: Cell) -> Traced:
     def multiply(matrix: Matrix, v: Any) -> Any:
         line = user_line()
         if not isinstance(v, Value):
-            raise CellError(f"{line}: {matrix.name} is applied to a {type(v).__name__}, not to a value")
+            raise CellError(f"{line}: {matrix.name} is applied to {described(v)}, not to a value")
         size = v.node.size
         if size is None:
             raise CellError(f"{line}: {matrix.name} is applied to a single number")
@@ -85,14 +87,14 @@ def trace(cell: Cell) -> Traced:
             )
         if isinstance(matrix, Input) and any(node.op == "state" for node in ancestors([v.node])):
             raise CellError(f"{line}: {matrix.name} is an Input and applied to a value of a state; make it a Recurrent")
-        if any(node.op in ("gt", "ge") for node in (v.node,)):
+        if v.node.op in ("gt", "ge"):
             raise CellError(f"{line}: {matrix.name} is applied to a comparison")
-        ending = parts.names[matrix.name]
+        ending, kind = parts.names[matrix.name], parts.kinds[matrix.name]
+        if kind.square and size != matrix.size:
+            raise CellError(f"{line}: {matrix.name} is {kind}: of {matrix.size}, and applied to a value of {size}")
 
         def gate_of(gate: str | None) -> Value:
-            if isinstance(parts.kinds[matrix.name], Diagonal):
-                if size != matrix.size:
-                    raise CellError(f"{line}: {matrix.name} is diagonal, with {matrix.size} on a value of {size}")
+            if isinstance(kind, Diagonal):
                 product = parameter(f"weight_{ending}", gate, size) * v
                 return product + parameter(f"bias_{ending}", gate, size) if matrix.bias else product
             return Value(graph, graph.node("product", [v.node], (matrix.name, gate), matrix.size, line))
@@ -105,6 +107,7 @@ def trace(cell: Cell) -> Traced:
     bound: dict[str, Any] = {name: functools.partial(multiply, each) for name, each in parts.matrices.items()}
     bound |= {name: vector(each) for name, each in parts.vectors.items()}
     bound |= {name: parameter(name, None, None) for name in parts.scalars}
+    bound |= {name: tuple(bound[own] for own in owns) for name, owns in parts.copies.items() if owns[0] in bound}
 
     def leaf(op: str, name: str, size: str | None) -> Value:
         return Value(graph, graph.node(op, about=name, size=size))
@@ -119,22 +122,22 @@ def trace(cell: Cell) -> Traced:
 
 
 def _checked(cell: Cell, parts: Parts, graph: Graph, found: Any, columns: dict[str, str]) -> Traced:
-    name = type(cell).__name__
+    where, found = written(type(cell)), parts.one_by_one(found)
     wanted = dict.fromkeys((*parts.states, parts.output))
     if not isinstance(found, dict) or set(found) != set(wanted):
-        got = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise CellError(f"{name}.step: expected a dict of {', '.join(wanted)}, got {got}: every state has a next value")
+        got = ", ".join(map(str, found)) if isinstance(found, dict) else described(found)
+        raise CellError(f"{where}: expected a dict of {', '.join(wanted)}, got {got}: every state has a next value")
     nodes = {}
     for key, value in found.items():
         size = parts.states.get(key)
         if not isinstance(value, Value):
-            raise CellError(f"{name}.step: {key} is a {type(value).__name__}, not a value of units")
+            raise CellError(f"{where}: {key} is {described(value)}, not a value of units")
         node = value.node
         if node.size is None or node.op in ("gt", "ge"):
-            kind = "comparison" if node.size else "single number"
-            raise CellError(f"{name}.step: {key} is a {kind}, not a value of units")
+            kind = "comparison" if node.op in ("gt", "ge") else "single number"
+            raise CellError(f"{where}: {key} is a {kind}, not a value of units")
         if size and node.size != size:
-            raise CellError(f"{name}.step: state {key} has {size} and its next value {node.size}, which are two sizes")
+            raise CellError(f"{where}: state {key} has {size} and its next value {node.size}, which are two sizes")
         nodes[key] = node
     output = nodes[parts.output]
     return Traced(cell, parts, graph, {state: nodes[state] for state in parts.states}, output, columns)
