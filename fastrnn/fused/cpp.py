@@ -110,7 +110,8 @@ def _part(
         else dict(
             terms=[
                 dict(
-                    operand=dict(blocks(term.operand), blocks=term.blocks),
+                    blocks(term.operand),
+                    blocks=term.blocks,
                     matrix=arrays.index(term.matrix),
                     row_block=term.row,
                     transposed=term.transposed,
