@@ -17,6 +17,7 @@ from fastrnn.cell.equations import parameter_shapes
 from fastrnn.cell.regularise import Regularised, operand_sizes
 from fastrnn.cell.trace import trace
 from fastrnn.checks import is_tokens, packed_rows
+from fastrnn.compiler.program import compile_cell
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.storage import require_memory
 
@@ -61,7 +62,7 @@ class _Definition(nn.Module):
                 f"{hidden_size}, got {input_size}"
             )
         self.input_size, self.hidden_size, self.sizes = input_size, hidden_size, found
-        self._traced = traced
+        self._traced, self._compiled = traced, compile_cell(cell)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -101,11 +102,22 @@ class _Definition(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_traced"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._traced = trace(self.cell)
+        self._traced, self._compiled = trace(self.cell), compile_cell(self.cell)
+
+    def _of_direction(self, ending: str) -> dict[str, Tensor]:
+        """The parameters of one direction, by name without its ending."""
+        own = self._parameters  # of torch.nn.Module: its attributes take a microsecond each
+        found = {name: own.get(name + ending) for name in self._names}
+        return {name: getattr(self, name + ending) if each is None else each for name, each in found.items()}
+
+    def _first(self) -> Tensor:
+        """The first parameter, whose dtype and device are those of all."""
+        found = next(iter(self._parameters.values()), None)
+        return next(self.parameters()) if found is None else found
 
     def _extras(self, given: dict[str, Any]) -> dict[str, Tensor]:
         wanted = self._traced.parts.extras
@@ -293,7 +305,7 @@ class Network(_Definition):
             raise ValueError(f"{type(self.cell).__name__}: Expected input to be 2D or 3D, got {rank}D instead")
         single, turn = rank == 2 and not packed, self.batch_first and rank == 3
         x = x.transpose(0, 1) if turn else x.unsqueeze(1) if single else x
-        weight = next(self.parameters())
+        weight = self._first()
         if not tokens and x.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
@@ -362,8 +374,7 @@ class Network(_Definition):
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != wanted:
             got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise RuntimeError(f"Expected {name} of size {list(wanted)}, got {got}")
-        weight = next(self.parameters())
-        tensor = tensor.to(weight.dtype)
+        tensor = tensor.to(self._first().dtype)
         if isinstance(declared, SequenceInput):
             tensor = tensor.unsqueeze(0) if single else tensor
             return tensor if order is None else tensor.index_select(0, order)
@@ -378,7 +389,8 @@ class Network(_Definition):
         """All layers over rows (N, I)."""
         directions = 2 if self.bidirectional else 1
         cell = self._regularised()
-        scan, compiled = fused.choose(cell, x.device, states[0].dtype)
+        compiled = self._compiled if cell is self.cell else compile_cell(cell)
+        scan = fused.choose(compiled, x.device, states[0].dtype)
         ends: list[list[Tensor]] = [[] for _ in states]
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
@@ -386,7 +398,7 @@ class Network(_Definition):
             outputs = []
             for d in range(directions):
                 ending, slot = f"_l{layer}" + "_reverse" * d, layer * directions + d
-                parameters = {name: getattr(self, name + ending) for name in self._names}
+                parameters = self._of_direction(ending)
                 if self.training and self.weight_dropout:
                     parameters = {name: self._drop_weight(name, each) for name, each in parameters.items()}
                 own, more = [state[slot] for state in states], extras | self._masks(cell, steps, states[0])
@@ -395,7 +407,7 @@ class Network(_Definition):
                 for all_ends, end in zip(ends, last, strict=True):
                     all_ends.append(end)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return x, [torch.stack(each) for each in ends]
+        return x, [each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in ends]
 
     def _regularised(self) -> Cell:
         """The cell with what is dropped in it, in training or in evaluation."""
@@ -464,7 +476,7 @@ class NetworkCell(_Definition):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {got} instead")
         single = input.dim() == 1
         x = input.unsqueeze(0) if single else input
-        weight = next(self.parameters())
+        weight = self._first()
         if x.shape[-1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {x.shape[-1]} expected {self.input_size}")
         given = (hx,) if isinstance(hx, Tensor) else hx
@@ -478,8 +490,9 @@ class NetworkCell(_Definition):
             if tuple(state.shape) != (x.shape[0], size):
                 raise RuntimeError(f"Expected state {name} size {(x.shape[0], size)}, got {list(state.shape)}")
         own = {name: (tensor.unsqueeze(0) if single else tensor) for name, tensor in extras.items()}
-        scan, compiled = fused.choose(self.cell, x.device, states[0].dtype)
-        parameters = {name: getattr(self, name) for name in self._names}
+        compiled = self._compiled
+        scan = fused.choose(compiled, x.device, states[0].dtype)
+        parameters = self._of_direction("")
         y, ends = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], x.shape[0]), states, own)
         y, *ends = [each.squeeze(0) if single else each for each in (y, *ends)]
         found = ends[0] if len(ends) == 1 else tuple(ends)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from fastrnn.backends import BackendError, requested
 from fastrnn.cell.declare import Cell
-from fastrnn.compiler.program import Compiled, compile_cell
+from fastrnn.compiler.program import Compiled
 from fastrnn.dynamo import transformed, watched
 from fastrnn.fused import cpp
 from fastrnn.fused.layer import Scan, scan_by_torch
@@ -27,18 +29,23 @@ def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dty
     return None
 
 
-def choose(cell: Cell, device: torch.device, dtype: torch.dtype) -> tuple[Scan, Compiled]:
-    """What runs the loop of a cell, and the cell compiled.
+@functools.lru_cache(maxsize=256)
+def _supported(cell: Cell, device: str, dtype: torch.dtype) -> bool:
+    return unsupported(cell, "cpp", torch.device(device), dtype) is None
+
+
+def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan:
+    """What runs the loop of a cell.
 
     Raises:
         BackendError: a backend was asked for by name and cannot fuse the cell; the message says why.
     """
-    compiled, asked = compile_cell(cell), requested()
+    cell, asked = compiled.loop.traced.cell, requested()
     if asked is not None:
         if reason := unsupported(cell, asked, device, dtype):
             raise BackendError(f"fastrnn backend {asked!r} was asked for by name but cannot serve: {reason}")
         if asked == "reference":
-            return scan_by_torch, compiled
-    if watched() or transformed() or unsupported(cell, "cpp", device, dtype):
-        return scan_by_torch, compiled
-    return cpp.scan, compiled
+            return scan_by_torch
+    if watched() or transformed() or not _supported(cell, device.type, dtype):
+        return scan_by_torch
+    return cpp.scan

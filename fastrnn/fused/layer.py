@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 from fastrnn.cell.equations import dense, multiply
 from fastrnn.cell.evaluate import evaluate
 from fastrnn.cell.graph import Node
-from fastrnn.compiler.program import Compiled
+from fastrnn.cell.kinds import Dense
+from fastrnn.compiler.program import Compiled, Group
 
 
 class Steps(NamedTuple):
@@ -70,81 +72,118 @@ def direction(
     Returns:
         The output, (N, size), and the states behind the last step of each row.
     """
-    loop, parts = compiled.loop, compiled.loop.traced.parts
-    known: dict[Node, Any] = {}
-    nodes = loop.traced.graph.nodes
-    if not x.is_floating_point() and any(arg.op == "x" and node.op != "product" for node in nodes for arg in node.args):
-        x = F.one_hot(x, states[0].shape[-1])  # it meets states unit by unit, and has as many
-        x = x.to(states[0].dtype)
-    for node in nodes:
-        if node.op == "x":
-            known[node] = x
-        elif node.op in ("step_input", "sequence_input"):
-            tensor = extras[node.about]
-            known[node] = tensor.unsqueeze(-1) if node.size is None else tensor
-        elif node.op == "parameter":
-            known[node] = _block(parts, parameters, *node.about)
-    names = dict.fromkeys(node.about[0] for node in nodes if node.op == "product")
-    matrices = {
-        name: dense(parts.kinds[name], parts.matrices[name].blocks, parts.names[name], parameters) for name in names
-    }
-    biases = {
-        name: parameters[f"bias_{parts.names[name]}"]
-        for name in names
-        if parts.matrices[name].bias and f"bias_{parts.names[name]}" in parameters
-    }
-    whole: dict[tuple[str, int], Tensor] = {}
+    plan = _plan(compiled)
+    if plan.meets_x and not x.is_floating_point():
+        x = F.one_hot(x, states[0].shape[-1]).to(states[0].dtype)  # it meets states unit by unit, and has as many
+    call = _Call(plan, parameters, x, extras)
+    biases = {name: parameters[bias] for name, bias in plan.biases if bias in parameters}
+    matrices = {name: call.matrix(name) for name in plan.matrices}
+    groups = tuple(call.group(group) for group in compiled.groups)
+    emitted, ends = _in_wide(scan, compiled, steps, Operands(groups, tuple(states), matrices, biases))
+    if plan.output is not None:
+        return emitted[plan.output], ends
+    output = compiled.loop.traced.output
+    known = call.known | dict(zip(compiled.loop.emitted, emitted, strict=True))
+    return evaluate([output], known, call.product)[output], ends
 
-    def all_gates(matrix: str, v: Tensor) -> Tensor:
-        key = matrix, id(v)
-        if key not in whole:
-            blocks = parts.matrices[matrix].blocks
-            whole[key] = multiply(v, matrices[matrix], biases.get(matrix), blocks, parts.kinds[matrix].heads)
-        return whole[key]
 
-    def product(matrix: str, gate: str | None, v: Tensor) -> Tensor:
-        found = all_gates(matrix, v)
-        return (
-            found
-            if gate is None
-            else found.chunk(parts.matrices[matrix].blocks, -1)[parts.matrices[matrix].gates.index(gate)]
-        )
+class _Plan(NamedTuple):
+    """What can be said of a cell's layers before a call.
 
-    groups = []
-    for group in compiled.groups:
+    Attributes:
+        compiled: the cell.
+        matrices, biases: those of the loop's products, by name; with the names of the parameters.
+        output: the place of the output among what the loop emits, None where it is computed behind the loop.
+        meets_x: whether x is read by more than products.
+        leaves: the nodes that a call gives values.
+    """
+
+    compiled: Compiled
+    matrices: tuple[str, ...]
+    biases: tuple[tuple[str, str], ...]
+    output: int | None
+    meets_x: bool
+    leaves: tuple[Node, ...]
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(compiled: Compiled) -> _Plan:
+    loop = compiled.loop
+    nodes, parts = loop.traced.graph.nodes, loop.traced.parts
+    matrices = tuple(dict.fromkeys(node.about[0] for node in loop.nodes if node.op == "product"))
+    biases = tuple((name, f"bias_{parts.names[name]}") for name in matrices if parts.matrices[name].bias)
+    output = loop.emitted.index(loop.traced.output) if loop.traced.output in loop.emitted else None
+    meets_x = any(arg.op == "x" and node.op != "product" for node in nodes for arg in node.args)
+    leaves = tuple(n for n in nodes if n.op in ("x", "step_input", "sequence_input", "parameter"))
+    return _Plan(compiled, matrices, biases, output, meets_x, leaves)
+
+
+class _Call:
+    """The values of one call of a layer outside of its loop, each made when it is first asked for."""
+
+    def __init__(self, plan: _Plan, parameters: Mapping[str, Tensor], x: Tensor, extras: Mapping[str, Tensor]) -> None:
+        self.plan, self.parameters, self.x, self.extras = plan, parameters, x, extras
+        self.parts = plan.compiled.loop.traced.parts
+        self._matrices: dict[str, Tensor] = {}
+        self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+
+    @functools.cached_property
+    def known(self) -> dict[Node, Any]:
+        """The value of every leaf."""
+        found: dict[Node, Any] = {}
+        for node in self.plan.leaves:
+            if node.op == "x":
+                found[node] = self.x
+            elif node.op == "parameter":
+                found[node] = _block(self.parts, self.parameters, *node.about)
+            else:
+                tensor = self.extras[node.about]
+                found[node] = tensor.unsqueeze(-1) if node.size is None else tensor
+        return found
+
+    def matrix(self, name: str) -> Tensor:
+        """The dense matrix of a declaration."""
+        if name not in self._matrices:
+            kind, declared = self.parts.kinds[name], self.parts.matrices[name]
+            if type(kind) is Dense:
+                self._matrices[name] = self.parameters[f"weight_{self.parts.names[name]}"]
+            else:
+                self._matrices[name] = dense(kind, declared.blocks, self.parts.names[name], self.parameters)
+        return self._matrices[name]
+
+    def all_gates(self, name: str, v: Tensor) -> Tensor:
+        """A product, all of its gates side by side."""
+        key = name, id(v)
+        if key not in self._products:
+            declared = self.parts.matrices[name]
+            bias = self.parameters.get(f"bias_{self.parts.names[name]}") if declared.bias else None
+            found = multiply(v, self.matrix(name), bias, declared.blocks, self.parts.kinds[name].heads)
+            self._products[key] = v, found
+        return self._products[key][1]
+
+    def product(self, name: str, gate: str | None, v: Tensor) -> Tensor:
+        """One gate of a product."""
+        found, declared = self.all_gates(name, v), self.parts.matrices[name]
+        return found if gate is None else found.chunk(declared.blocks, -1)[declared.gates.index(gate)]
+
+    def group(self, group: Group) -> Any:
+        """The tensor of one group of the loop's inputs."""
         node = next(iter(group.nodes.values()))
-        if node.op == "product":
-            operand = node.args[0]
-            known |= evaluate([operand], known, product)
-            groups.append(all_gates(node.about[0], known[operand]))
-        else:
-            known |= evaluate([node], known, product)
-            groups.append(known[node])
-    used = dict.fromkeys(node.about[0] for node in loop.nodes if node.op == "product")
-    operands = Operands(
-        tuple(groups),
-        tuple(states),
-        {name: matrices[name] for name in used},
-        {name: biases[name] for name in used if name in biases},
-    )
-    emitted, ends = _in_wide(scan, compiled, steps, operands)
-    output = loop.traced.output
-    if output in loop.emitted:
-        return emitted[loop.emitted.index(output)], ends
-    for node, tensor in zip(loop.emitted, emitted, strict=True):
-        known[node] = tensor
-    return evaluate([output], known, product)[output], ends
+        if node.op != "product":
+            return evaluate([node], self.known, self.product)[node]
+        operand = node.args[0]
+        v = self.x if operand.op == "x" else evaluate([operand], self.known, self.product)[operand]
+        return self.all_gates(node.about[0], v)
 
 
 def _block(parts: Any, parameters: Mapping[str, Tensor], name: str, gate: str | None) -> Any:
     """A learned vector or number, or one gate's part of it."""
     declared = parts.vectors.get(name) or parts.scalars.get(name)
     if declared is None:  # of a diagonal matrix
-        declared = next(
-            each
-            for matrix, each in parts.matrices.items()
-            if name in (f"weight_{parts.names[matrix]}", f"bias_{parts.names[matrix]}")
-        )
+        endings = {
+            f"{kind}_{parts.names[own]}": each for own, each in parts.matrices.items() for kind in ("weight", "bias")
+        }
+        declared = endings[name]
     if name not in parameters:
         return 0.0  # the bias of a module that has none
     return parameters[name] if gate is None else parameters[name].chunk(declared.blocks)[declared.gates.index(gate)]
