@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fastrnn.compiler.print_llvm import Operand, operands, print_llvm
 from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Address, Part
 from fastrnn.fused import machine
-from fastrnn.fused.layer import Operands, Steps, scan_by_torch
+from fastrnn.fused.layer import Operands, Steps
+from fastrnn.fused.run import scan_with
 
 try:
     from fastrnn import _core
@@ -38,18 +37,6 @@ class Engine(NamedTuple):
     program: Any
     sizes: tuple[str, ...]
     arrays: tuple[str, ...]
-
-    def run(self, steps: Steps, sizes: dict[str, int], places: dict[str, Any], reverse: bool) -> None:
-        self.program.run(
-            steps=steps.count,
-            batch=steps.batch,
-            rows=steps.rows,
-            batch_sizes=steps.sizes,
-            reverse=reverse,
-            threads=torch.get_num_threads(),
-            sizes=[sizes[name] for name in self.sizes],
-            arrays=[places.get(name) for name in self.arrays],
-        )
 
 
 @functools.lru_cache(maxsize=512)
@@ -130,306 +117,23 @@ def _part(
     return dict(size=sizes.index(part.size), results=results, operands=described, function=function)
 
 
-def scan(compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
-    """The loop; see :data:`fastrnn.fused.layer.Scan`."""
-    matrices, biases = tuple(given.matrices.values()), tuple(given.biases.values())
-    names = tuple(given.matrices), tuple(given.biases)
-    tensors = (*given.groups, *given.states, *matrices, *biases)
-    like = given.states[0]
-    tensors = tuple(each if isinstance(each, Tensor) else like.new_tensor(each) for each in tensors)
-    if steps.batch == 0 or steps.count == 0:
-        return scan_by_torch(compiled, steps, given)
-    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
-        found = _Scan.apply(compiled, steps, names, *tensors)
-    else:
-        found, _ = run_forward(compiled, steps, names, tensors, False)
-    count = len(compiled.loop.emitted)
-    return list(found[:count]), list(found[count:])
-
-
-def unpack(compiled: Compiled, names: Any, tensors: Sequence[Tensor]) -> Operands:
-    """The operands that stand in a flat list of tensors."""
-    each = iter(tensors)
-    groups = tuple(itertools.islice(each, len(compiled.groups)))
-    states = tuple(itertools.islice(each, len(compiled.loop.states)))
-    return Operands(groups, states, {name: next(each) for name in names[0]}, {name: next(each) for name in names[1]})
-
-
-def sizes_of(compiled: Compiled, given: Operands) -> dict[str, int]:
-    """The number of units that each name stands for."""
-    traced = compiled.loop.traced
-    found = {
-        leaf.size: state.shape[-1] for leaf, state in zip(compiled.loop.states.values(), given.states, strict=True)
-    }
-    for name, matrix in given.matrices.items():
-        declared, kind = traced.parts.matrices[name], traced.parts.kinds[name]
-        found[declared.size] = matrix.shape[0] // declared.blocks
-        found[traced.columns[name]] = matrix.shape[1] * kind.heads
-    for group, tensor in zip(compiled.groups, given.groups, strict=True):
-        size = next(iter(group.nodes.values())).size
-        if size and tensor.dim():
-            found.setdefault(size, tensor.shape[-1] // group.blocks)
-    return {str(size): units for size, units in found.items() if size}
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def _inputs(compiled: Compiled, given: Operands, sizes: dict[str, int]) -> dict[str, Any]:
-    """The arrays that both programs read."""
-    places: dict[str, Any] = {}
-    for group, tensor in zip(compiled.groups, given.groups, strict=True):
-        node = next(iter(group.nodes.values()))
-        kind = compiled.loop.inputs[node]
-        if kind in ("step", "sequence") and node.size is not None:
-            tensor = tensor.expand(*tensor.shape[:-1], group.blocks * sizes[node.size])
-        elif kind in ("step", "sequence"):
-            tensor = tensor.reshape(-1)
-        elif kind == "unit":
-            tensor = tensor.expand(group.blocks * sizes[str(node.size)])
-        places[group.array] = _dense(tensor)
-    places |= {f"matrix:{name}": _dense(matrix) for name, matrix in given.matrices.items()}
-    for name, matrix in given.matrices.items():
-        if name in given.biases:
-            places[f"bias:{name}"] = _dense(given.biases[name])
-        elif compiled.loop.traced.parts.matrices[name].bias:
-            places[f"bias:{name}"] = matrix.new_zeros(matrix.shape[0])
-    return places
-
-
-def run_forward(
-    compiled: Compiled, steps: Steps, names: Any, tensors: Sequence[Tensor], keep: bool
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the loop emits and its states at the end; and, to ``keep``, the arrays that backward reads."""
-    loop, given = compiled.loop, unpack(compiled, names, tensors)
-    sizes = sizes_of(compiled, given)
-    places, like, rows = _inputs(compiled, given, sizes), given.states[0], steps.rows
-    program = compiled.keeping if keep else compiled.forward
-    emitted = [like.new_empty(rows, sizes[str(node.size)]) for node in loop.emitted]
-    ends = [torch.empty_like(state, memory_format=torch.contiguous_format) for state in given.states]
-    places |= {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
-    for name, state, end in zip(loop.states, given.states, ends, strict=True):
-        places[f"state:{name}"] = dict(initial=_dense(state), final=end)
-    kept: dict[str, Tensor] = {}
-    for name, array in program.arrays.items():
-        if name.startswith(("history:", "saved:")):
-            kept[name] = like.new_empty(rows, array.blocks * sizes[str(array.size)])
-    engine(compiled, "keeping" if keep else "forward", like.dtype).run(steps, sizes, places | kept, steps.reverse)
-    return [*emitted, *ends], kept
-
-
-class _Scan(Function):
-    """The loop, differentiable."""
-
-    @staticmethod
-    def forward(ctx: Any, compiled: Compiled, steps: Steps, names: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        found, kept = run_forward(compiled, steps, names, tensors, True)
-        emitted = found[: len(compiled.loop.emitted)]
-        ctx.about, ctx.kept = (compiled, steps, names, len(tensors)), tuple(kept)
-        ctx.save_for_backward(*tensors, *emitted, *kept.values())
-        ctx.set_materialize_grads(False)
-        return tuple(found)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        compiled, steps, names, count = ctx.about
-        saved = ctx.saved_tensors
-        tensors, emitted = saved[:count], saved[count : count + len(compiled.loop.emitted)]
-        needed = ctx.needs_input_grad[3:]
-        if all(grad is None for grad in grads):
-            return (None,) * (3 + count)
-        if torch.is_grad_enabled():
-            return (None, None, None, *_again(compiled, steps, names, tensors, grads, needed))
-        kept = dict(zip(ctx.kept, saved[count + len(emitted) :], strict=True))
-        found = run_backward(compiled, steps, unpack(compiled, names, tensors), emitted, kept, grads)
-        return (None, None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
-
-
-def _again(
-    compiled: Compiled,
-    steps: Steps,
-    names: Any,
-    tensors: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """The gradients as functions that can be differentiated again: through the loop in plain torch."""
-    with torch.enable_grad():
-        own = [each.view_as(each) if need else each for each, need in zip(tensors, needed, strict=True)]
-        emitted, ends = scan_by_torch(compiled, steps, unpack(compiled, names, own))
-        pairs = [
-            (out, grad)
-            for out, grad in zip((*emitted, *ends), grads, strict=True)
-            if grad is not None and out.requires_grad
-        ]
-        wanted = [each for each, need in zip(own, needed, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-            )
-        )
-    return [next(found) if need else None for need in needed]
-
-
-def run_backward(
-    compiled: Compiled,
-    steps: Steps,
-    given: Operands,
-    emitted: Sequence[Tensor],
-    kept: dict[str, Tensor],
-    grads: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """The gradient of each operand, in the order of a flat list."""
-    loop, program = compiled.loop, compiled.backward
-    sizes, like, rows = sizes_of(compiled, given), given.states[0], steps.rows
-    places = _inputs(compiled, given, sizes) | kept | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
-    histories = {name: _history(compiled, name, emitted, kept) for name in compiled.saving.histories}
-    for name, history in histories.items():
-        first = given.states[list(loop.states).index(name)]
-        places[f"before:{name}"] = dict(history=history, initial=_dense(first))
-    for k, node in enumerate(loop.emitted):
-        grad = grads[k]
-        places[f"grad:{k}"] = like.new_zeros(rows, sizes[str(node.size)]) if grad is None else _dense(grad)
-    ends = grads[len(loop.emitted) :]
-    of_states: list[Tensor | None] = []
-    for name, state, grad in zip(loop.states, given.states, ends, strict=True):
-        reaches = compiled.gradients.states[name] is not None
-        of_states.append(torch.empty_like(state, memory_format=torch.contiguous_format) if reaches else None)
-        places[f"carry:{name}"] = dict(initial=None if grad is None else _dense(grad), final=of_states[-1])
-    results: dict[str, Tensor] = {}
-    for name, array in program.arrays.items():
-        if name.startswith("stream:"):
-            results[name] = like.new_empty(rows, array.blocks * sizes[str(array.size)])
-        elif name.startswith("sum:"):
-            lead = (steps.batch,) if array.kind == "sequence" else ()
-            results[name] = like.new_zeros(*lead, sizes[str(array.size)])
-    engine(compiled, "backward", like.dtype).run(steps, sizes, places | results, not steps.reverse)
-
-    def block(address: Address) -> Tensor:
-        units = sizes[str(program.arrays[str(address.array)].size)]
-        return results[str(address.array)].narrow(-1, address.block * units, units)
-
-    of_groups = [
-        _of_group(compiled, number, block, results, sizes, tensor) for number, tensor in enumerate(given.groups)
-    ]
-    of_matrices, of_biases = _of_matrices(compiled, steps, given, block, results, sizes, histories, emitted, kept)
-    return [*of_groups, *of_states, *of_matrices, *of_biases]
-
-
-def _history(compiled: Compiled, name: str, emitted: Sequence[Tensor], kept: dict[str, Tensor]) -> Tensor:
-    node = compiled.loop.next[name]
-    return emitted[compiled.loop.emitted.index(node)] if node in compiled.loop.emitted else kept[f"history:{name}"]
-
-
-def side_by_side(addresses: Sequence[Address | None]) -> bool:
-    """Whether blocks follow one another in one array."""
-    first = addresses[0]
-    return first is not None and all(
-        each is not None and each.array == first.array and each.block == first.block + k
-        for k, each in enumerate(addresses)
+def run(
+    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor
+) -> None:
+    """Runs a program over all steps; see :data:`fastrnn.fused.run.Run`."""
+    own = engine(compiled, which, like.dtype)
+    own.program.run(
+        steps=steps.count,
+        batch=steps.batch,
+        rows=steps.rows,
+        batch_sizes=steps.sizes,
+        reverse=steps.reverse,
+        threads=torch.get_num_threads(),
+        sizes=[sizes[name] for name in own.sizes],
+        arrays=[places.get(name) for name in own.arrays],
     )
 
 
-def _of_group(
-    compiled: Compiled, number: int, block: Any, results: dict[str, Tensor], sizes: dict[str, int], tensor: Tensor
-) -> Tensor | None:
-    """The gradient of a group's tensor."""
-    group = compiled.groups[number]
-    node = next(iter(group.nodes.values()))
-    found = [compiled.input_gradients.get((number, k), []) for k in range(group.blocks)]
-    if not any(found):
-        return None
-    if all(len(own) == 1 for own in found) and side_by_side([own[0] for own in found]) and node.size:
-        first, units = found[0][0], sizes[node.size]
-        return results[str(first.array)].narrow(-1, first.block * units, group.blocks * units)
-    blocks = []
-    for own in found:
-        terms = [block(address) if node.size else block(address).sum(-1, keepdim=True) for address in own]
-        blocks.append(
-            functools.reduce(torch.add, terms) if terms else torch.zeros_like(tensor.chunk(group.blocks, -1)[0])
-        )
-    whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
-    return whole.sum_to_size(tensor.shape) if whole.dim() >= tensor.dim() and whole.shape != tensor.shape else whole
-
-
-def _of_matrices(
-    compiled: Compiled, steps: Steps, given: Operands, block: Any, results: dict[str, Tensor], sizes: dict[str, int],
-    histories: dict[str, Tensor], emitted: Sequence[Tensor], kept: dict[str, Tensor],
-) -> tuple[list[Tensor | None], list[Tensor | None]]:  # fmt: skip
-    """The gradients of matrices and biases: products over the rows of all steps."""
-    loop, parts = compiled.loop, compiled.loop.traced.parts
-    matrices: dict[str, Tensor] = {}
-    biases: dict[str, Tensor] = {}
-    for (name, operand), gates in compiled.product_gradients.items():
-        declared, heads = parts.matrices[name], parts.kinds[name].heads
-        units = sizes[declared.size]
-        before = [leaf for leaf in loop.states.values() if leaf is operand]
-        if before:
-            pieces = _before(steps, histories[operand.about], given.states[list(loop.states).index(operand.about)])
-        else:
-            pieces = [(slice(None), _rows_of(compiled, operand, given, emitted, kept, histories, sizes))]
-        whole = matrices.setdefault(name, torch.zeros_like(given.matrices[name]))
-        for run in _runs(gates):
-            first = gates[run[0]]
-            grad = results[str(first.array)].narrow(-1, first.block * units, len(run) * units)
-            rows = whole[run[0] * units : (run[-1] + 1) * units]
-            for where, values in pieces:
-                rows += _outer(grad[where], values, len(run), heads)
-            if name in given.biases:
-                bias = biases.setdefault(name, torch.zeros_like(given.biases[name]))
-                bias[run[0] * units : (run[-1] + 1) * units] += grad.sum(0)
-    return [matrices.get(name) for name in given.matrices], [biases.get(name) for name in given.biases]
-
-
-def _runs(gates: dict[int, Address]) -> list[list[int]]:
-    """Gates that follow one another in the matrix and in the gradients."""
-    found: list[list[int]] = []
-    for number in sorted(gates):
-        last = found[-1][-1] if found else None
-        if last is not None and number == last + 1 and side_by_side([gates[last], gates[number]]):
-            found[-1].append(number)
-        else:
-            found.append([number])
-    return found
-
-
-def _outer(grad: Tensor, values: Tensor, gates: int, heads: int) -> Tensor:
-    """The sum over rows of grad's units times values' columns, block by block of the heads."""
-    if heads == 1:
-        return grad.t() @ values
-    own = grad.unflatten(-1, (gates, heads, -1))
-    return torch.einsum("nghz,nhk->ghzk", own, values.unflatten(-1, (heads, -1))).flatten(0, 2)
-
-
-def _before(steps: Steps, history: Tensor, first: Tensor) -> list[tuple[Any, Tensor]]:
-    """The rows of a state before each step, in pieces: which rows of the steps, and their values."""
-    batch = steps.batch
-    if steps.sizes is None:
-        if steps.reverse:
-            return [(slice(None, -batch), history[batch:]), (slice(-batch, None), first)]
-        return [(slice(batch, None), history[:-batch]), (slice(None, batch), first)]
-    sizes = steps.sizes.tolist()
-    starts = [0, *itertools.accumulate(sizes)]
-    index = []
-    for t, size in enumerate(sizes):
-        other = t + 1 if steps.reverse else t - 1
-        there = sizes[other] if 0 <= other < len(sizes) else 0
-        index += [starts[other] + r if r < there else len(history) + r for r in range(size)]
-    return [(slice(None), torch.cat([history, first])[torch.tensor(index)])]
-
-
-def _rows_of(
-    compiled: Compiled, operand: Any, given: Operands, emitted: Sequence[Tensor], kept: dict[str, Tensor],
-    histories: dict[str, Tensor], sizes: dict[str, int],
-) -> Tensor:  # fmt: skip
-    """The values of a product's operand at every step."""
-    loop = compiled.loop
-    if operand in loop.emitted:
-        return emitted[loop.emitted.index(operand)]
-    for name, node in loop.next.items():
-        if node is operand:
-            return histories[name]
-    same = [node for node in compiled.saving.values if node.size == operand.size]
-    units = sizes[str(operand.size)]
-    return kept[f"saved:{operand.size}"].narrow(-1, same.index(operand) * units, units)
+def scan(compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
+    """The loop; see :data:`fastrnn.fused.layer.Scan`."""
+    return scan_with(run, compiled, steps, given)

@@ -20,6 +20,7 @@ from fastrnn.cell.regularise import Regularised
 from fastrnn.compiler.program import Compiled, compile_cell
 from fastrnn.fused import cpp
 from fastrnn.fused.layer import Operands, Steps
+from fastrnn.fused.run import run_backward, run_forward, sizes_of, unpack
 
 _made: dict[str, Cell] = {}
 
@@ -83,7 +84,7 @@ def _forward(
 ) -> list[Tensor]:  # fmt: skip
     compiled = compile_cell(cell_of(cell))
     steps = Steps(count, batch, rows, batch_sizes, reverse)
-    found, kept = cpp.run_forward(compiled, steps, names_of(compiled, biased), tensors, keep)
+    found, kept = run_forward(cpp.run, compiled, steps, names_of(compiled, biased), tensors, keep)
     return [*found, *kept.values()]
 
 
@@ -96,8 +97,8 @@ def _fake_forward(
     biased: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
     compiled = compile_cell(cell_of(cell))
-    given = cpp.unpack(compiled, names_of(compiled, biased), tensors)
-    sizes, like = cpp.sizes_of(compiled, given), given.states[0]
+    given = unpack(compiled, names_of(compiled, biased), tensors)
+    sizes, like = sizes_of(compiled, given), given.states[0]
     found = [like.new_empty(rows, sizes[str(node.size)]) for node in compiled.loop.emitted]
     found += [state.new_empty(state.shape) for state in given.states]
     if keep:
@@ -113,8 +114,8 @@ def _backward(
     compiled = compile_cell(cell_of(cell))
     steps = Steps(count, batch, rows, batch_sizes, reverse)
     arrays = dict(zip(_kept_arrays(compiled), kept, strict=True))
-    given = cpp.unpack(compiled, names_of(compiled, biased), tensors)
-    found = cpp.run_backward(compiled, steps, given, emitted, arrays, grads)
+    given = unpack(compiled, names_of(compiled, biased), tensors)
+    found = run_backward(cpp.run, compiled, steps, given, emitted, arrays, grads)
     return [
         torch.zeros_like(tensor) if grad is None else grad.reshape(tensor.shape).contiguous()
         for tensor, grad in zip(tensors, found, strict=True)
