@@ -9,8 +9,8 @@ import torch
 from fastrnn.backends import BackendError, requested
 from fastrnn.cell.declare import Cell
 from fastrnn.compiler.program import Compiled
-from fastrnn.dynamo import transformed, watched
-from fastrnn.fused import cpp
+from fastrnn.dynamo import traced, transformed, watched
+from fastrnn.fused import cpp, op
 from fastrnn.fused.layer import Scan, scan_by_torch
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -30,8 +30,9 @@ def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dty
 
 
 @functools.lru_cache(maxsize=256)
-def _supported(cell: Cell, device: str, dtype: torch.dtype) -> bool:
-    return unsupported(cell, "cpp", torch.device(device), dtype) is None
+def _automatic(compiled: Compiled, device: str, dtype: torch.dtype) -> bool:
+    """Whether the C++ engine takes such a cell."""
+    return unsupported(compiled.loop.traced.cell, "cpp", torch.device(device), dtype) is None
 
 
 def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan:
@@ -40,12 +41,17 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
     Raises:
         BackendError: a backend was asked for by name and cannot fuse the cell; the message says why.
     """
-    cell, asked = compiled.loop.traced.cell, requested()
+    asked = requested()
     if asked is not None:
-        if reason := unsupported(cell, asked, device, dtype):
+        if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype):
             raise BackendError(f"fastrnn backend {asked!r} was asked for by name but cannot serve: {reason}")
-        if asked == "reference":
-            return scan_by_torch
-    if watched() or transformed() or not _supported(cell, device.type, dtype):
-        return scan_by_torch
-    return cpp.scan
+    if asked == "reference" or transformed() or not _automatic(compiled, device.type, dtype):
+        scan = scan_by_torch
+    else:
+        scan = op.scan if watched() else cpp.scan
+    if traced():
+        raise NotImplementedError(
+            f"{type(compiled.loop.traced.cell).__name__}: a trace would hold T, the number of steps of its example; "
+            "torch.export the module, for one T"
+        )
+    return scan

@@ -20,7 +20,7 @@ from fastrnn.cell.regularise import Regularised
 from fastrnn.compiler.program import Compiled, compile_cell
 from fastrnn.fused import cpp
 from fastrnn.fused.layer import Operands, Steps
-from fastrnn.fused.run import run_backward, run_forward, sizes_of, unpack
+from fastrnn.fused.run import layout, run_backward, run_forward, sizes_of, unpack
 
 _made: dict[str, Cell] = {}
 
@@ -84,12 +84,8 @@ def _forward(
 ) -> list[Tensor]:  # fmt: skip
     compiled = compile_cell(cell_of(cell))
     steps = Steps(count, batch, rows, batch_sizes, reverse)
-    found, kept = run_forward(cpp.run, compiled, steps, names_of(compiled, biased), tensors, keep)
+    found, kept = run_forward(cpp.run, compiled, steps, unpack(compiled, names_of(compiled, biased), tensors), keep)
     return [*found, *kept.values()]
-
-
-def _kept_arrays(compiled: Compiled) -> list[str]:
-    return [name for name in compiled.keeping.arrays if name.startswith(("history:", "saved:"))]
 
 
 def _fake_forward(
@@ -102,8 +98,7 @@ def _fake_forward(
     found = [like.new_empty(rows, sizes[str(node.size)]) for node in compiled.loop.emitted]
     found += [state.new_empty(state.shape) for state in given.states]
     if keep:
-        arrays = [compiled.keeping.arrays[name] for name in _kept_arrays(compiled)]
-        found += [like.new_empty(rows, array.blocks * sizes[str(array.size)]) for array in arrays]
+        found += [like.new_empty(rows, blocks * sizes[size]) for _, size, blocks in layout(compiled).kept]
     return found
 
 
@@ -113,7 +108,7 @@ def _backward(
 ) -> list[Tensor]:  # fmt: skip
     compiled = compile_cell(cell_of(cell))
     steps = Steps(count, batch, rows, batch_sizes, reverse)
-    arrays = dict(zip(_kept_arrays(compiled), kept, strict=True))
+    arrays = dict(zip((name for name, *_ in layout(compiled).kept), kept, strict=True))
     given = unpack(compiled, names_of(compiled, biased), tensors)
     found = run_backward(cpp.run, compiled, steps, given, emitted, arrays, grads)
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,17 +24,18 @@ Run = Callable[[Compiled, str, Steps, dict[str, int], dict[str, Any], Tensor], N
 
 def scan_with(run: Run, compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
     """The loop on an engine; see :data:`fastrnn.fused.layer.Scan`."""
-    matrices, biases = tuple(given.matrices.values()), tuple(given.biases.values())
-    names = tuple(given.matrices), tuple(given.biases)
-    tensors = (*given.groups, *given.states, *matrices, *biases)
-    like = given.states[0]
-    tensors = tuple(each if isinstance(each, Tensor) else like.new_tensor(each) for each in tensors)
     if steps.batch == 0 or steps.count == 0:
         return scan_by_torch(compiled, steps, given)
+    like = given.states[0]
+    if not all(isinstance(each, Tensor) for each in given.groups):  # computed of constants alone
+        groups = (each if isinstance(each, Tensor) else like.new_tensor(each) for each in given.groups)
+        given = given._replace(groups=tuple(groups))
+    tensors = (*given.groups, *given.states, *given.matrices.values(), *given.biases.values())
     if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+        names = tuple(given.matrices), tuple(given.biases)
         found = _Scan.apply(run, compiled, steps, names, *tensors)
     else:
-        found, _ = run_forward(run, compiled, steps, names, tensors, False)
+        found, _ = run_forward(run, compiled, steps, given, False)
     count = len(compiled.loop.emitted)
     return list(found[:count]), list(found[count:])
 
@@ -47,21 +48,61 @@ def unpack(compiled: Compiled, names: Any, tensors: Sequence[Tensor]) -> Operand
     return Operands(groups, states, {name: next(each) for name in names[0]}, {name: next(each) for name in names[1]})
 
 
+class _Layout(NamedTuple):
+    """What can be said of a cell's arrays before a call.
+
+    Attributes:
+        sizes: for each size, where its number of units is seen: "states" or "groups" and a number, or "rows" or
+            "columns" of a matrix; and by what the length there is to be divided, or, of columns, multiplied.
+        groups: the array, kind, size and blocks of each group.
+        biases: the matrices whose products add a bias.
+        emitted: the size of each thing that the loop emits.
+        kept: the arrays that backward reads, with size and blocks.
+    """
+
+    sizes: dict[str, tuple[str, Any, int]]
+    groups: tuple[tuple[str, str, str | None, int], ...]
+    biases: tuple[str, ...]
+    emitted: tuple[str, ...]
+    kept: tuple[tuple[str, str, int], ...]
+
+
+@functools.lru_cache(maxsize=512)
+def layout(compiled: Compiled) -> _Layout:
+    """What can be said of a cell's arrays before a call."""
+    loop, parts = compiled.loop, compiled.loop.traced.parts
+    sizes: dict[str, tuple[str, Any, int]] = {}
+    for number, leaf in enumerate(loop.states.values()):
+        sizes.setdefault(str(leaf.size), ("states", number, 1))
+    matrices = dict.fromkeys(node.about[0] for node in loop.nodes if node.op == "product")
+    for name in matrices:
+        declared = parts.matrices[name]
+        sizes.setdefault(declared.size, ("rows", name, declared.blocks))
+        sizes.setdefault(loop.traced.columns[name], ("columns", name, parts.kinds[name].heads))
+    groups = []
+    for number, group in enumerate(compiled.groups):
+        node = next(iter(group.nodes.values()))
+        groups.append((group.array, loop.inputs[node], node.size, group.blocks))
+        if node.size:
+            sizes.setdefault(node.size, ("groups", number, group.blocks))
+    arrays = compiled.keeping.arrays.items()
+    kept = tuple((name, str(a.size), a.blocks) for name, a in arrays if name.startswith(("history:", "saved:")))
+    biases = tuple(name for name in matrices if parts.matrices[name].bias)
+    return _Layout(sizes, tuple(groups), biases, tuple(str(node.size) for node in loop.emitted), kept)
+
+
 def sizes_of(compiled: Compiled, given: Operands) -> dict[str, int]:
     """The number of units that each name stands for."""
-    traced = compiled.loop.traced
-    found = {
-        leaf.size: state.shape[-1] for leaf, state in zip(compiled.loop.states.values(), given.states, strict=True)
-    }
-    for name, matrix in given.matrices.items():
-        declared, kind = traced.parts.matrices[name], traced.parts.kinds[name]
-        found[declared.size] = matrix.shape[0] // declared.blocks
-        found[traced.columns[name]] = matrix.shape[1] * kind.heads
-    for group, tensor in zip(compiled.groups, given.groups, strict=True):
-        size = next(iter(group.nodes.values())).size
-        if size and tensor.dim():
-            found.setdefault(size, tensor.shape[-1] // group.blocks)
-    return {str(size): units for size, units in found.items() if size}
+    found = {}
+    for size, (kind, index, blocks) in layout(compiled).sizes.items():
+        if kind == "states":
+            found[size] = given.states[index].shape[-1]
+        elif kind == "groups":
+            found[size] = given.groups[index].shape[-1] // blocks
+        else:
+            rows, columns = given.matrices[index].shape
+            found[size] = rows // blocks if kind == "rows" else columns * blocks
+    return found
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -71,42 +112,35 @@ def _dense(tensor: Tensor) -> Tensor:
 def _inputs(compiled: Compiled, given: Operands, sizes: dict[str, int]) -> dict[str, Any]:
     """The arrays that both programs read."""
     places: dict[str, Any] = {}
-    for group, tensor in zip(compiled.groups, given.groups, strict=True):
-        node = next(iter(group.nodes.values()))
-        kind = compiled.loop.inputs[node]
-        if kind in ("step", "sequence") and node.size is not None:
-            tensor = tensor.expand(*tensor.shape[:-1], group.blocks * sizes[node.size])
-        elif kind in ("step", "sequence"):
+    own = layout(compiled)
+    for (array, kind, size, blocks), tensor in zip(own.groups, given.groups, strict=True):
+        if size is not None and tensor.shape[-1:] != (blocks * sizes[size],):
+            tensor = tensor.expand(*tensor.shape[:-1], blocks * sizes[size])
+        elif size is None and kind != "number":
             tensor = tensor.reshape(-1)
-        elif kind == "unit":
-            tensor = tensor.expand(group.blocks * sizes[str(node.size)])
-        places[group.array] = _dense(tensor)
-    places |= {f"matrix:{name}": _dense(matrix) for name, matrix in given.matrices.items()}
+        places[array] = _dense(tensor)
     for name, matrix in given.matrices.items():
-        if name in given.biases:
-            places[f"bias:{name}"] = _dense(given.biases[name])
-        elif compiled.loop.traced.parts.matrices[name].bias:
-            places[f"bias:{name}"] = matrix.new_zeros(matrix.shape[0])
+        places[f"matrix:{name}"] = _dense(matrix)
+    for name in own.biases:
+        bias = given.biases.get(name)
+        zeros = given.matrices[name].new_zeros
+        places[f"bias:{name}"] = zeros(given.matrices[name].shape[0]) if bias is None else _dense(bias)
     return places
 
 
 def run_forward(
-    run: Run, compiled: Compiled, steps: Steps, names: Any, tensors: Sequence[Tensor], keep: bool
+    run: Run, compiled: Compiled, steps: Steps, given: Operands, keep: bool
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """What the loop emits and its states at the end; and, to ``keep``, the arrays that backward reads."""
-    loop, given = compiled.loop, unpack(compiled, names, tensors)
-    sizes = sizes_of(compiled, given)
+    own, sizes = layout(compiled), sizes_of(compiled, given)
     places, like, rows = _inputs(compiled, given, sizes), given.states[0], steps.rows
-    program = compiled.keeping if keep else compiled.forward
-    emitted = [like.new_empty(rows, sizes[str(node.size)]) for node in loop.emitted]
+    emitted = [like.new_empty(rows, sizes[size]) for size in own.emitted]
     ends = [torch.empty_like(state, memory_format=torch.contiguous_format) for state in given.states]
-    places |= {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
-    for name, state, end in zip(loop.states, given.states, ends, strict=True):
+    for k, tensor in enumerate(emitted):
+        places[f"out:{k}"] = tensor
+    for name, state, end in zip(compiled.loop.states, given.states, ends, strict=True):
         places[f"state:{name}"] = dict(initial=_dense(state), final=end)
-    kept: dict[str, Tensor] = {}
-    for name, array in program.arrays.items():
-        if name.startswith(("history:", "saved:")):
-            kept[name] = like.new_empty(rows, array.blocks * sizes[str(array.size)])
+    kept = {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in own.kept} if keep else {}
     run(compiled, "keeping" if keep else "forward", steps, sizes, places | kept, like)
     return [*emitted, *ends], kept
 
@@ -118,7 +152,7 @@ class _Scan(Function):
     def forward(
         ctx: Any, run: Run, compiled: Compiled, steps: Steps, names: Any, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        found, kept = run_forward(run, compiled, steps, names, tensors, True)
+        found, kept = run_forward(run, compiled, steps, unpack(compiled, names, tensors), True)
         emitted = found[: len(compiled.loop.emitted)]
         ctx.about, ctx.kept = (run, compiled, steps, names, len(tensors)), tuple(kept)
         ctx.save_for_backward(*tensors, *emitted, *kept.values())
