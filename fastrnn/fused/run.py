@@ -242,7 +242,7 @@ def run_backward(
     of_groups = [
         _of_group(compiled, number, block, results, sizes, tensor) for number, tensor in enumerate(given.groups)
     ]
-    of_matrices, of_biases = _of_matrices(compiled, steps, given, block, results, sizes, histories, emitted, kept)
+    of_matrices, of_biases = _of_matrices(compiled, steps, given, results, sizes, histories, emitted, kept)
     return [*of_groups, *of_states, *of_matrices, *of_biases]
 
 
@@ -283,31 +283,39 @@ def _of_group(
 
 
 def _of_matrices(
-    compiled: Compiled, steps: Steps, given: Operands, block: Any, results: dict[str, Tensor], sizes: dict[str, int],
+    compiled: Compiled, steps: Steps, given: Operands, results: dict[str, Tensor], sizes: dict[str, int],
     histories: dict[str, Tensor], emitted: Sequence[Tensor], kept: dict[str, Tensor],
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:  # fmt: skip
     """The gradients of matrices and biases: products over the rows of all steps."""
     loop, parts = compiled.loop, compiled.loop.traced.parts
     matrices: dict[str, Tensor] = {}
     biases: dict[str, Tensor] = {}
+    first_of = dict(zip(loop.states, given.states, strict=True))
     for (name, operand), gates in compiled.product_gradients.items():
         declared, heads = parts.matrices[name], parts.kinds[name].heads
-        units = sizes[declared.size]
-        before = [leaf for leaf in loop.states.values() if leaf is operand]
-        if before:
-            pieces = _before(steps, histories[operand.about], given.states[list(loop.states).index(operand.about)])
+        units, runs = sizes[declared.size], _runs(gates)
+        if operand.op == "state":
+            pieces = _before(steps, histories[operand.about], first_of[operand.about], len(gates) * units)
         else:
-            pieces = [(slice(None), _rows_of(compiled, operand, given, emitted, kept, histories, sizes))]
-        whole = matrices.setdefault(name, torch.zeros_like(given.matrices[name]))
-        for run in _runs(gates):
-            first = gates[run[0]]
-            grad = results[str(first.array)].narrow(-1, first.block * units, len(run) * units)
-            rows = whole[run[0] * units : (run[-1] + 1) * units]
-            for where, values in pieces:
-                rows += _outer(grad[where], values, len(run), heads)
-            if name in given.biases:
-                bias = biases.setdefault(name, torch.zeros_like(given.biases[name]))
-                bias[run[0] * units : (run[-1] + 1) * units] += grad.sum(0)
+            pieces = [(slice(None), _rows_of(compiled, operand, emitted, kept, histories, sizes))]
+        alone = name not in matrices and len(runs) == 1 and len(gates) == declared.blocks
+        if not alone:
+            matrices.setdefault(name, torch.zeros_like(given.matrices[name]))
+        for run in runs:
+            start = gates[run[0]]
+            grad = results[str(start.array)].narrow(-1, start.block * units, len(run) * units)
+            products = (_outer(grad[where], values, len(run), heads) for where, values in pieces)
+            bias = grad.sum(0) if name in given.biases else None
+            if alone:
+                matrices[name] = functools.reduce(torch.Tensor.add_, products)
+                if bias is not None:
+                    biases[name] = bias
+                continue
+            own = slice(run[0] * units, (run[-1] + 1) * units)
+            for product in products:
+                matrices[name][own] += product
+            if bias is not None:
+                biases.setdefault(name, torch.zeros_like(given.biases[name]))[own] += bias
     return [matrices.get(name) for name in given.matrices], [biases.get(name) for name in given.biases]
 
 
@@ -331,13 +339,27 @@ def _outer(grad: Tensor, values: Tensor, gates: int, heads: int) -> Tensor:
     return torch.einsum("nghz,nhk->ghzk", own, values.unflatten(-1, (heads, -1))).flatten(0, 2)
 
 
-def _before(steps: Steps, history: Tensor, first: Tensor) -> list[tuple[Any, Tensor]]:
-    """The rows of a state before each step, in pieces: which rows of the steps, and their values."""
+def _before(steps: Steps, history: Tensor, first: Tensor, width: int) -> list[tuple[Any, Tensor]]:
+    """The rows of a state before each step, in pieces: which rows of the steps, and their values.
+
+    Two pieces cost one more pass over the result of their products, of ``width`` rows; one piece a copy of all values.
+    """
     batch = steps.batch
     if steps.sizes is None:
+        few = len(history) <= width
         if steps.reverse:
-            return [(slice(None, -batch), history[batch:]), (slice(-batch, None), first)]
-        return [(slice(batch, None), history[:-batch]), (slice(None, batch), first)]
+            rest = history[batch:]
+            return (
+                [(slice(None), torch.cat([rest, first]))]
+                if few
+                else [(slice(None, -batch), rest), (slice(-batch, None), first)]
+            )
+        rest = history[:-batch]
+        return (
+            [(slice(None), torch.cat([first, rest]))]
+            if few
+            else [(slice(batch, None), rest), (slice(None, batch), first)]
+        )
     sizes = steps.sizes.tolist()
     starts = [0, *itertools.accumulate(sizes)]
     index = []
@@ -349,7 +371,7 @@ def _before(steps: Steps, history: Tensor, first: Tensor) -> list[tuple[Any, Ten
 
 
 def _rows_of(
-    compiled: Compiled, operand: Any, given: Operands, emitted: Sequence[Tensor], kept: dict[str, Tensor],
+    compiled: Compiled, operand: Any, emitted: Sequence[Tensor], kept: dict[str, Tensor],
     histories: dict[str, Tensor], sizes: dict[str, int],
 ) -> Tensor:  # fmt: skip
     """The values of a product's operand at every step."""
