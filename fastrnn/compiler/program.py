@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fastrnn.cell.declare import Cell
 from fastrnn.cell.graph import Node, ancestors
+from fastrnn.cell.naming import key_of
 from fastrnn.cell.trace import Traced, trace
 from fastrnn.compiler.derivative import Gradients, differentiate
 from fastrnn.compiler.normal import Loop, normal_form
@@ -61,6 +62,7 @@ class Compiled:
     """All that is derived from a cell.
 
     Attributes:
+        key: the cell as text, see :mod:`fastrnn.cell.naming`.
         loop, gradients, saving: of :mod:`.normal`, :mod:`.derivative` and :mod:`.saved`.
         groups: the arrays of the loop's inputs.
         forward: the program without derivative; keeping: that which keeps what backward reads; backward.
@@ -70,6 +72,7 @@ class Compiled:
             number.
     """
 
+    key: str
     loop: Loop
     gradients: Gradients
     saving: Saving
@@ -98,7 +101,7 @@ def compile_cell(cell: Cell) -> Compiled:
     groups = _groups(loop)
     forward, keeping = _forward(loop, groups, None), _forward(loop, groups, saving)
     backward, of_inputs, of_products = _backward(loop, gradients, saving, groups)
-    return Compiled(loop, gradients, saving, groups, forward, keeping, backward, of_inputs, of_products)
+    return Compiled(key_of(cell), loop, gradients, saving, groups, forward, keeping, backward, of_inputs, of_products)
 
 
 def _groups(loop: Loop) -> tuple[Group, ...]:

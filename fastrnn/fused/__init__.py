@@ -41,6 +41,8 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
     Raises:
         BackendError: a backend was asked for by name and cannot fuse the cell; the message says why.
     """
+    if torch.compiler.is_compiling():
+        return op.scan
     asked = requested()
     if asked is not None:
         if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype):

@@ -6,57 +6,17 @@ is named by a key that a later process resolves by import.
 
 from __future__ import annotations
 
-import ast
-import importlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastrnn.cell.declare import Cell
-from fastrnn.cell.regularise import Regularised
+from fastrnn.cell.naming import cell_of
 from fastrnn.compiler.program import Compiled, compile_cell
 from fastrnn.fused import cpp
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import layout, run_backward, run_forward, sizes_of, unpack
-
-_made: dict[str, Cell] = {}
-
-
-def key_of(cell: Cell) -> str:
-    """A text by which a cell is found again, in another process too if its class can be imported there."""
-    if isinstance(cell, Regularised):
-        about = [dict(cell.zoneout), cell.training, cell.dropped, list(cell.sizes)]
-        key = json.dumps(dict(inner=key_of(cell.inner), regularised=about))
-    else:
-        constants = {name: repr(value) for name, value in vars(cell).items()}
-        key = json.dumps(dict(cell=f"{type(cell).__module__}:{type(cell).__qualname__}", constants=constants))
-    _made.setdefault(key, cell)
-    return key
-
-
-def cell_of(key: str) -> Cell:
-    """The cell that a key names.
-
-    Raises:
-        ImportError, AttributeError: its class is not to be had here.
-        ValueError: its constants are no literals, so that another process cannot know them.
-    """
-    if key not in _made:
-        about = json.loads(key)
-        if "inner" in about:
-            zoneout, training, dropped, sizes = about["regularised"]
-            _made[key] = Regularised(cell_of(about["inner"]), zoneout, training, dropped, tuple(sizes))
-        else:
-            module, _, name = about["cell"].partition(":")
-            found: Any = importlib.import_module(module)
-            for part in name.split("."):
-                found = getattr(found, part)
-            _made[key] = found(**{n: ast.literal_eval(value) for n, value in about["constants"].items()})
-    return _made[key]
-
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
 _STEPS = "SymInt count, SymInt batch, SymInt rows, Tensor? batch_sizes, bool reverse"
@@ -154,6 +114,6 @@ def scan(compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor
     """The loop as an operator; see :data:`fastrnn.fused.layer.Scan`."""
     tensors = [*given.groups, *given.states, *given.matrices.values(), *given.biases.values()]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    found = torch.ops.fastrnn.scan(tensors, *steps, key_of(compiled.loop.traced.cell), bool(given.biases), keep)
+    found = torch.ops.fastrnn.scan(tensors, *steps, compiled.key, bool(given.biases), keep)
     emitted, states = len(compiled.loop.emitted), len(compiled.loop.states)
     return list(found[:emitted]), list(found[emitted : emitted + states])

@@ -1,0 +1,261 @@
+"""`Network` and `NetworkCell`: the LSTM and GRU of the language beside torch.nn's, in every form that those take."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fastrnn
+from fastrnn import Network, NetworkCell, cells
+from fastrnn.fused import cpp
+
+T, B, X, H = 6, 3, 4, 5
+PAIRS = {"LSTM": (cells.LSTM, nn.LSTM), "GRU": (cells.GRU, nn.GRU)}
+BACKENDS = [
+    "reference",
+    pytest.param("cpp", marks=pytest.mark.skipif(bool(cpp.unavailable()), reason=str(cpp.unavailable()))),
+]
+
+
+def pair(name: str, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    cell, theirs = PAIRS[name]
+    other = theirs(X, H, dtype=dtype, **options)
+    net = Network(cell, X, H, dtype=dtype, **options)
+    net.load_state_dict(other.state_dict())
+    return net, other
+
+
+def flat(found) -> list[torch.Tensor]:
+    y, state = found
+    y = y.data if isinstance(y, PackedSequence) else y
+    return [y, *(state if isinstance(state, tuple) else (state,))]
+
+
+def same(ours, theirs, inputs, others, tolerance=1e-10):
+    """Results and all gradients, of the same seeds."""
+    ours, theirs = flat(ours), flat(theirs)
+    seeds = [torch.randn_like(each) for each in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    found = torch.autograd.grad(ours, inputs, seeds)
+    for one, other in zip(found, torch.autograd.grad(theirs, others, seeds), strict=True):
+        torch.testing.assert_close(one, other, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(num_layers=2, bidirectional=True),
+        dict(batch_first=True, bias=False),
+        dict(num_layers=3, batch_first=True, bidirectional=True, bias=False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["batch", "single", "packed", "unsorted", "states"])
+def test_results_and_gradients_are_torch_nns(backend, name, options, form):
+    net, other = pair(name, **options)
+    slots = net.num_layers * (2 if net.bidirectional else 1)
+    x = torch.randn(*((T, X) if form == "single" else (B, T, X) if net.batch_first else (T, B, X)), dtype=torch.float64)
+    x.requires_grad_()
+    hx, states = None, []
+    if form in ("states", "single", "unsorted"):
+        shape = (slots, H) if form == "single" else (slots, B, H)
+        states = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in net.state_names]
+        hx = states[0] if len(states) == 1 else tuple(states)
+
+    def given():
+        if form not in ("packed", "unsorted"):
+            return x
+        lengths = [6, 4, 1] if form == "packed" else [2, 6, 3]
+        return pack_padded_sequence(x, lengths, net.batch_first, enforce_sorted=form == "packed")
+
+    with fastrnn.use_backend(backend):
+        ours = net(given(), hx)
+    theirs = other(given(), hx)
+    same(ours, theirs, [x, *states, *net.parameters()], [x, *states, *other.parameters()])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_dropout_draws_as_torch_nn_does(name):
+    net, other = pair(name, num_layers=3, dropout=0.4)
+    x = torch.randn(T, B, X, dtype=torch.float64)
+    torch.manual_seed(5)
+    ours = net(x)
+    torch.manual_seed(5)
+    torch.testing.assert_close(ours[0], other(x)[0])
+    torch.testing.assert_close(net.eval()(x)[0], other.eval()(x)[0])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_lengths_and_resets_are_pieces(name):
+    net, other = pair(name, bidirectional=True)
+    x, lengths = torch.randn(T, B, X, dtype=torch.float64, requires_grad=True), [3, 6, 2]
+    y, _ = other(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    wanted, _ = pad_packed_sequence(y, total_length=T)
+    torch.testing.assert_close(net(x, lengths=lengths)[0], wanted)
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[2, 0] = reset[4, 0] = reset[1, 2] = True
+    found = net(x, reset=reset)[0]
+    pieces = [(0, 0, 2), (0, 2, 4), (0, 4, 6), (1, 0, 6), (2, 0, 1), (2, 1, 6)]
+    for row, begin, end in pieces:
+        torch.testing.assert_close(found[begin:end, row], other(x[begin:end, row])[0])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_tokens_stand_for_one_hot_rows_and_embeddings_for_vectors(name):
+    net, other = pair(name)
+    tokens = torch.randint(0, X, (T, B))
+    rows = nn.functional.one_hot(tokens, X).double()
+    torch.testing.assert_close(net(tokens)[0], other(rows)[0])
+    table = nn.Embedding(9, X, dtype=torch.float64)
+    tokens = torch.randint(0, 9, (T, B))
+    torch.testing.assert_close(net(tokens, embedding=table)[0], other(table(tokens))[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives_are_those_of_the_equations(backend):
+    net = Network(cells.GRU, 2, 3, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    weights = list(net.parameters())
+
+    def run(x, *weights):
+        names = dict(zip((name for name, _ in net.named_parameters()), weights, strict=True))
+        return torch.func.functional_call(net, names, (x,))[0]
+
+    with fastrnn.use_backend(backend):
+        assert torch.autograd.gradcheck(run, (x, *weights))
+        assert torch.autograd.gradgradcheck(run, (x, *weights))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # of torch's own jvp
+def test_torch_func_goes_through():
+    net, other = pair("LSTM", num_layers=2)
+    x = torch.randn(4, T, B, X, dtype=torch.float64)
+    wanted = torch.stack([other(each)[0] for each in x])
+    torch.testing.assert_close(torch.vmap(lambda v: net(v)[0])(x), wanted)
+    _, ours = torch.func.jvp(lambda v: net(v)[0], (x[0],), (x[1],))
+    with torch.no_grad():  # a directional derivative by central differences
+        step = 1e-6
+        theirs = (other(x[0] + step * x[1])[0] - other(x[0] - step * x[1])[0]) / (2 * step)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", PAIRS)
+def test_narrow_dtypes_are_as_near_as_their_digits(name, dtype):
+    net, other = pair(name)
+    x = torch.randn(T, B, X, dtype=torch.float64)
+    wanted = other(x)[0]
+    found = net.to(dtype)(x.to(dtype))[0]
+    assert found.dtype is dtype
+    # Rounded weights and inputs, and every state that is carried on: some ten roundings of numbers below 2.
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=20 * torch.finfo(dtype).eps)
+
+
+def test_copies_and_pickles_are_the_network():
+    net, _ = pair("LSTM", num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, X, dtype=torch.float64)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert repr(other) == repr(net)
+        torch.testing.assert_close(other(x)[0], net(x)[0])
+
+
+def test_a_learned_initial_state_is_where_no_state_is_given():
+    net = Network(cells.LSTM, X, H, num_layers=2, learn_initial_state=True, dtype=torch.float64)
+    assert {"initial_h", "initial_c"} <= set(dict(net.named_parameters()))
+    with torch.no_grad():
+        for name in ("initial_h", "initial_c"):
+            getattr(net, name).normal_()
+    x = torch.randn(T, B, X, dtype=torch.float64)
+    given = tuple(each.unsqueeze(1).expand(-1, B, -1) for each in (net.initial_h, net.initial_c))
+    torch.testing.assert_close(net(x)[0], net(x, given)[0])
+    grads = torch.autograd.grad(net(x)[0].sum(), [net.initial_h, net.initial_c])
+    assert all(grad.abs().min() > 0 for grad in grads)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("rows", [None, B])
+def test_one_step_is_torch_nns_cell(name, rows):
+    cell, _ = PAIRS[name]
+    torch.manual_seed(0)
+    other = getattr(nn, name + "Cell")(X, H, dtype=torch.float64)
+    net = NetworkCell(cell, X, H, dtype=torch.float64)
+    net.load_state_dict(other.state_dict())
+    lead = () if rows is None else (rows,)
+    x = torch.randn(*lead, X, dtype=torch.float64)
+    states = [torch.randn(*lead, H, dtype=torch.float64) for _ in net.state_names]
+    hx = states[0] if len(states) == 1 else tuple(states)
+    for given in (hx, None):
+        ours, theirs = net(x, given), other(x, given)
+        for one, two in zip(*((each if isinstance(each, tuple) else (each,)) for each in (ours, theirs)), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_graphs_hold_the_loop_as_one_operator():
+    net, other = pair("LSTM", torch.float32, num_layers=2)
+    x = torch.randn(T, B, X, requires_grad=True)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    same(compiled(x), other(x), [x, *net.parameters()], [x, *other.parameters()], 1e-5)
+    exported = torch.export.export(net.eval(), (x.detach(),))
+    assert "fastrnn.scan" in str(exported.graph) or cpp.unavailable()
+    torch.testing.assert_close(exported.module()(x.detach())[0], other(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_a_trace_is_refused():
+    net, _ = pair("LSTM", torch.float32)
+    with pytest.raises(NotImplementedError, match="a trace would hold T"):
+        torch.jit.trace(net, (torch.randn(T, B, X),))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda net: net(torch.randn(T, B, X + 1)), RuntimeError, "Expected 4, got 5"),
+        (lambda net: net(torch.randn(T, B, X, 1)), ValueError, "2D or 3D, got 4D"),
+        (lambda net: net(torch.randn(T, B, X).double()), ValueError, "float32"),
+        (lambda net: net(torch.randn(T, B, X), torch.zeros(1, B, H)), RuntimeError, "expected 2 states, h, c, got 1"),
+        (lambda net: net(torch.randn(T, B, X), (torch.zeros(1, B, H),) * 3), RuntimeError, "expected 2 states"),
+        (lambda net: net(torch.randn(T, B, X), (torch.zeros(1, B, H), torch.zeros(1, B, 9))), RuntimeError, "state c"),
+        (lambda net: net(torch.randn(T, B, X), t=torch.zeros(T, B)), TypeError, "'t'"),
+        (lambda net: net([1.0]), TypeError, "list"),
+        (lambda net: net(torch.randn(0, B, X)), RuntimeError, "sequence length"),
+        (lambda net: net(torch.randn(T, B, X), embedding=3), TypeError, "int"),
+    ],
+)
+def test_wrong_calls_are_refused_with_what_was_expected(call, error, words):
+    net, _ = pair("LSTM", torch.float32)
+    with pytest.raises(error, match=words):
+        call(net)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Network(nn.LSTM, X, H), TypeError, "type"),
+        (lambda: Network(cells.LSTM, 0, H), ValueError, "input_size"),
+        (lambda: Network(cells.LSTM, X, H, num_layers=0), ValueError, "num_layers"),
+        (lambda: Network(cells.LSTM, X, H, dropout=1.5), ValueError, "dropout"),
+        (lambda: Network(cells.LSTM, X, H, bias=1), TypeError, "bias"),
+        (lambda: Network(cells.LSTM, X, H, proj_size=3), TypeError, "proj_size"),
+        (lambda: Network(cells.LSTM, X, 2.0), TypeError, "hidden_size"),
+    ],
+)
+def test_what_makes_no_network_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_a_backend_that_cannot_serve_says_why():
+    net, _ = pair("LSTM", torch.float32)
+    with fastrnn.use_backend("numba"), pytest.raises(fastrnn.BackendError, match="asked for by name but cannot serve"):
+        net(torch.randn(T, B, X))
