@@ -17,7 +17,7 @@ from fastrnn.cell.equations import parameter_shapes
 from fastrnn.cell.regularise import Regularised, operand_sizes
 from fastrnn.cell.trace import trace
 from fastrnn.checks import is_tokens, packed_rows
-from fastrnn.compiler.program import compile_cell
+from fastrnn.dynamo import traced
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.storage import require_memory
 
@@ -62,7 +62,7 @@ class _Definition(nn.Module):
                 f"{hidden_size}, got {input_size}"
             )
         self.input_size, self.hidden_size, self.sizes = input_size, hidden_size, found
-        self._traced, self._compiled = traced, compile_cell(cell)
+        self._traced, self._compiled = traced, fused.prepare(cell)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class _Definition(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._traced, self._compiled = trace(self.cell), compile_cell(self.cell)
+        self._traced, self._compiled = trace(self.cell), fused.prepare(self.cell)
 
     def _of_direction(self, ending: str) -> dict[str, Tensor]:
         """The parameters of one direction, by name without its ending."""
@@ -250,6 +250,11 @@ class Network(_Definition):
             TypeError, ValueError, RuntimeError: an argument, shape, dtype or device does not fit; the message has what
                 was expected and what came.
         """
+        if not torch.compiler.is_compiling() and traced():
+            raise NotImplementedError(
+                f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export the "
+                "module, for one T"
+            )
         extras = self._extras(extras)
         if embedding is not None:
             look = (lambda t: F.embedding(t, embedding)) if isinstance(embedding, Tensor) else embedding
@@ -389,7 +394,7 @@ class Network(_Definition):
         """All layers over rows (N, I)."""
         directions = 2 if self.bidirectional else 1
         cell = self._regularised()
-        compiled = self._compiled if cell is self.cell else compile_cell(cell)
+        compiled = self._compiled if cell is self.cell else fused.prepare(cell)
         scan = fused.choose(compiled, x.device, states[0].dtype)
         ends: list[list[Tensor]] = [[] for _ in states]
         for layer in range(self.num_layers):

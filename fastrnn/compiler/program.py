@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastrnn.cell.declare import Cell
 from fastrnn.cell.graph import Node, ancestors
@@ -70,6 +70,7 @@ class Compiled:
             block; several are to be summed, and those of one number a row or in all are to be summed over units, too.
         product_gradients: where it writes those of the gates of each product, by (matrix, operand) and the gate's
             number.
+        memo: what others derive of all this and keep; made before a call, since Dynamo looks into no cache.
     """
 
     key: str
@@ -82,6 +83,7 @@ class Compiled:
     backward: Program
     input_gradients: dict[tuple[int, int], list[Address]]
     product_gradients: dict[tuple[str, Node], dict[int, Address]]
+    memo: dict[str, Any] = field(default_factory=dict)
 
     @property
     def traced(self) -> Traced:

@@ -8,10 +8,11 @@ import torch
 
 from fastrnn.backends import BackendError, requested
 from fastrnn.cell.declare import Cell
-from fastrnn.compiler.program import Compiled
-from fastrnn.dynamo import traced, transformed, watched
+from fastrnn.compiler.program import Compiled, compile_cell
+from fastrnn.dynamo import transformed, watched
 from fastrnn.fused import cpp, op
-from fastrnn.fused.layer import Scan, scan_by_torch
+from fastrnn.fused.layer import Scan, plan, scan_by_torch
+from fastrnn.fused.run import layout
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -27,6 +28,17 @@ def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dty
     if device.type != "cpu" or dtype not in FLOATS:
         return f"it takes no tensors of {dtype} on {device.type}"
     return None
+
+
+def prepare(cell: Cell) -> Compiled:
+    """A cell compiled, with all that is derived of it before a call.
+
+    Raises:
+        CellError: what the language does not know.
+    """
+    compiled = compile_cell(cell)
+    plan(compiled), layout(compiled)
+    return compiled
 
 
 @functools.lru_cache(maxsize=256)
@@ -51,9 +63,4 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
         scan = scan_by_torch
     else:
         scan = op.scan if watched() else cpp.scan
-    if traced():
-        raise NotImplementedError(
-            f"{type(compiled.loop.traced.cell).__name__}: a trace would hold T, the number of steps of its example; "
-            "torch.export the module, for one T"
-        )
     return scan

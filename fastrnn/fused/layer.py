@@ -72,16 +72,16 @@ def direction(
     Returns:
         The output, (N, size), and the states behind the last step of each row.
     """
-    plan = _plan(compiled)
-    if plan.meets_x and not x.is_floating_point():
+    own = plan(compiled)
+    if own.meets_x and not x.is_floating_point():
         x = F.one_hot(x, states[0].shape[-1]).to(states[0].dtype)  # it meets states unit by unit, and has as many
-    call = _Call(plan, parameters, x, extras)
-    biases = {name: parameters[bias] for name, bias in plan.biases if bias in parameters}
-    matrices = {name: call.matrix(name) for name in plan.matrices}
+    call = _Call(own, parameters, x, extras)
+    biases = {name: parameters[bias] for name, bias in own.biases if bias in parameters}
+    matrices = {name: call.matrix(name) for name in own.matrices}
     groups = tuple(call.group(group) for group in compiled.groups)
     emitted, ends = _in_wide(scan, compiled, steps, Operands(groups, tuple(states), matrices, biases))
-    if plan.output is not None:
-        return emitted[plan.output], ends
+    if own.output is not None:
+        return emitted[own.output], ends
     output = compiled.loop.traced.output
     known = call.known | dict(zip(compiled.loop.emitted, emitted, strict=True))
     return evaluate([output], known, call.product)[output], ends
@@ -106,8 +106,14 @@ class _Plan(NamedTuple):
     leaves: tuple[Node, ...]
 
 
-@functools.lru_cache(maxsize=512)
-def _plan(compiled: Compiled) -> _Plan:
+def plan(compiled: Compiled) -> _Plan:
+    """What can be said of a cell's layers before a call."""
+    if "plan" not in compiled.memo:
+        compiled.memo["plan"] = _make_plan(compiled)
+    return compiled.memo["plan"]
+
+
+def _make_plan(compiled: Compiled) -> _Plan:
     loop = compiled.loop
     nodes, parts = loop.traced.graph.nodes, loop.traced.parts
     matrices = tuple(dict.fromkeys(node.about[0] for node in loop.nodes if node.op == "product"))

@@ -67,9 +67,14 @@ class _Layout(NamedTuple):
     kept: tuple[tuple[str, str, int], ...]
 
 
-@functools.lru_cache(maxsize=512)
 def layout(compiled: Compiled) -> _Layout:
     """What can be said of a cell's arrays before a call."""
+    if "layout" not in compiled.memo:
+        compiled.memo["layout"] = _make_layout(compiled)
+    return compiled.memo["layout"]
+
+
+def _make_layout(compiled: Compiled) -> _Layout:
     loop, parts = compiled.loop, compiled.loop.traced.parts
     sizes: dict[str, tuple[str, Any, int]] = {}
     for number, leaf in enumerate(loop.states.values()):
