@@ -131,3 +131,21 @@ def test_every_product_of_a_state_drops_of_its_operand(cell: type[Cell], per: st
     assert len(products) == sum(node.op == "product" for node in plain.graph.nodes)
     diagonal = {name for name, kind in plain.parts.kinds.items() if type(kind).__name__ == "Diagonal"}
     assert set(sizes) >= diagonal
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", cells.__all__)
+def test_every_state_can_keep_of_itself(name: str, training: bool):
+    """By structure: where the mask says so, or p of it, beside the equations' own next value."""
+    cell = getattr(cells, name)()
+    rates = {state: 0.1 + k / 100 for k, state in enumerate(trace(cell).next)}
+    found = trace(Regularised(cell, rates, training, None, ())).next
+    assert list(found) == list(rates)
+    for state, node in found.items():
+        if training:
+            condition, old, _ = node.args
+            assert (node.op, condition.op, condition.args[0].about) == ("where", "gt", f"zoneout_{state}")
+        else:
+            (p, old), (q, _) = (side.args for side in node.args)
+            assert node.op == "add" and (p.about, q.about) == (rates[state], 1 - rates[state])
+        assert (old.op, old.about) == ("state", state)
