@@ -15,6 +15,7 @@ from torch.nn import functional as F
 Parameters = Mapping[str, Tensor]
 Step = tuple[Tensor, list[Tensor]]
 FUNCTIONS = {"identity": lambda v: v, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+FUNCTIONS |= {"leaky_relu": F.leaky_relu, "silu": F.silu}
 
 
 def jordan(nonlinearity: str, output: str):
