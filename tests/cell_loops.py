@@ -143,7 +143,7 @@ def rhn(depth: int):
 
 
 def lem(dt: float):
-    """The paper's, equation 4: y sees the z of this step."""
+    """The paper's: y sees the z of this step."""
 
     def step(p: Parameters, x: Tensor, states: list[Tensor], extras: Mapping[str, Tensor]) -> Step:
         y, z = states
