@@ -15,6 +15,7 @@ from torch.nn import functional as F
 Parameters = Mapping[str, Tensor]
 Step = tuple[Tensor, list[Tensor]]
 FUNCTIONS = {"identity": lambda v: v, "tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+FUNCTIONS |= {"leaky_relu": F.leaky_relu, "silu": F.silu}
 
 
 def jordan(nonlinearity: str, output: str):
@@ -142,7 +143,7 @@ def rhn(depth: int):
 
 
 def lem(dt: float):
-    """The paper's, equation 4: y sees the z of this step."""
+    """The paper's: y sees the z of this step."""
 
     def step(p: Parameters, x: Tensor, states: list[Tensor], extras: Mapping[str, Tensor]) -> Step:
         y, z = states

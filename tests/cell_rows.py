@@ -285,7 +285,7 @@ ZOO = [
 LOOPS = [
     *(
         Row(cells.Jordan(nonlinearity=f, output_nonlinearity=g), "loop", loops.jordan(f, g), dict(output_size=3))
-        for f, g in (("tanh", "identity"), ("relu", "sigmoid"), ("tanh", "tanh"))
+        for f, g in (("tanh", "identity"), ("relu", "sigmoid"), ("tanh", "leaky_relu"), ("silu", "tanh"))
     ),
     Row(MaskedGRU(), "loop", masked_gru),
     Row(cells.ResetBeforeGRU(), "loop", loops.reset_before_gru),

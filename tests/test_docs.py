@@ -1,4 +1,4 @@
-"""What docs/pytorch.md promises names tests that exist."""
+"""What docs/pytorch.md promises names tests that exist, and what docs/cells.md shows runs and says all there is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from fastrnn import cell
 
 TESTS = Path(__file__).parent
 ROWS = [row for row in (TESTS.parent / "docs" / "pytorch.md").read_text().splitlines() if row.startswith("| ")]
@@ -27,3 +29,19 @@ def test_a_promise_names_its_tests(promise: str):
 
 def test_there_are_promises():
     assert len(PROMISES) > 20
+
+
+CELLS = (TESTS.parent / "docs" / "cells.md").read_text()
+
+
+def test_the_code_of_the_page_on_cells_runs():
+    blocks = re.findall(r"```python\n(.*?)```", CELLS, re.DOTALL)
+    assert len(blocks) >= 5
+    namespace: dict[str, object] = {"__name__": "a_users_module"}
+    for block in blocks:
+        exec(compile(block, "docs/cells.md", "exec"), namespace)
+
+
+def test_the_page_on_cells_names_the_whole_language():
+    for name in set(cell.__all__) - {"Cell"}:
+        assert re.search(rf"`[^`]*\b{name}\b", CELLS), name

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn import Network
+from fastrnn import Network, cells
 from fastrnn.cell import Cell, Input, Recurrent, Vector, sigmoid, tanh
+from fastrnn.cell.graph import ancestors
+from fastrnn.cell.regularise import Regularised, operand_sizes
+from fastrnn.cell.trace import trace
 
 T, B, X, H = 7, 3, 4, 5
 
@@ -99,3 +102,50 @@ def test_a_weight_that_is_dropped_is_scaled_and_only_in_training():
 def test_wrong_rates_are_refused(wrong):
     with pytest.raises(ValueError):
         Network(Peephole, X, H, **wrong)
+
+
+class InMethods(cells.LSTM):
+    """The LSTM with its product in a method, called through super()."""
+
+    def gates(self, h):
+        return self.U(h)
+
+    def step(self, x, h, c):
+        found = super().step(x, h, c)
+        return dict(h=found["h"] + self.gates(h).i, c=found["c"])
+
+
+@pytest.mark.parametrize("per", ["sequence", "step"])
+@pytest.mark.parametrize("cell", [*(getattr(cells, name) for name in cells.__all__), InMethods])
+def test_every_product_of_a_state_drops_of_its_operand(cell: type[Cell], per: str):
+    """By structure: in the graph the mask stands in every operand of a recurrent matrix, and of no other."""
+    sizes = operand_sizes(cell())
+    plain = trace(cell())
+    graph = trace(Regularised(cell(), {}, True, per, tuple(dict.fromkeys(sizes.values())))).graph
+    masked = [node for node in graph.nodes if node.op == f"{per}_input" and node.about.startswith("keep_")]
+    products = [node for node in graph.nodes if node.op == "product"]
+    for node in products:
+        recurrent = any(each.op == "state" for each in ancestors(node.args))
+        assert (node.args[0].op == "mul" and node.args[0].args[1] in masked) == recurrent
+    assert {node.about.removeprefix("keep_") for node in masked} == set(sizes.values())
+    assert len(products) == sum(node.op == "product" for node in plain.graph.nodes)
+    diagonal = {name for name, kind in plain.parts.kinds.items() if type(kind).__name__ == "Diagonal"}
+    assert set(sizes) >= diagonal
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", cells.__all__)
+def test_every_state_can_keep_of_itself(name: str, training: bool):
+    """By structure: where the mask says so, or p of it, beside the equations' own next value."""
+    cell = getattr(cells, name)()
+    rates = {state: 0.1 + k / 100 for k, state in enumerate(trace(cell).next)}
+    found = trace(Regularised(cell, rates, training, None, ())).next
+    assert list(found) == list(rates)
+    for state, node in found.items():
+        if training:
+            condition, old, _ = node.args
+            assert (node.op, condition.op, condition.args[0].about) == ("where", "gt", f"zoneout_{state}")
+        else:
+            (p, old), (q, _) = (side.args for side in node.args)
+            assert node.op == "add" and (p.about, q.about) == (rates[state], 1 - rates[state])
+        assert (old.op, old.about) == ("state", state)

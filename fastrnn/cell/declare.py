@@ -209,6 +209,7 @@ class Parts:
     """A cell's declarations, found by name.
 
     Attributes:
+        x, x_size: the name of x in ``step``, and that of its size.
         states: each state's name and that of its size, in the order of the arguments of ``step``.
         extras: each keyword of ``step`` and its declaration.
         output: the name of the output in what ``step`` returns.
@@ -261,7 +262,7 @@ class Parts:
         def found(name: str, *kinds: type) -> Any:
             return declared[name] if isinstance(declared.get(name), kinds) else None
 
-        self.x = plain[0].name
+        self.x, self.x_size = plain[0].name, HIDDEN if cell.square else "input_size"
         self.states: dict[str, str] = {}
         for p in plain[1:]:
             state = found(p.name, State) or State()

@@ -17,7 +17,7 @@ FUNCTIONS: dict[str, Any] = {
     "div": lambda a, b: a / b,
     "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
-    "where": lambda c, a, b: functions._choose(c, a, b),
+    "where": lambda c, a, b: functions.choose(c, a, b),
     **{
         name: getattr(functions, name)
         for name in (

@@ -231,10 +231,11 @@ def where(condition: Any, a: Any, b: Any) -> Any:
                 f"{user_line()}: where of a product, of {matrix}{'.' + gate if gate else ''}; where chooses between "
                 "numbers that are computed in any case, and skips no product: put it around the operand"
             )
-    return _choose(condition, a, b)
+    return choose(condition, a, b)
 
 
-def _choose(condition: Any, a: Any, b: Any) -> Any:
+def choose(condition: Any, a: Any, b: Any) -> Any:
+    """:func:`where` of any value, a product too."""
     if any(isinstance(each, Value) for each in (condition, a, b)):
         return _apply("where", condition, a, b)
     return torch.where(condition, a, b)
@@ -247,7 +248,7 @@ def clip(v: Any, low: float, high: float) -> Any:
 
 def leaky_relu(v: Any, slope: float = 0.01) -> Any:
     """v where it is positive, else slope v."""
-    return _choose(v > 0, v, slope * v)
+    return choose(v > 0, v, slope * v)
 
 
 def hard_sigmoid(v: Any, alpha: float = 1 / 6, beta: float = 0.5) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastrnn.cell.declare import Cell, Parts, Recurrent, SequenceInput, StepInput
-from fastrnn.cell.functions import where
+from fastrnn.cell.functions import choose
 from fastrnn.cell.graph import ancestors
 from fastrnn.cell.trace import attribute, trace
 
@@ -54,11 +54,12 @@ class Regularised(Cell, abstract=True):
         cell: Regularised = binding.cell
         own = {name: value for name, value in extras.items() if name in cell.inner.parts().extras}
         found = dict(type(cell.inner).step(_Dropping(binding, cell, extras), x, *states, **own))  # type: ignore[arg-type]
-        for (name, p), state in (
-            (each, states[list(cell.inner.parts().states).index(each[0])]) for each in cell.zoneout
-        ):
+        parts = cell.inner.parts()
+        found, before = parts.one_by_one(found), dict(zip(parts.states, states, strict=True))
+        for name, p in cell.zoneout:
+            state = before[name]
             if cell.training:
-                found[name] = where(extras[f"zoneout_{name}"] > 0, state, found[name])
+                found[name] = choose(extras[f"zoneout_{name}"] > 0, state, found[name])
             else:
                 found[name] = p * state + (1 - p) * found[name]
         return found

@@ -64,7 +64,6 @@ def trace(cell: Cell) -> Traced:
         CellError: what is not of the language, with the user's line.
     """
     parts, graph, columns = cell.parts(), Graph(), {}
-    x_size = "hidden_size" if cell.square else "input_size"
 
     def parameter(name: str, gate: str | None, size: str | None) -> Value:
         return Value(graph, graph.node("parameter", about=(name, gate), size=size))
@@ -117,7 +116,7 @@ def trace(cell: Cell) -> Traced:
         name: leaf("step_input" if type(each).__name__ == "StepInput" else "sequence_input", name, each.size)
         for name, each in parts.extras.items()
     }
-    found = type(cell).step(Binding(cell, bound), leaf("x", parts.x, x_size), *states, **extras)  # type: ignore[arg-type]
+    found = type(cell).step(Binding(cell, bound), leaf("x", parts.x, parts.x_size), *states, **extras)  # type: ignore[arg-type]
     return _checked(cell, parts, graph, found, columns)
 
 

@@ -105,7 +105,7 @@ class SGRN(Cell):
         a  = W x                           f = sigmoid(a + U h)
         h' = tanh((1 - f) * a + f * h)
 
-    Source: torchrecurrent.SGRN, the simple gated recurrent network.
+    Source: the simple gated recurrent network, doi 10.1049/gtd2.12056, as in torchrecurrent.
     """
 
     W, U = Input(), Recurrent()
@@ -139,7 +139,8 @@ class MiRU1(Cell):
         r  = sigmoid(W_r x + U h)
         h' = update * h + (1 - update) * tanh(W_n x + nh (r * h))
 
-    Source: torchrecurrent.MiRU1, the minion recurrent unit; ``update`` is its ``update_coefficient``.
+    Source: the minion recurrent unit, doi 10.1016/j.neucom.2026.132847; ``update`` is torchrecurrent's
+    ``update_coefficient``.
     """
 
     update = 0.5
@@ -156,7 +157,8 @@ class MiRU2(Cell):
 
         h' = update * h + (1 - update) * tanh(W x + U (reset h))
 
-    Source: torchrecurrent.MiRU2, the minion recurrent unit; ``update`` and ``reset`` are its two coefficients.
+    Source: the minion recurrent unit, doi 10.1016/j.neucom.2026.132847; ``update`` and ``reset`` are torchrecurrent's
+    coefficients.
     """
 
     update = 0.5

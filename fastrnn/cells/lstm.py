@@ -110,7 +110,7 @@ class JANET(Cell):
 
     beta is learned, and begins as the paper's constant; a subclass with ``beta = 1.0`` keeps it.
 
-    Source: van der Westhuizen and Lasenby, "The unreasonable effectiveness of the forget gate" (2018), equation 8.
+    Source: van der Westhuizen and Lasenby, "The unreasonable effectiveness of the forget gate" (2018).
     """
 
     beta = Scalar(1.0)

@@ -74,7 +74,7 @@ class MCLSTM(Cell):
         h  = o * tanh(c')                  the output, no state
         v' = k * tanh(c')
 
-    Source: torchrecurrent.MCLSTM.
+    Source: the memory-controller LSTM of the sequence modelling workshop at NIPS 2017, as in torchrecurrent.
     """
 
     output = "h"

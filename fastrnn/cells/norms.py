@@ -14,7 +14,7 @@ class LayerNormLSTM(Cell):
         c' = sigmoid(s_f) * c + sigmoid(s_i) * tanh(s_g)
         h' = sigmoid(s_o) * tanh(k * LN(c') + d)      k, d (H,)
 
-    Source: Ba et al., "Layer normalization" (2016), equations 20 to 22; haste.LayerNormLSTM.
+    Source: Ba et al., "Layer normalization" (2016), its supplement; haste.LayerNormLSTM.
     """
 
     W, U = Input("i f g o", bias=False), Recurrent("i f g o", bias=False)

@@ -12,7 +12,7 @@ class CoRNN(Cell):
         c' = c + dt (tanh(W x + U h + ch c) - gamma h - epsilon c)
         h' = h + dt c'
 
-    Source: Rusch and Mishra, "Coupled oscillatory recurrent neural network (coRNN)" (2021), equation 3.
+    Source: Rusch and Mishra, "Coupled oscillatory recurrent neural network (coRNN)" (2021).
     """
 
     dt, gamma, epsilon = 0.1, 1.0, 1.0
@@ -30,7 +30,7 @@ class UnICORNN(Cell):
         c' = c - s * (tanh(W x + u * h) + alpha h)
         h' = h + s * c'                    u (H,)
 
-    Source: Rusch and Mishra, "UnICORNN: a recurrent model for learning very long time dependencies" (2021), equation 4.
+    Source: Rusch and Mishra, "UnICORNN: a recurrent model for learning very long time dependencies" (2021).
     """
 
     dt, alpha = 0.1, 0.0
@@ -51,7 +51,7 @@ class LEM(Cell):
 
     With ``ahead = False`` h sees c in the place of c', as in torchrecurrent.
 
-    Source: Rusch et al., "Long expressive memory for sequence modeling" (2022), equation 4.
+    Source: Rusch et al., "Long expressive memory for sequence modeling" (2022).
     """
 
     dt, ahead = 1.0, True

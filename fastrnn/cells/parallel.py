@@ -13,8 +13,8 @@ class SRU(Cell):
         c' = f * c + (1 - f) * n x         n, s: matrices without a bias
         h  = r * c' + (1 - r) * s x        the output, no state
 
-    Source: Lei et al., "Simple recurrent units for highly parallelizable recurrence" (2018), equations 2 to 5, with the
-    skip term of another size; c in both gates is the one before the step.
+    Source: Lei et al., "Simple recurrent units for highly parallelizable recurrence" (2018), with the skip term of
+    another size; c in both gates is the one before the step.
     """
 
     output = "h"
@@ -36,7 +36,7 @@ class MinGRU(Cell):
 
     With ``positive = False`` n is W_n x.
 
-    Source: Feng et al., "Were RNNs all we needed?" (2024), algorithm 6 (2 without ``positive``).
+    Source: Feng et al., "Were RNNs all we needed?" (2024); n of its form in log space, which keeps h positive.
     """
 
     positive = True
@@ -56,7 +56,7 @@ class MinLSTM(Cell):
         f, i = sigmoid(W x)                n as of :class:`MinGRU`
         h' = (f * h + i * n) / (f + i)
 
-    Source: Feng et al., "Were RNNs all we needed?" (2024), algorithm 8 (4 without ``positive``).
+    Source: Feng et al., "Were RNNs all we needed?" (2024); n as of its form in log space.
     """
 
     positive = True

@@ -43,7 +43,7 @@ class AntisymmetricRNN(Cell):
 
     gamma is the kind's: ``AntisymmetricRNN(kinds={"U": Antisymmetric(0.1)})``.
 
-    Source: Chang et al., "AntisymmetricRNN: a dynamical system view on recurrent neural networks" (2019), equation 12.
+    Source: Chang et al., "AntisymmetricRNN: a dynamical system view on recurrent neural networks" (2019).
     """
 
     epsilon = 1.0
@@ -61,7 +61,7 @@ class GatedAntisymmetricRNN(Cell):
         z  = sigmoid(W_z x + b)
         h' = h + epsilon z * tanh(W_n x + b)
 
-    Source: Chang et al., "AntisymmetricRNN: a dynamical system view on recurrent neural networks" (2019), equation 14.
+    Source: Chang et al., "AntisymmetricRNN: a dynamical system view on recurrent neural networks" (2019).
     """
 
     epsilon = 1.0

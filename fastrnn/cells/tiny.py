@@ -12,7 +12,7 @@ class FastRNN(Cell):
         h' = sigmoid(alpha) tanh(W x + U h) + sigmoid(beta) h
 
     Source: Kusupati et al., "FastGRNN: a fast, accurate, stable and tiny kilobyte sized gated recurrent neural network"
-    (2018), equation 1.
+    (2018).
     """
 
     nonlinearity = "tanh"
@@ -33,7 +33,7 @@ class FastGRNN(Cell):
     Of low rank with ``FastGRNN(kinds={"W": LowRank(8), "U": LowRank(8)})``.
 
     Source: Kusupati et al., "FastGRNN: a fast, accurate, stable and tiny kilobyte sized gated recurrent neural network"
-    (2018), equation 3.
+    (2018).
     """
 
     nonlinearity = "sigmoid"
