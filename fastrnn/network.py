@@ -252,8 +252,8 @@ class Network(_Definition):
         """
         if not torch.compiler.is_compiling() and traced():
             raise NotImplementedError(
-                f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export the "
-                "module, for one T"
+                f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export "
+                "the module, for one T"
             )
         extras = self._extras(extras)
         if embedding is not None:
