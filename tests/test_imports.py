@@ -34,7 +34,16 @@ FLOORS = [
     {"__init__"},
     {"__main__"},
 ]
-ROOMS = ("kernels", "cell", "cells", "compiler", "backends", "fused", "interop")  # whose files may import each other
+ROOMS = (
+    "kernels",
+    "cell",
+    "cells",
+    "compiler",
+    "backends",
+    "fused",
+    "network",
+    "interop",
+)  # whose files may import each other
 HEIGHT = {part: height for height, parts in enumerate(FLOORS) for part in parts}
 FILES = {
     **{f"kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")},

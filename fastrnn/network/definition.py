@@ -1,0 +1,140 @@
+"""A cell with sizes and parameters: what a network and one step of it have in common."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import fused
+from fastrnn.cell.declare import Cell, Parts, SequenceInput, StepInput
+from fastrnn.cell.equations import parameter_shapes
+from fastrnn.cell.trace import trace
+
+
+class Definition(nn.Module):
+    """A cell with sizes: what both modules have in common.
+
+    Attributes:
+        cell: the definition, an instance of a :class:`fastrnn.cell.Cell`.
+        input_size, hidden_size, bias: as of torch.nn's modules.
+        sizes: the number of units of each size that the cell names, "input_size" and "hidden_size" among them.
+    """
+
+    cell: Cell
+
+    def __init__(
+        self, cell: Cell | type[Cell], input_size: int, hidden_size: int, bias: bool, sizes: dict[str, int]
+    ) -> None:
+        super().__init__()
+        if isinstance(cell, type) and issubclass(cell, Cell):
+            cell = cell()
+        if not isinstance(cell, Cell):
+            raise TypeError(f"cell should be a fastrnn.cell.Cell, or its class, got: {type(cell).__name__}")
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias should be of type bool, got: {type(bias).__name__}")
+        self.cell, self.bias = cell, bias
+        traced = trace(cell)
+        known = {node.size for node in traced.graph.nodes if node.size} | {"input_size", "hidden_size"}
+        for name in sizes:
+            if name not in known:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
+        found = {"input_size": input_size, "hidden_size": hidden_size}
+        found |= {str(name): sizes.get(str(name), hidden_size) for name in sorted(known - set(found))}
+        for name, size in found.items():
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+            if size < 1:
+                raise ValueError(f"{name} must be greater than zero")
+        if cell.square and input_size != hidden_size:
+            raise ValueError(
+                f"{type(cell).__name__} meets x with its states unit by unit: expected input_size to be hidden_size, "
+                f"{hidden_size}, got {input_size}"
+            )
+        self.input_size, self.hidden_size, self.sizes = input_size, hidden_size, found
+        self._traced, self._compiled = traced, fused.prepare(cell)
+
+    @property
+    def parts(self) -> Parts:
+        """The cell's declarations."""
+        return self._traced.parts
+
+    @property
+    def extras(self) -> dict[str, StepInput | SequenceInput]:
+        """What the cell takes beside x and the states."""
+        return self._traced.parts.extras
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of the states, in the order of ``hx``."""
+        return tuple(self._traced.parts.states)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The number of units of each state."""
+        return tuple(self.sizes[size] for size in self._traced.parts.states.values())
+
+    @property
+    def output_size(self) -> int:
+        """The number of units of the output of one direction."""
+        return self.sizes[str(self._traced.output.size)]
+
+    def _register(self, ending: str, inputs: int, factory: dict[str, Any]) -> list[str]:
+        """Parameters of one direction, their names with ``ending``; returns the names without."""
+        own = self.sizes | {"input_size": inputs}
+        shapes = parameter_shapes(self._traced.parts, self._traced.columns, own, self.bias)
+        for name, shape in shapes.items():
+            self.register_parameter(name + ending, nn.Parameter(torch.empty(shape, **factory)))
+        return list(shapes)
+
+    def reset_parameters(self) -> None:
+        """Draws parameters without an ``init`` of their own from U(-1/sqrt(H), 1/sqrt(H)), as torch.nn's do."""
+        bound, parts = 1 / math.sqrt(self.hidden_size), self._traced.parts
+        fixed = {name: each.init for name, each in (parts.vectors | parts.scalars).items() if each.init is not None}
+        for name, parameter in self.named_parameters():
+            stem = name.removesuffix("_reverse")
+            stem = stem.rpartition("_l")[0] if stem.rpartition("_l")[2].isdigit() else stem
+            if name.startswith("initial_"):
+                nn.init.zeros_(parameter)
+            elif stem in fixed:
+                nn.init.constant_(parameter, fixed[stem])
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._traced, self._compiled = trace(self.cell), fused.prepare(self.cell)
+
+    def of_direction(self, ending: str) -> dict[str, Tensor]:
+        """The parameters of one direction, by name without its ending."""
+        own = self._parameters  # of torch.nn.Module: its attributes take a microsecond each
+        found = {name: own.get(name + ending) for name in self._names}
+        return {name: getattr(self, name + ending) if each is None else each for name, each in found.items()}
+
+    def first_parameter(self) -> Tensor:
+        """The first parameter, whose dtype and device are those of all."""
+        found = next(iter(self._parameters.values()), None)
+        return next(self.parameters()) if found is None else found
+
+    def checked_extras(self, given: dict[str, Any]) -> dict[str, Tensor]:
+        wanted = self._traced.parts.extras
+        for name in given:
+            if name not in wanted:
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {name!r}")
+        for name in wanted:
+            if name not in given:
+                raise TypeError(
+                    f"{type(self).__name__}.forward() missing the keyword argument {name!r}, of {self.cell}"
+                )
+        return given
+
+    def extra_repr(self) -> str:
+        named = [f"{name}={size}" for name, size in self.sizes.items() if name not in ("input_size", "hidden_size")]
+        return ", ".join([repr(self.cell), str(self.input_size), str(self.hidden_size), *named]) + (
+            "" if self.bias else ", bias=False"
+        )

@@ -1,0 +1,132 @@
+"""All layers and directions of a network, with what is dropped in them, and in segments that are computed again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fastrnn import fused
+from fastrnn.cell.declare import Cell, Recurrent, StepInput
+from fastrnn.cell.regularise import Regularised, operand_sizes
+from fastrnn.fused.layer import Steps, direction
+from fastrnn.network.arguments import Arguments
+
+# A direction of a layer: of its parameters, x, steps, states and extras the output and the last states.
+Direction = Callable[..., tuple[Tensor, list[Tensor]]]
+
+
+def run_layers(net: Any, given: Arguments) -> tuple[Tensor, list[Tensor]]:
+    """The output of the last layer, (N, D * size), and the last states, (num_layers * D, B, size) each."""
+    directions = 2 if net.bidirectional else 1
+    cell = regularised(net)
+    compiled = net._compiled if cell is net.cell else fused.prepare(cell)
+    states, steps, x = given.states, given.steps, given.x
+    scan = fused.choose(compiled, x.device, states[0].dtype)
+
+    def run(parameters: Mapping[str, Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
+        return direction(scan, compiled, parameters, *rest)
+
+    if net.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        extras = compiled.loop.traced.parts.extras
+        of_step = [name for name, each in extras.items() if isinstance(each, StepInput)]
+        run = in_segments(run, of_step)
+    ends: list[list[Tensor]] = [[] for _ in states]
+    for layer in range(net.num_layers):
+        if layer and net.dropout and net.training:
+            x = F.dropout(x, net.dropout, True)
+        outputs = []
+        for d in range(directions):
+            parameters = net.of_direction(f"_l{layer}" + "_reverse" * d)
+            if net.training and net.weight_dropout:
+                parameters = {name: _drop_weight(net, name, each) for name, each in parameters.items()}
+            own = [state[layer * directions + d] for state in states]
+            extras = given.extras | _masks(net, cell, steps, own[0])
+            y, last = run(parameters, x, steps._replace(reverse=d == 1), own, extras)
+            outputs.append(y)
+            for all_ends, end in zip(ends, last, strict=True):
+                all_ends.append(end)
+        x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+    return x, [each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in ends]
+
+
+def regularised(net: Any) -> Cell:
+    """A network's cell with what is dropped in it, in training or in evaluation."""
+    dropped = net.recurrent_dropout_per if net.training and net.recurrent_dropout else None
+    if not net.zoneout and dropped is None:
+        return net.cell
+    sizes = tuple(dict.fromkeys(operand_sizes(net.cell).values()))
+    return Regularised(net.cell, net.zoneout, net.training, dropped, sizes)
+
+
+def _masks(net: Any, cell: Cell, steps: Steps, like: Tensor) -> dict[str, Tensor]:
+    """The masks of one direction of one layer, from torch's generator: those of zoneout, then what is kept."""
+    if not isinstance(cell, Regularised) or not net.training:
+        return {}
+    found = {}
+    for name, rate in net.zoneout.items():
+        size = dict(zip(net.state_names, net.state_sizes, strict=True))[name]
+        found[f"zoneout_{name}"] = like.new_empty(steps.rows, size).bernoulli_(rate)
+    for size in cell.sizes:
+        rows, kept = steps.batch if cell.dropped == "sequence" else steps.rows, 1 - net.recurrent_dropout
+        found[f"keep_{size}"] = like.new_empty(rows, net.sizes[size]).bernoulli_(kept) / kept
+    return found
+
+
+def _drop_weight(net: Any, name: str, parameter: Tensor) -> Tensor:
+    parts = net.parts
+    endings = {parts.names[own] for own, matrix in parts.matrices.items() if isinstance(matrix, Recurrent)}
+    own = name.removeprefix("weight_")
+    drops = name.startswith("weight_") and (own in endings or own.removesuffix("_u").removesuffix("_v") in endings)
+    return F.dropout(parameter, net.weight_dropout) if drops else parameter
+
+
+def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
+    """A direction in about sqrt(T) segments of time, of which only the states between them are kept: backward computes
+    a segment again, and then its gradients.  ``of_step`` are the extras that come with every step."""
+
+    def segmented(
+        parameters: Mapping[str, Tensor],
+        x: Tensor,
+        steps: Steps,
+        states: Sequence[Tensor],
+        extras: Mapping[str, Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        length = math.isqrt(steps.count - 1) + 1
+        sizes = [steps.batch] * steps.count if steps.sizes is None else steps.sizes.tolist()
+        begins = list(range(0, steps.count, length))
+        now = [state[:0] for state in states] if steps.reverse else list(states)
+        ended: list[list[Tensor]] = [[] for _ in states]
+        outputs: dict[int, Tensor] = {}
+        for begin in reversed(begins) if steps.reverse else begins:
+            end = min(begin + length, steps.count)
+            first, last, batch = sum(sizes[:begin]), sum(sizes[:end]), sizes[begin]
+            if steps.reverse:  # rows whose last step is within begin here
+                now = [torch.cat([s, given[len(s) : batch]]) for s, given in zip(now, states, strict=True)]
+            else:
+                for own, state in zip(ended, now, strict=True):
+                    own.append(state[batch:])
+                now = [state[:batch] for state in now]
+            part = None if steps.sizes is None else steps.sizes[begin:end]
+            own_steps = Steps(end - begin, batch, last - first, part, steps.reverse)
+            own_extras = {n: e[first:last] if n in of_step else e[:batch] for n, e in extras.items()}
+            y, now = checkpoint(
+                run,
+                parameters,
+                x[first:last],
+                own_steps,
+                now,
+                own_extras,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )  # type: ignore[misc]
+            outputs[begin] = y
+        ends = [torch.cat([state, *reversed(own)]) for state, own in zip(now, ended, strict=True)]
+        return torch.cat([outputs[begin] for begin in begins]), ends
+
+    return segmented

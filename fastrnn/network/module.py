@@ -1,0 +1,248 @@
+"""The modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import fused, sequences
+from fastrnn.cell.declare import Cell, SequenceInput
+from fastrnn.checks import is_tokens
+from fastrnn.dynamo import traced
+from fastrnn.fused.layer import Steps, direction
+from fastrnn.network.arguments import check_state, given_states, read
+from fastrnn.network.definition import Definition
+from fastrnn.network.layers import run_layers
+
+
+class Network(Definition):
+    """Any recurrent cell over whole sequences, in layers and one or both directions, as torch.nn.LSTM is one.
+
+    ``Network(cell, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None, *, learn_initial_state=False, recompute=False, zoneout=0.0,
+    recurrent_dropout=0.0, recurrent_dropout_per="sequence", weight_dropout=0.0, **sizes)``
+
+    Args:
+        cell: a :class:`fastrnn.cell.Cell` or its class.
+        input_size: I, the features of x.
+        hidden_size: H, the units of what the cell gives no other size.
+        num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as of torch.nn.LSTM.
+        learn_initial_state: whether parameters ``initial_<state>`` (num_layers * D, size), zeros at first, stand where
+            there is no ``hx``, and at the start of every piece.
+        recompute: whether backward computes each of about sqrt(T) segments of steps again, from the states between
+            them: the same results in a fraction of the memory and some 1.4 times the time.
+        zoneout: the probability that a unit of a state keeps its value; of all states, or by name.  In evaluation a
+            state is the mean.
+        recurrent_dropout: the probability that a unit of what recurrent matrices are applied to is dropped in training,
+            by one mask a "sequence" or one a "step", as ``recurrent_dropout_per`` says.
+        weight_dropout: the probability that a weight of a recurrent matrix is dropped in training, for a call.
+        sizes: the units of what the cell gives sizes of other names, as ``proj_size=32``; H by default.
+
+    Parameters are those that the cell declares, of every layer and direction, as ``weight_ih_l0`` and
+    ``weight_hh_l0_reverse``.
+
+    Raises:
+        TypeError, ValueError: an argument that makes no network.
+    """
+
+    def __init__(
+        self,
+        cell: Cell | type[Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
+        zoneout: float | Mapping[str, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        recurrent_dropout_per: str = "sequence",
+        weight_dropout: float = 0.0,
+        **sizes: int,
+    ) -> None:
+        super().__init__(cell, input_size, hidden_size, bias, sizes)
+        by_state = dict.fromkeys(self.state_names, zoneout) if isinstance(zoneout, (int, float)) else dict(zoneout)
+        for name in by_state:
+            if name not in self.state_names:
+                raise ValueError(f"zoneout: {type(self.cell).__name__} has no state {name!r}, only {self.state_names}")
+        rates = {f"zoneout of {name}": rate for name, rate in by_state.items()}
+        for name, rate in (rates | dict(recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout)).items():
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name} should be a probability from 0 to below 1, got {rate!r}")
+        if recurrent_dropout_per not in ("sequence", "step"):
+            raise ValueError(f"recurrent_dropout_per should be 'sequence' or 'step', got {recurrent_dropout_per!r}")
+        self.zoneout = {name: float(rate) for name, rate in by_state.items() if rate}
+        self.recurrent_dropout, self.recurrent_dropout_per = float(recurrent_dropout), recurrent_dropout_per
+        self.weight_dropout = float(weight_dropout)
+        if not isinstance(num_layers, int) or num_layers < 1:
+            raise ValueError("num_layers must be greater than zero")
+        if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+            )
+        self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, float(dropout)
+        self.bidirectional, self.learn_initial_state, self.recompute = bidirectional, learn_initial_state, recompute
+        factory = dict(device=device, dtype=dtype)
+        directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            inputs = input_size if layer == 0 else directions * self.output_size
+            if self.cell.square and inputs != hidden_size:
+                raise ValueError(f"{type(self.cell).__name__} wants hidden_size features in every layer, got {inputs}")
+            for d in range(directions):
+                self._names = self._register(f"_l{layer}" + "_reverse" * d, inputs, factory)
+        if learn_initial_state:
+            for name, size in zip(self.state_names, self.state_sizes, strict=True):
+                shape = num_layers * directions, size
+                self.register_parameter(f"initial_{name}", nn.Parameter(torch.empty(shape, **factory)))
+        self.reset_parameters()
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | Sequence[Tensor] | None = None,
+        *,
+        lengths: sequences.Lengths | None = None,
+        reset: Tensor | None = None,
+        embedding: nn.Embedding | Tensor | None = None,
+        **extras: Any,
+    ) -> tuple[Any, Any]:
+        """Runs the network.
+
+        Args:
+            input: (T, B, I), batch-first (B, T, I), one sequence (T, I), or packed; or tokens, without I, from 0 to
+                I - 1, which stand for one-hot rows.
+            hx: the states before the first step, (num_layers * D, B, size) each, for one sequence without B; of several
+                states a tuple.  None is zeros, or the learned state.
+            lengths, reset, embedding: see :mod:`fastrnn.options`.
+            extras: what the cell takes beside x, by name, shaped as the input is: of a step (T, B, size) or (T, B), of
+                a sequence (B, size) or (B,); packed where the input is.
+
+        Returns:
+            The output of the last layer, (T, B, D * size), and the states behind the last step, shaped as ``hx``.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: an argument, shape, dtype or device does not fit; the message has what
+                was expected and what came.
+        """
+        if not torch.compiler.is_compiling() and traced():
+            raise NotImplementedError(
+                f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export "
+                "the module, for one T"
+            )
+        extras = self.checked_extras(extras)
+        if embedding is not None:
+            look = (lambda t: F.embedding(t, embedding)) if isinstance(embedding, Tensor) else embedding
+            if not isinstance(embedding, (Tensor, nn.Embedding)):
+                raise TypeError(f"embedding must be an nn.Embedding or its weight, got {type(embedding).__name__}")
+            input = input._replace(data=look(input.data)) if isinstance(input, PackedSequence) else look(input)
+        if lengths is None and reset is None:
+            return self._run(input, hx, extras)
+        return self._run_pieces(input, hx, lengths, reset, extras)
+
+    def _run_pieces(self, input: Any, hx: Any, lengths: Any, reset: Any, extras: dict[str, Tensor]) -> Any:
+        """The extras go along as more features of x, those of a sequence at each of its steps."""
+        if extras and isinstance(input, Tensor):
+            if is_tokens(input):
+                raise ValueError("lengths and reset with extras want vectors, not tokens; give an embedding")
+            single = input.dim() == 2
+            features, widths = [input], {}
+            for name, tensor in extras.items():
+                declared = self.extras[name]
+                tensor = tensor.unsqueeze(-1) if declared.size is None else tensor
+                if isinstance(declared, SequenceInput) and not single:
+                    tensor = tensor.unsqueeze(1 if self.batch_first else 0)
+                widths[name] = tensor.shape[-1]
+                features.append(tensor.expand(*input.shape[:-1], -1).to(input.dtype))
+            input = torch.cat(features, -1)
+
+        def run(packed: PackedSequence, state: Any) -> Any:
+            if not extras or not isinstance(packed, PackedSequence):
+                return self._run(packed, state, extras)
+            x, *others = packed.data.split([self.input_size, *widths.values()], -1)
+            own: dict[str, Any] = {}
+            for name, tensor in zip(extras, others, strict=True):
+                declared = self.extras[name]
+                tensor = tensor.squeeze(-1) if declared.size is None else tensor
+                if isinstance(declared, SequenceInput):
+                    own[name] = tensor[: int(packed.batch_sizes[0])]
+                else:
+                    own[name] = packed._replace(data=tensor)
+            return self._run(packed._replace(data=x), state, own)
+
+        initial = [getattr(self, f"initial_{name}", None) for name in self.state_names]
+        return sequences.run_pieces(run, self, input, hx, initial, lengths, reset)
+
+    def _run(self, input: Any, hx: Any, extras: dict[str, Any]) -> Any:
+        given = read(self, input, hx, extras)
+        y, ends = run_layers(self, given)
+        return given.rows(y), given.ends(ends)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        defaults = dict(num_layers=1, batch_first=False, dropout=0.0, bidirectional=False, learn_initial_state=False)
+        defaults |= dict(recompute=False)
+        defaults |= dict(zoneout={}, recurrent_dropout=0.0, recurrent_dropout_per="sequence", weight_dropout=0.0)
+        return text + "".join(f", {k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v)
+
+
+class NetworkCell(Definition):
+    """One step of any recurrent cell, as torch.nn.LSTMCell is of one.
+
+    ``NetworkCell(cell, input_size, hidden_size, bias=True, device=None, dtype=None, **sizes)``; arguments as of
+    :class:`Network`, parameters as of one direction of one of its layers, without an ending.
+    """
+
+    def __init__(
+        self, cell: Cell | type[Cell], input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
+        dtype: Any = None, **sizes: int,
+    ) -> None:  # fmt: skip
+        super().__init__(cell, input_size, hidden_size, bias, sizes)
+        self._names = self._register("", input_size, dict(device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def forward(self, input: Tensor, hx: Tensor | Sequence[Tensor] | None = None, **extras: Any) -> Any:
+        """The output, where it is none of the states, and the states after the step.
+
+        Args:
+            input: (B, I), or (I,).
+            hx: the states, (B, size) or (size,) each, of several a tuple; zeros by default.
+            extras: what the cell takes beside x, (B, size) or (B,), without B for one row.
+
+        Returns:
+            The states, one tensor or a tuple; for a cell whose output is none of them ``(output, states)``.
+        """
+        extras = self.checked_extras(extras)
+        if not isinstance(input, Tensor) or input.dim() not in (1, 2):
+            got = f"{input.dim()}D" if isinstance(input, Tensor) else type(input).__name__
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {got} instead")
+        single = input.dim() == 1
+        x = input.unsqueeze(0) if single else input
+        weight = self.first_parameter()
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[-1]} expected {self.input_size}")
+        if hx is None:
+            states = [weight.new_zeros(x.shape[0], size) for size in self.state_sizes]
+        else:
+            states = []
+            for name, state, size in zip(self.state_names, given_states(self, hx), self.state_sizes, strict=True):
+                check_state(name, state, (size,) if single else (x.shape[0], size), weight)
+                states.append(state.unsqueeze(0) if single else state)
+        own = {name: (tensor.unsqueeze(0) if single else tensor) for name, tensor in extras.items()}
+        compiled = self._compiled
+        scan = fused.choose(compiled, x.device, states[0].dtype)
+        parameters = self.of_direction("")
+        y, ends = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], x.shape[0]), states, own)
+        y, *ends = [each.squeeze(0) if single else each for each in (y, *ends)]
+        found = ends[0] if len(ends) == 1 else tuple(ends)
+        return found if self._traced.output in self._traced.next.values() else (y, found)
