@@ -15,6 +15,7 @@ POINTWISE = {
     "add": 2, "sub": 2, "mul": 2, "div": 2, "maximum": 2, "minimum": 2,
     "gt": 2, "ge": 2, "where": 3,
 }  # fmt: skip
+COMPARISONS = ("gt", "ge")  # which are no numbers: they are not kept, but computed again where they are asked for
 LEAVES = ("const", "x", "state", "step_input", "sequence_input", "parameter", "carry", "grad")
 # What needs all units of its argument: W v, its transpose, and the mean over the units of each head.
 COLLECTIVE = ("product", "transposed", "mean")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from fastrnn.cell.graph import COLLECTIVE, Graph, Node, ancestors
+from fastrnn.cell.graph import COLLECTIVE, COMPARISONS, Graph, Node, ancestors
 from fastrnn.compiler.derivative import Gradients
 from fastrnn.compiler.normal import Loop
 
@@ -75,7 +75,7 @@ def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
         if node in at_hand or node.op == "const":
             continue
         there, again = ("there", node), ("again", node)
-        edge(there, again, SAVE if node.size else NEVER)
+        edge(there, again, SAVE if node.size and node.op not in COMPARISONS else NEVER)
         edge(again, sink, NEVER if node.op in (*COLLECTIVE, "state") else COSTS.get(node.op, CHEAP))
         for arg in node.args:
             if arg not in at_hand and arg.op != "const":

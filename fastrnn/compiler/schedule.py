@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fastrnn.cell.graph import COLLECTIVE, Node, ancestors
+from fastrnn.cell.graph import COLLECTIVE, COMPARISONS, Node, ancestors
 
 
 class Address(NamedTuple):
@@ -118,7 +118,7 @@ def schedule(
             return
         if node in leaves:
             where.loads[node] = leaves[node]
-        elif node.size is None or phase[node] == number and node.op not in COLLECTIVE:
+        elif node.size is None or node.op in COMPARISONS or phase[node] == number and node.op not in COLLECTIVE:
             for arg in node.args:
                 compute(arg, where, number)
             where.body.append(node)
