@@ -41,14 +41,15 @@ class Arguments(NamedTuple):
         if self.packed is not None:
             own = self.packed
             return PackedSequence(y, own.batch_sizes, own.sorted_indices, own.unsorted_indices)
-        y = y.unflatten(0, (self.steps.count, self.steps.batch))
+        y = y.view(self.steps.count, self.steps.batch, -1)
         return y.transpose(0, 1) if self.turn else y.squeeze(1) if self.single else y
 
     def ends(self, states: list[Tensor]) -> Any:
         """Last states (num_layers * D, B, size) in the form and the order of those given."""
         if self.packed is not None and self.packed.unsorted_indices is not None:
             states = [state.index_select(1, self.packed.unsorted_indices) for state in states]
-        states = [state.squeeze(1) if self.single else state for state in states]
+        if self.single:
+            states = [state.squeeze(1) for state in states]
         return states[0] if len(states) == 1 else tuple(states)
 
 
@@ -87,7 +88,9 @@ def read(net: Any, input: Any, hx: Any, extras: dict[str, Any]) -> Arguments:
     states = _states(net, hx, steps.batch, single, order)
     own = {name: _extra(net, name, given, steps, single, turn, order) for name, given in extras.items()}
     require_memory(x, *states, *own.values())
-    return Arguments(x if packed is not None else x.flatten(0, 1), steps, states, own, packed, single, turn)
+    if packed is None:
+        x = x.reshape(steps.rows) if tokens else x.reshape(steps.rows, net.input_size)
+    return Arguments(x, steps, states, own, packed, single, turn)
 
 
 def given_states(net: Definition, hx: Any) -> tuple[Any, ...]:
@@ -116,6 +119,8 @@ def check_state(name: str, state: Any, wanted: tuple[int, ...], weight: Tensor) 
 
 def _states(net: Any, hx: Any, rows: int, single: bool, order: Tensor | None) -> list[Tensor]:
     slots, weight = net.num_layers * (2 if net.bidirectional else 1), net.first_parameter()
+    if hx is None and not net.learn_initial_state:
+        return [weight.new_zeros(slots, rows, size) for size in net.state_sizes]
     if hx is None:
         learned = [getattr(net, f"initial_{name}", None) for name in net.state_names]
         return [

@@ -21,6 +21,7 @@ class Definition(nn.Module):
         cell: the definition, an instance of a :class:`fastrnn.cell.Cell`.
         input_size, hidden_size, bias: as of torch.nn's modules.
         sizes: the number of units of each size that the cell names, "input_size" and "hidden_size" among them.
+        state_names, state_sizes: of the states, in the order of ``hx``.
     """
 
     cell: Cell
@@ -55,6 +56,8 @@ class Definition(nn.Module):
             )
         self.input_size, self.hidden_size, self.sizes = input_size, hidden_size, found
         self._traced, self._compiled = traced, fused.prepare(cell)
+        self.state_names = tuple(traced.parts.states)
+        self.state_sizes = tuple(found[size] for size in traced.parts.states.values())
 
     @property
     def parts(self) -> Parts:
@@ -65,16 +68,6 @@ class Definition(nn.Module):
     def extras(self) -> dict[str, StepInput | SequenceInput]:
         """What the cell takes beside x and the states."""
         return self._traced.parts.extras
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        """The names of the states, in the order of ``hx``."""
-        return tuple(self._traced.parts.states)
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """The number of units of each state."""
-        return tuple(self.sizes[size] for size in self._traced.parts.states.values())
 
     @property
     def output_size(self) -> int:
@@ -122,6 +115,7 @@ class Definition(nn.Module):
         return next(self.parameters()) if found is None else found
 
     def checked_extras(self, given: dict[str, Any]) -> dict[str, Tensor]:
+        """The extras of a call, all that the cell takes and no others."""
         wanted = self._traced.parts.extras
         for name in given:
             if name not in wanted:

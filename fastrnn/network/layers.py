@@ -24,7 +24,8 @@ Direction = Callable[..., tuple[Tensor, list[Tensor]]]
 def run_layers(net: Any, given: Arguments) -> tuple[Tensor, list[Tensor]]:
     """The output of the last layer, (N, D * size), and the last states, (num_layers * D, B, size) each."""
     directions = 2 if net.bidirectional else 1
-    cell = regularised(net)
+    plain = not (net.zoneout or net.recurrent_dropout or net.weight_dropout)
+    cell = net.cell if plain else regularised(net)
     compiled = net._compiled if cell is net.cell else fused.prepare(cell)
     states, steps, x = given.states, given.steps, given.x
     scan = fused.choose(compiled, x.device, states[0].dtype)
@@ -32,6 +33,10 @@ def run_layers(net: Any, given: Arguments) -> tuple[Tensor, list[Tensor]]:
     def run(parameters: Mapping[str, Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
         return direction(scan, compiled, parameters, *rest)
 
+    if plain and net.num_layers == directions == 1 and not net.recompute:
+        own = [state[0] for state in states]
+        y, ends = direction(scan, compiled, net.of_direction("_l0"), x, steps, own, given.extras)
+        return y, [end.unsqueeze(0) for end in ends]
     if net.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         extras = compiled.loop.traced.parts.extras
         of_step = [name for name, each in extras.items() if isinstance(each, StepInput)]
