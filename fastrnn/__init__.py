@@ -1,6 +1,9 @@
 """Drop-in RNN, LSTM and GRU for PyTorch on fused kernels: torch.nn's modules, arguments and results, in less time."""
 
-from fastrnn import backends, diagnostics, init, interop
+import importlib
+from typing import Any
+
+from fastrnn import backends, cell, diagnostics, init, interop
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import convert, quantize_dynamic, revert
@@ -37,6 +40,8 @@ __all__ = [
     "QuantizedRNNCell",
     "RNNCell",
     "backends",
+    "cell",
+    "cells",
     "convert",
     "diagnostics",
     "gru",
@@ -49,3 +54,10 @@ __all__ = [
     "rnn",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The library of cells, imported when it is first asked for: each is traced then."""
+    if name == "cells":
+        return importlib.import_module("fastrnn.cells")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

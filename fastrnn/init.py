@@ -3,9 +3,11 @@
     rnn = fastrnn.init.orthogonal_(fastrnn.init.xavier_uniform_(fastrnn.init.forget_bias_(fastrnn.LSTM(32, 64))))
 
 A scheme applies to every recurrent module of the model (``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and their cells, torch's or
-fastrnn's, and ``fastrnn.JordanRNN``; all layers and directions) that has what it sets, and leaves all other values as
-they are.  It raises ValueError where there is none, or where what it sets is computed, by a parametrization such as
-weight_norm: initialise before parametrizing.
+fastrnn's, ``fastrnn.JordanRNN``, ``fastrnn.Network`` and ``fastrnn.NetworkCell``; all layers and directions) that has
+what it sets, and leaves all other values as they are.  Of any cell, what is said of ``weight_ih`` is meant of all its
+``Input`` matrices, and what is said of ``weight_hh`` of all its ``Recurrent`` ones that are dense or of heads.  It
+raises ValueError where there is none, or where what it sets is computed, by a parametrization such as weight_norm:
+initialise before parametrizing.
 
 The parameters of torch.nn hold one block of H rows a gate, so a scheme that was published for one matrix is applied to
 each block by itself.
@@ -18,8 +20,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from fastrnn.cell import Dense, Heads, Input, Recurrent
 from fastrnn.jordan import JordanRNN
 from fastrnn.kinds import kind
+from fastrnn.modes import CELLS
+from fastrnn.network.definition import Definition
 
 Model = TypeVar("Model", bound=nn.Module)
 Found = TypeVar("Found")
@@ -60,15 +65,15 @@ def forget_bias_(model: Model, value: float = 1.0) -> Model:
     """An LSTM that remembers from the start: ``f = sigmoid(value + ...)``, with 1 some 0.73 instead of 0.5.
 
     torch.nn adds two biases, so the forget gate's block (H,) of ``bias_ih`` is set to ``value`` and that of ``bias_hh``
-    to 0.  Modules other than LSTM have no forget gate and stay as they are.
+    to 0.  Modules other than LSTM have no forget gate and stay as they are; of a cell of the user's or the library's, a
+    gate of the name f is one.
 
     Source: Gers, Schmidhuber, Cummins, "Learning to forget" (2000); Jozefowicz, Zaremba, Sutskever, "An empirical
     exploration of recurrent network architectures" (2015).
     """
-    lstms = [module for module in _recurrent(model) if kind(module) in ("LSTM", "LSTMCell")]
-    forget = 1  # of the gates i, f, g, o
-    pairs = [(block, value) for module in lstms for block in _blocks(module, "bias_ih")[forget::4]]
-    pairs += [(block, 0.0) for module in lstms for block in _blocks(module, "bias_hh")[forget::4]]
+    modules = _recurrent(model)
+    pairs = [(block, value) for module in modules for block in _gate(module, "bias_ih", "f")]
+    pairs += [(block, 0.0) for module in modules for block in _gate(module, "bias_hh", "f")]
     for block, bias in _some(pairs, model, "LSTM with biases"):
         nn.init.constant_(block, bias)
     return model
@@ -79,7 +84,8 @@ def chrono_(model: Model, longest: float, generator: Generator | None = None) ->
 
     A gate ``sigmoid(b)`` forgets within some ``1 + e^b`` steps.  So of an LSTM ``b_f = log(u)`` and ``b_i = -b_f``, and
     of a GRU ``b_z = log(u)``, with u drawn from ``U(1, longest - 1)`` for each unit.  These blocks (H,) of ``bias_ih``
-    are set and those of ``bias_hh`` are 0; all other biases, and modules other than LSTM and GRU, stay as they are.
+    are set and those of ``bias_hh`` are 0; all other biases, and modules other than LSTM and GRU, stay as they are.  A
+    cell of the user's or the library's with gates of the names f and i is taken for an LSTM.
 
     Raises:
         ValueError: ``longest`` is not greater than 2, or there is no LSTM or GRU with biases.
@@ -92,13 +98,13 @@ def chrono_(model: Model, longest: float, generator: Generator | None = None) ->
     opposed: list[tuple[Tensor, Tensor | None]] = []  # what keeps, and what lets new values in where that has a bias
     zeros: list[Tensor] = []
     for module in _recurrent(model):
-        if kind(module) in ("LSTM", "LSTMCell"):  # i, f, g, o
-            given, fed_back = _blocks(module, "bias_ih"), _blocks(module, "bias_hh")
-            opposed += zip(given[1::4], given[0::4], strict=True)
-            zeros += fed_back[1::4] + fed_back[0::4]
-        elif kind(module) in ("GRU", "GRUCell"):  # r, z, n
-            opposed += [(block, None) for block in _blocks(module, "bias_ih")[1::3]]
-            zeros += _blocks(module, "bias_hh")[1::3]
+        forget, enter = _gate(module, "bias_ih", "f"), _gate(module, "bias_ih", "i")
+        if forget and enter:
+            opposed += zip(forget, enter, strict=True)
+            zeros += _gate(module, "bias_hh", "f") + _gate(module, "bias_hh", "i")
+        elif kind(module) in ("GRU", "GRUCell"):
+            opposed += [(block, None) for block in _gate(module, "bias_ih", "z")]
+            zeros += _gate(module, "bias_hh", "z")
     for keeping, entering in _some(opposed, model, "LSTM or GRU with biases"):
         keeping.uniform_(1, longest - 1, generator=generator).log_()
         if entering is not None:
@@ -129,11 +135,42 @@ def identity_(model: Model, gain: float = 1.0, std: float = 0.001, generator: Ge
 
 
 def _recurrent(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, nn.RNNBase | nn.RNNCellBase | JordanRNN)]
+    classes = nn.RNNBase | nn.RNNCellBase | JordanRNN | Definition
+    return [module for module in model.modules() if isinstance(module, classes)]
+
+
+def _gate(module: Any, what: str, gate: str) -> list[Tensor]:
+    """The rows of one gate in the parameters of a kind, "bias_ih" or "bias_hh", of every layer and direction."""
+    if isinstance(module, Definition):
+        return [block for block, own in _cell_blocks(module, what) if own == gate]
+    own = kind(module)
+    gates = next((cell.gates for mode, cell in CELLS.items() if own and mode == own.removesuffix("Cell")), ())
+    return _blocks(module, what)[gates.index(gate) :: len(gates)] if gate in gates else []
+
+
+def _cell_blocks(module: Definition, *kinds: str) -> list[tuple[Tensor, str | None]]:
+    """Each gate's rows in the parameters of a cell, and its name: kinds as torch.nn's names of them."""
+    wanted = {"ih": Input, "hh": Recurrent}
+    found: list[tuple[Tensor, str | None]] = []
+    for name, matrix in module.parts.matrices.items():
+        for what in kinds:
+            stem, _, side = what.partition("_")
+            if side not in wanted or not isinstance(matrix, wanted[side]):
+                continue
+            if stem == "weight" and not isinstance(module.parts.kinds[name], Dense | Heads):
+                continue
+            parameter_name = f"{stem}_{module.parts.names[name]}"
+            for own, parameter in module.named_parameters():
+                if own == parameter_name or own.startswith(f"{parameter_name}_l"):
+                    rows = parameter.detach().split(len(parameter) // matrix.blocks)
+                    found += zip(rows, matrix.gates or (None,), strict=True)
+    return found
 
 
 def _blocks(module: Any, *kinds: str) -> list[Tensor]:
     """Each gate's own rows of the module's parameters of these kinds, to be written to."""
+    if isinstance(module, Definition):
+        return [block for block, _ in _cell_blocks(module, *kinds)]
     if isinstance(module, JordanRNN):
         names = module._names
     else:

@@ -177,3 +177,24 @@ def test_nothing_to_initialise_is_an_error():
         init.chrono_(nn.LSTM(2, 2), 2)
     with pytest.raises(ValueError, match="weight_hh_l0 of .* is computed"):
         init.orthogonal_(weight_norm(nn.GRU(2, 2), "weight_hh_l0"))
+
+
+def test_schemes_serve_any_cell():
+    net = fastrnn.Network(fastrnn.cells.PeepholeLSTM, 4, 6, num_layers=2, bidirectional=True)
+    fastrnn.init.orthogonal_(fastrnn.init.forget_bias_(net, 2.0))
+    for name, parameter in net.named_parameters():
+        if name.startswith("weight_hh"):
+            for block in parameter.split(6):
+                torch.testing.assert_close(block @ block.T, torch.eye(6), atol=1e-5, rtol=0)
+        elif name.startswith("bias"):
+            gates = net.parts.matrices["U" if name.startswith("bias_hh") else "W"].gates
+            block = parameter.split(6)[gates.index("f")]
+            assert torch.equal(block, torch.full((6,), 2.0 if name.startswith("bias_ih") else 0.0))
+    before = net.weight_ih_l1.clone()
+    fastrnn.init.chrono_(net, 10.0)
+    keeping, entering = net.bias_ih_l0.split(6)[1], net.bias_ih_l0.split(6)[0]
+    assert torch.equal(keeping, -entering) and (keeping >= 0).all() and (keeping <= math.log(9)).all()
+    fastrnn.init.xavier_uniform_(net)
+    assert not torch.equal(before, net.weight_ih_l1)
+    with pytest.raises(ValueError, match="no RNN of ReLUs"):
+        fastrnn.init.identity_(net)
