@@ -12,6 +12,7 @@ import torch
 from fastrnn import cell as language
 from fastrnn.cell import (
     Cell,
+    CellError,
     Diagonal,
     Heads,
     Input,
@@ -225,6 +226,21 @@ def test_a_kind_of_no_meaning(heads):
         Heads(heads)
     with pytest.raises(ValueError, match="rank: expected an integer of at least 1"):
         LowRank(heads)
+
+
+def test_two_parameters_of_one_name():
+    class Made(Cell):
+        W, U, V, V_u = Input(), Recurrent(), Recurrent(kind=LowRank(2)), Recurrent()
+        bias_ih = Vector()
+
+        def step(self, x, h):
+            return dict(h=self.W(x) + self.V(h) + self.V_u(h) + self.bias_ih)
+
+    with pytest.raises(CellError, match="two parameters are called weight_V_u"):
+        shapes(Made())
+    with pytest.raises(CellError, match="two parameters are called bias_ih"):
+        shapes(Made(kinds={"V": Heads(2)}))
+    assert "bias_ih" in shapes(Made(kinds={"V": Heads(2)}), bias=False)
 
 
 def test_heads_divide_sizes():

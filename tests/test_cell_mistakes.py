@@ -216,6 +216,12 @@ class Bad(Cell):
     p = q = Vector()
     def step(self, x, h):  # here
         return dict(h=self.p * h)
+## a copy of another's name: a copy of p and another declaration are both p_0
+class Bad(Cell):
+    depth = 2
+    p, p_0 = Vector(copies="depth"), Vector()
+    def step(self, x, h):  # here
+        return dict(h=self.p[0] * h)
 ## an unknown constant: Good has no constant 'dT'
 Good(dT=0.2)  # here
 ## a matrix for a constant: Good has no constant 'W'

@@ -295,10 +295,12 @@ class Parts:
         found = {name: each for name, each in declared.items() if isinstance(each, kind)}
         for name, each in found.items():
             if each.name != name:
-                raise CellError(
-                    f"{written(type(cell))}: {each.name} and {name} are one declaration; declare each by itself"
-                )
-        return {own: each.named(own) for name, each in found.items() for own in self._copies(cell, name, each)}
+                raise CellError(f"{written(type(cell))}: {each.name} and {name} are one declaration; make two")
+        several = [(own, each) for name, each in found.items() for own in self._copies(cell, name, each)]
+        for own, each in several:
+            if own != each.name and own in found:
+                raise CellError(f"{written(type(cell))}: a copy of {each.name} and another declaration are both {own}")
+        return {own: each.named(own) for own, each in several}
 
     def one_by_one(self, found: Any) -> Any:
         """What ``step`` returned, with the tuple of each state of several copies taken apart."""
