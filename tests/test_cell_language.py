@@ -188,10 +188,11 @@ def test_a_cell_may_go_on_from_another():
     """With super(), with a declaration or a constant in the place of another, and with methods of its own."""
 
     class Made(Good):
+        inner = 2.0
         U = Recurrent(kind=Diagonal())
 
         def twice(self, v):
-            return 2 * v + self.U(v)
+            return self.inner * v + self.U(v)
 
         def step(self, x, h):
             return dict(h=self.twice(super().step(x, h)["h"]))

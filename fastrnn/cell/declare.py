@@ -190,6 +190,10 @@ class Cell:
         """The declarations, found by name."""
         return Parts(self)
 
+    def _defined(self) -> Cell:
+        """The cell whose declarations and constants a step sees: this one, or the one within."""
+        return self
+
     def step(self, x: Any, *states: Any) -> dict[str, Any]:
         """The equations of one step.  ``self`` stands for the cell with its declarations bound: to symbols while it is
         traced, to functions of tensors where it is called with tensors."""
