@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from fastrnn import cell as language
+from fastrnn import cells
 from fastrnn.cell import (
+    Antisymmetric,
     Cell,
+    CellError,
     Diagonal,
     Heads,
     Input,
@@ -25,15 +28,18 @@ from fastrnn.cell import (
     equations,
     functions,
     layer_norm,
+    naming,
     rms_norm,
     sigmoid,
     tanh,
 )
 from fastrnn.cell.graph import POINTWISE
+from fastrnn.cell.naming import cell_of, key_of
+from fastrnn.cell.regularise import Regularised
 from fastrnn.cell.trace import trace
 
 
-def cell_of(operation: Callable[[Any], Any]) -> type[Cell]:
+def applying(operation: Callable[[Any], Any]) -> type[Cell]:
     """A cell that applies an operation to a value; the line that a message names is the one that applies it."""
 
     class Made(Cell):
@@ -89,7 +95,7 @@ def test_functions_are_torchs(name: str):
     v = random_values(3, 6) - (0 if name in ("log", "sqrt") else 0.6)
     exact = EXACT[name] if name in EXACT else getattr(torch, name)
     torch.testing.assert_close(function(*ARGUMENTS.get(name, lambda v: (v,))(v)), exact(v), rtol=1e-14, atol=1e-15)
-    made = cell_of(lambda v: function(*ARGUMENTS.get(name, lambda v: (v,))(v + 0)))
+    made = applying(lambda v: function(*ARGUMENTS.get(name, lambda v: (v,))(v + 0)))
     assert trace(made()).output.size == "hidden_size"
 
 
@@ -119,7 +125,7 @@ def test_norms_of_heads_and_of_several_values(heads: int):
 
 def test_numbers_of_numpy_are_numbers():
     cells = [
-        cell_of(lambda v, k=k: k(2) * v + v / k(4) - k(1)) for k in (float, numpy.float64, numpy.float32, numpy.int64)
+        applying(lambda v, k=k: k(2) * v + v / k(4) - k(1)) for k in (float, numpy.float64, numpy.float32, numpy.int64)
     ]
     first, *others = (repr(trace(made()).graph.nodes) for made in cells)
     assert all(other == first for other in others)
@@ -187,10 +193,11 @@ def test_a_cell_may_go_on_from_another():
     """With super(), with a declaration or a constant in the place of another, and with methods of its own."""
 
     class Made(Good):
+        inner = 2.0
         U = Recurrent(kind=Diagonal())
 
         def twice(self, v):
-            return 2 * v + self.U(v)
+            return self.inner * v + self.U(v)
 
         def step(self, x, h):
             return dict(h=self.twice(super().step(x, h)["h"]))
@@ -225,6 +232,54 @@ def test_a_kind_of_no_meaning(heads):
         Heads(heads)
     with pytest.raises(ValueError, match="rank: expected an integer of at least 1"):
         LowRank(heads)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        cells.LSTM(),
+        cells.TauGRU(delay=3),
+        cells.SLSTM(kinds={"U": Heads(2)}),
+        cells.FastGRNN(nonlinearity="tanh", kinds={"W": LowRank(2), "U": Antisymmetric(0.25)}),
+        Regularised(cells.CoRNN(dt=0.2), {"h": 0.25}, True, "step", ("hidden_size",)),
+    ],
+    ids=str,
+)
+def test_a_cell_is_found_by_its_key(cell: Cell, monkeypatch):
+    key = key_of(cell)
+    assert cell_of(key) == cell and key_of(cell) == key
+    monkeypatch.setattr(naming, "_made", {})  # as in another process
+    found = cell_of(key)
+    assert found == cell and found is not cell and trace(found).columns == trace(cell).columns
+
+
+def test_a_class_that_is_defined_again_is_another_cell():
+    def define(rate: float) -> Cell:
+        class Made(Good):
+            def step(self, x, h):
+                return dict(h=rate * self.W(x) + self.U(h))
+
+        return Made()
+
+    first, second = define(1.0), define(2.0)
+    keys = [key_of(first), key_of(second), key_of(first)]
+    assert keys[0] == keys[2] != keys[1]
+    assert cell_of(keys[0]) is first and cell_of(keys[1]) is second
+
+
+def test_two_parameters_of_one_name():
+    class Made(Cell):
+        W, U, V, V_u = Input(), Recurrent(), Recurrent(kind=LowRank(2)), Recurrent()
+        bias_ih = Vector()
+
+        def step(self, x, h):
+            return dict(h=self.W(x) + self.V(h) + self.V_u(h) + self.bias_ih)
+
+    with pytest.raises(CellError, match="two parameters are called weight_V_u"):
+        shapes(Made())
+    with pytest.raises(CellError, match="two parameters are called bias_ih"):
+        shapes(Made(kinds={"V": Heads(2)}))
+    assert "bias_ih" in shapes(Made(kinds={"V": Heads(2)}), bias=False)
 
 
 def test_heads_divide_sizes():

@@ -216,6 +216,12 @@ class Bad(Cell):
     p = q = Vector()
     def step(self, x, h):  # here
         return dict(h=self.p * h)
+## a copy of another's name: a copy of p and another declaration are both p_0
+class Bad(Cell):
+    depth = 2
+    p, p_0 = Vector(copies="depth"), Vector()
+    def step(self, x, h):  # here
+        return dict(h=self.p[0] * h)
 ## an unknown constant: Good has no constant 'dT'
 Good(dT=0.2)  # here
 ## a matrix for a constant: Good has no constant 'W'
@@ -240,7 +246,7 @@ def test_a_mistake_is_refused_by_name_and_line(title: str):
         assert word in str(caught.value)
 
 
-def cell_of(operation: Callable[[Any], Any]) -> type[Cell]:
+def applying(operation: Callable[[Any], Any]) -> type[Cell]:
     """A cell that applies an operation to a value; the line that a message names is the one that applies it."""
 
     class Made(Cell):
@@ -290,7 +296,7 @@ def test_an_operation_outside_of_the_language_names_itself(named: str):
     operation = OUTSIDE[named]
     arguments = {torch.cumsum: (0,), torch.softmax: (0,), numpy.power: (2,), numpy.clip: (0, 1)}.get(operation, ())
     with pytest.raises(CellError, match=f"{__file__}:[0-9]+: ") as caught:
-        cell_of(lambda v: operation((v, v) if operation is numpy.concatenate else v, *arguments))
+        applying(lambda v: operation((v, v) if operation is numpy.concatenate else v, *arguments))
     assert named in str(caught.value)
     if named.startswith(("torch", "numpy")) or "of a value" in named:
         assert "sigmoid" in str(caught.value)  # what there is

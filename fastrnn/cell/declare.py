@@ -190,6 +190,10 @@ class Cell:
         """The declarations, found by name."""
         return Parts(self)
 
+    def _defined(self) -> Cell:
+        """The cell whose declarations and constants a step sees: this one, or the one within."""
+        return self
+
     def step(self, x: Any, *states: Any) -> dict[str, Any]:
         """The equations of one step.  ``self`` stands for the cell with its declarations bound: to symbols while it is
         traced, to functions of tensors where it is called with tensors."""
@@ -295,10 +299,12 @@ class Parts:
         found = {name: each for name, each in declared.items() if isinstance(each, kind)}
         for name, each in found.items():
             if each.name != name:
-                raise CellError(
-                    f"{written(type(cell))}: {each.name} and {name} are one declaration; declare each by itself"
-                )
-        return {own: each.named(own) for name, each in found.items() for own in self._copies(cell, name, each)}
+                raise CellError(f"{written(type(cell))}: {each.name} and {name} are one declaration; make two")
+        several = [(own, each) for name, each in found.items() for own in self._copies(cell, name, each)]
+        for own, each in several:
+            if own != each.name and own in found:
+                raise CellError(f"{written(type(cell))}: a copy of {each.name} and another declaration are both {own}")
+        return {own: each.named(own) for own, each in several}
 
     def one_by_one(self, found: Any) -> Any:
         """What ``step`` returned, with the tuple of each state of several copies taken apart."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.cell.declare import Cell, Matrix, Parts
-from fastrnn.cell.functions import Gates
+from fastrnn.cell.functions import CellError, Gates
 from fastrnn.cell.kinds import Diagonal, Kind
 from fastrnn.cell.trace import Binding
 
@@ -31,20 +31,24 @@ def parameter_shapes(
         columns: the name of the size of each matrix's operand, as a trace knows it.
         sizes: the number of units that each name stands for.
         bias: whether matrices have their biases.
+
+    Raises:
+        CellError: two declarations make parameters of one name.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    found: list[tuple[str, tuple[int, ...]]] = []
     used = {name: each for name, each in parts.matrices.items() if name in columns}
     for name, each in used.items():
         shapes = parts.kinds[name].shapes(each.blocks, sizes[each.size], sizes[columns[name]])
-        found |= {
-            f"{parameter.replace('weight', 'weight_' + parts.names[name], 1)}": shape
-            for parameter, shape in shapes.items()
-        }
+        found += [(n.replace("weight", f"weight_{parts.names[name]}", 1), shape) for n, shape in shapes.items()]
     for name, each in used.items():
         if each.bias and bias:
-            found[f"bias_{parts.names[name]}"] = (each.blocks * sizes[each.size],)
-    found |= {name: (each.blocks * sizes[each.size],) for name, each in parts.vectors.items()}
-    return found | dict.fromkeys(parts.scalars, ())
+            found.append((f"bias_{parts.names[name]}", (each.blocks * sizes[each.size],)))
+    found += [(name, (each.blocks * sizes[each.size],)) for name, each in parts.vectors.items()]
+    found += [(name, ()) for name in parts.scalars]
+    names = [name for name, _ in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CellError(f"two parameters are called {twice}; give a declaration another name")
+    return dict(found)
 
 
 def dense(kind: Kind, gates: int, ending: str, parameters: Parameters) -> Tensor:
@@ -97,7 +101,7 @@ def bind(cell: Cell, parts: Parts, parameters: Parameters) -> Binding:
         return lambda v: split(matrix, multiply(v, whole, bias, matrix.blocks, kind.heads))
 
     for name, each in parts.matrices.items():
-        if any(parameter.startswith(f"weight_{parts.names[name]}") for parameter in parameters):
+        if any(f"weight_{parts.names[name]}{part}" in parameters for part in ("", "_u")):
             bound[name] = product(each)
     bound |= {name: split(each, parameters[name]) for name, each in parts.vectors.items()}
     bound |= {name: parameters[name] for name in parts.scalars}

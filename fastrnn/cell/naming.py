@@ -7,6 +7,7 @@ import importlib
 import json
 from typing import Any
 
+from fastrnn.cell import kinds
 from fastrnn.cell.declare import Cell
 from fastrnn.cell.regularise import Regularised
 
@@ -14,15 +15,28 @@ _made: dict[str, Cell] = {}
 
 
 def key_of(cell: Cell) -> str:
-    """A text by which a cell is found again, in another process too if its class can be imported there."""
-    if isinstance(cell, Regularised):
-        about = [dict(cell.zoneout), cell.training, cell.dropped, list(cell.sizes)]
-        key = json.dumps(dict(inner=key_of(cell.inner), regularised=about))
-    else:
-        constants = {name: repr(value) for name, value in vars(cell).items()}
-        key = json.dumps(dict(cell=f"{type(cell).__module__}:{type(cell).__qualname__}", constants=constants))
-    _made.setdefault(key, cell)
+    """A text by which a cell is found again, in another process too if its class can be imported there.  Cells of two
+    classes of one name, one that was defined again say, have two."""
+    about, number = _about(cell), 0
+    while _made.setdefault(key := json.dumps(about), cell) != cell:
+        number += 1
+        about["number"] = number
     return key
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    if isinstance(cell, Regularised):
+        return dict(
+            inner=key_of(cell.inner),
+            regularised=[dict(cell.zoneout), cell.training, cell.dropped, list(cell.sizes)],
+        )
+    constants = {name: repr(value) for name, value in vars(cell).items() if name != "kinds"}
+    own = vars(cell).get("kinds", {})
+    return dict(
+        cell=f"{type(cell).__module__}:{type(cell).__qualname__}",
+        constants=constants,
+        kinds={matrix: [type(kind).__name__, vars(kind)] for matrix, kind in own.items()},
+    )
 
 
 def cell_of(key: str) -> Cell:
@@ -42,5 +56,8 @@ def cell_of(key: str) -> Cell:
             found: Any = importlib.import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
-            _made[key] = found(**{n: ast.literal_eval(value) for n, value in about["constants"].items()})
+            constants = {n: ast.literal_eval(value) for n, value in about["constants"].items()}
+            if about["kinds"]:
+                constants["kinds"] = {m: getattr(kinds, kind)(**own) for m, (kind, own) in about["kinds"].items()}
+            _made[key] = found(**constants)
     return _made[key]

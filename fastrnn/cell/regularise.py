@@ -48,6 +48,9 @@ class Regularised(Cell, abstract=True):
             found.extras |= {f"zoneout_{name}": StepInput(found.states[name]) for name, _ in self.zoneout}
         return found
 
+    def _defined(self) -> Cell:
+        return self.inner
+
     def step(self, x: Any, *states: Any, **extras: Any) -> dict[str, Any]:
         # Called as any step is, with what is bound in the place of ``self``; see Cell.
         binding: Any = self

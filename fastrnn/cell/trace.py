@@ -46,8 +46,7 @@ class Binding:
         return attribute(self, self._defined(), name)
 
     def _defined(self) -> Any:
-        cell = self.__dict__["cell"]
-        return getattr(cell, "inner", cell)
+        return self.__dict__["cell"]._defined()
 
 
 def attribute(binding: Any, cell: Cell, name: str) -> Any:
