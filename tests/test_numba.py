@@ -112,7 +112,7 @@ def test_where_no_folder_can_be_written_kernels_still_run_and_the_user_is_told(m
 
     monkeypatch.setattr(numba, "cfunc", cfunc)
     with pytest.warns(RuntimeWarning, match=r"no locator available.*NUMBA_CACHE_DIR"):
-        compiled = numba_start._compile(lambda x: x + 1, numba.types.int64(numba.types.int64), {})
+        compiled = numba_start.compile_callback(lambda x: x + 1, numba.types.int64(numba.types.int64), {})
     assert compiled.ctypes(41) == 42
 
 

@@ -132,7 +132,9 @@ class Plan:
         """Runs the kernel for one direction.  ``tensors`` stand in the order of its table's addresses."""
         own = [weights[k].data_ptr() if k >= 0 else 0 for k in self.places[direction]]
         others = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        self.kernel.run(self.team, self.heads[direction] + self.pack(*own, *others), others[0] + self.modes)
+        numba_start.start(
+            self.kernel, self.team, self.heads[direction] + self.pack(*own, *others), others[0] + self.modes
+        )
 
     def to_saved(self, work: Tensor) -> Tensor:
         gates = work[self.gates_place].view(self.panels, self.shape.rows, self.slots, self.kernel.units)

@@ -55,7 +55,7 @@ def threads() -> int:
 
 
 @contextmanager
-def _announced(what: str) -> Iterator[None]:
+def announced(what: str) -> Iterator[None]:
     """Says on stderr what is being compiled, if it takes long."""
     line = f"fastrnn: compiling the {what} kernel with Numba; later processes load it from Numba's cache"
     timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
@@ -67,7 +67,7 @@ def _announced(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _compile(function: Callable[..., Any], signature: Any, options: dict[str, Any]) -> Any:
+def compile_callback(function: Callable[..., Any], signature: Any, options: dict[str, Any]) -> Any:
     """Numba's callback, from its cache on disk where it is there; compiled and put there where it is not."""
     from numba import cfunc
 
@@ -113,15 +113,16 @@ class Kernel(NamedTuple):
     units: int
     columns: int
 
-    def run(self, team: int, table: bytes, mode: int) -> None:
-        """Runs it on a team of threads.  ctypes releases the GIL meanwhile.  ``mode`` is the address in the table's
-        ``work`` where a team reads the floating-point mode of this thread."""
-        library = _openmp() if team > 1 else None
-        if library is None:
-            self.call(table)
-        else:
-            _process().fegetenv(ctypes.c_void_p(mode))
-            library.GOMP_parallel(ctypes.c_void_p(self.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
+
+def start(kernel: Any, team: int, table: bytes, mode: int) -> None:
+    """Runs a compiled callback (its ``address``, and ``call``) on a team of threads.  ctypes releases the GIL meanwhile.
+    ``mode`` is the address where a team reads the floating-point mode of this thread."""
+    library = _openmp() if team > 1 else None
+    if library is None:
+        kernel.call(table)
+    else:
+        _process().fegetenv(ctypes.c_void_p(mode))
+        library.GOMP_parallel(ctypes.c_void_p(kernel.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
 
 
 @functools.cache
@@ -138,8 +139,8 @@ def kernel(mode: str, which: str, dtype: torch.dtype) -> Kernel:
     }[which]
     cell, real = numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64
     signature = types.void(types.CPointer(from_dtype(table.dtype)))
-    with _announced(f"{mode} {which} {dtype}".replace("torch.", "")):
-        compiled = _compile(make(cell, real), signature, numba_cells.OPTIONS)
+    with announced(f"{mode} {which} {dtype}".replace("torch.", "")):
+        compiled = compile_callback(make(cell, real), signature, numba_cells.OPTIONS)
     call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(compiled.address)
     units, columns = numba_scan.widths(cell, dtype.itemsize)
     return Kernel(compiled.address, call, table.sizes, table.addresses, cell, units, columns)

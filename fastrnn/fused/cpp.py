@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastrnn.compiler.print_llvm import Operand, operands, print_llvm
+from fastrnn.compiler.print_llvm import Operand
 from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Address, Part
 from fastrnn.fused import machine
+from fastrnn.fused.functions import compile_functions
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import scan_with
 
@@ -20,8 +21,6 @@ try:
     from fastrnn import _core
 except ImportError:  # a pure-Python installation
     _core = None
-
-_REAL = {torch.float32: "float", torch.float64: "double"}
 
 
 def unavailable() -> str | None:
@@ -43,21 +42,12 @@ class Engine(NamedTuple):
 def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
     """The program "forward", "keeping" or "backward" of a cell in the core, its functions compiled."""
     program: Program = getattr(compiled, which)
-    real = _REAL[dtype]
-    lanes = machine.vector_bytes() // dtype.itemsize
-    parts = [part for phase in program.phases for part in phase]
-    sums = [name for name in program.arrays if name.startswith("sum:")]
-    lists = [operands(part, sums) for part in parts]
-    names = [f"part{k}" for k in range(len(parts))]
-    printed = [print_llvm(name, part, args, real, lanes) for name, part, args in zip(names, parts, lists, strict=True)]
-    declarations = sorted(set().union(*(declared for _, declared in printed)))
-    found = machine.addresses("\n".join([*declarations, *(text for text, _ in printed)]), names)
+    functions = iter(compile_functions(program, dtype))
     sizes = tuple(dict.fromkeys(s for a in program.arrays.values() for s in (a.size, a.columns) if s))
     arrays = tuple(program.arrays)
-    functions = iter(zip(found, lists, strict=True))
     phases = []
     for phase in program.phases:
-        described = [_part(part, *next(functions), sizes, arrays) for part in phase]
+        described = [_part(*next(functions), sizes, arrays) for _ in phase]
         several = len(phase) > 1 or len({part.size for each in program.phases for part in each}) > 1
         phases.append(dict(meets=several or any(part.results for part in phase), parts=described))
     spec = dict(
@@ -86,7 +76,7 @@ def _array(program: Program, name: str, sizes: Sequence[str]) -> dict[str, Any]:
 
 
 def _part(
-    part: Part, function: int, args: list[Operand], sizes: Sequence[str], arrays: Sequence[str]
+    part: Part, function: int, args: Sequence[Operand], sizes: Sequence[str], arrays: Sequence[str]
 ) -> dict[str, Any]:
     def blocks(address: Address) -> dict[str, int]:
         return dict(array=arrays.index(str(address.array)), block=address.block)
