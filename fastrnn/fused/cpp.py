@@ -21,6 +21,7 @@ try:
 except ImportError:  # a pure-Python installation
     _core = None
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -29,6 +30,13 @@ def unavailable() -> str | None:
     if _core is None or not hasattr(_core, "Program"):
         return "the C++ core is not compiled"
     return machine.unavailable()
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it takes no tensors of this device and dtype; None where it does."""
+    if device.type != "cpu" or dtype not in DTYPES:
+        return f"it takes no tensors of {dtype} on {device.type}"
+    return None
 
 
 class Engine(NamedTuple):
