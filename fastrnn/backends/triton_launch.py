@@ -96,7 +96,7 @@ def _launch(
     constants = constants_of(mode, hidden_size, road, recurrent.dtype, precision, rows.offsets is not None)
     ptx = not (INTERPRETED or torch.version.hip)
     at_once = rows.steps if road.whole else 1
-    with _on(recurrent.device):
+    with on_device(recurrent.device):
         arrived = recurrent.new_zeros(directions * grid[0], dtype=torch.int64)
         for begin in range(0, rows.steps, at_once):
             steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
@@ -138,7 +138,7 @@ def rnns_may_use_tf32() -> bool:
     return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device.  The interpreter's NumPy would warn where a GPU computes inf - inf."""
     if device.type == "cuda":
         return torch.cuda.device(device)

@@ -10,24 +10,10 @@ from fastrnn.backends import BackendError, requested
 from fastrnn.cell.declare import Cell
 from fastrnn.compiler.program import Compiled, compile_cell
 from fastrnn.dynamo import transformed, watched
-from fastrnn.fused import cpp, op
+from fastrnn.fused import op
+from fastrnn.fused.engines import ENGINES, automatic, unsupported
 from fastrnn.fused.layer import Scan, plan, scan_by_torch
 from fastrnn.fused.run import layout
-
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend does not fuse a cell on tensors of this device and dtype; None where it does."""
-    if backend == "reference":
-        return None
-    if backend != "cpp":
-        return f"it fuses no cell of {type(cell).__name__}'s kind"
-    if reason := cpp.unavailable():
-        return reason
-    if device.type != "cpu" or dtype not in FLOATS:
-        return f"it takes no tensors of {dtype} on {device.type}"
-    return None
 
 
 def prepare(cell: Cell) -> Compiled:
@@ -42,9 +28,9 @@ def prepare(cell: Cell) -> Compiled:
 
 
 @functools.lru_cache(maxsize=256)
-def _automatic(compiled: Compiled, device: str, dtype: torch.dtype) -> bool:
-    """Whether the C++ engine takes such a cell."""
-    return unsupported(compiled.loop.traced.cell, "cpp", torch.device(device), dtype) is None
+def _fuses(compiled: Compiled, engine: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether an engine takes such a cell."""
+    return unsupported(compiled.loop.traced.cell, engine, torch.device(device), dtype) is None
 
 
 def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan:
@@ -59,8 +45,9 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
     if asked is not None:
         if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype):
             raise BackendError(f"fastrnn backend {asked!r} was asked for by name but cannot serve: {reason}")
-    if asked == "reference" or transformed() or not _automatic(compiled, device.type, dtype):
+    name = asked or automatic(device)
+    if name == "reference" or transformed() or not _fuses(compiled, name, device.type, dtype):
         scan = scan_by_torch
     else:
-        scan = op.scan if watched() else cpp.scan
+        scan = op.scan if watched() else ENGINES[name].scan
     return scan

@@ -22,12 +22,21 @@ try:
 except ImportError:  # a pure-Python installation
     _core = None
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 def unavailable() -> str | None:
     """Why no cell runs on this engine here; None where cells do."""
     if _core is None or not hasattr(_core, "Program"):
         return "the C++ core is not compiled"
     return machine.unavailable()
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it takes no tensors of this device and dtype; None where it does."""
+    if device.type != "cpu" or dtype not in DTYPES:
+        return f"it takes no tensors of {dtype} on {device.type}"
+    return None
 
 
 class Engine(NamedTuple):

@@ -94,7 +94,7 @@ def object_code(assembly: str) -> bytes:
     module.verify()
     code = machine.emit_object(module)
     if path:
-        _write(path, code)
+        write(path, HEADER + hashlib.sha256(code).hexdigest().encode() + code)
     return code
 
 
@@ -112,7 +112,7 @@ def _read(path: Path) -> bytes | None:
     return body if whole else None
 
 
-def _write(path: Path, code: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """All of a file or nothing, whoever else writes it."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent)
@@ -121,7 +121,7 @@ def _write(path: Path, code: bytes) -> None:
         return
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(HEADER + hashlib.sha256(code).hexdigest().encode() + code)
+            file.write(content)
         os.replace(name, path)
     except OSError as error:
         _warn(f"{path} cannot be written ({error})")

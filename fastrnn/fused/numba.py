@@ -20,12 +20,17 @@ from fastrnn.fused.functions import compile_functions
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import scan_with
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def unavailable() -> str | None:
     """Why no cell runs on this engine here; None where cells do."""
     return load("numba").unavailable() or machine.unavailable()
+
+
+def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it takes no tensors of this device and dtype; None where it does.  Narrow ones come widened."""
+    return None if device.type == "cpu" and dtype in DTYPES else f"it takes no tensors of {dtype} on {device.type}"
 
 
 class Driver(NamedTuple):

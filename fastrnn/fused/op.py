@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastrnn.cell.naming import cell_of
 from fastrnn.compiler.program import Compiled, compile_cell
-from fastrnn.fused import cpp
+from fastrnn.fused.engines import run_of
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import layout, run_backward, run_forward, sizes_of, unpack
 
@@ -44,7 +44,8 @@ def _forward(
 ) -> list[Tensor]:  # fmt: skip
     compiled = compile_cell(cell_of(cell))
     steps = Steps(count, batch, rows, batch_sizes, reverse)
-    found, kept = run_forward(cpp.run, compiled, steps, unpack(compiled, names_of(compiled, biased), tensors), keep)
+    given = unpack(compiled, names_of(compiled, biased), tensors)
+    found, kept = run_forward(run_of(tensors[0].device), compiled, steps, given, keep)
     return [*found, *kept.values()]
 
 
@@ -70,7 +71,7 @@ def _backward(
     steps = Steps(count, batch, rows, batch_sizes, reverse)
     arrays = dict(zip((name for name, *_ in layout(compiled).kept), kept, strict=True))
     given = unpack(compiled, names_of(compiled, biased), tensors)
-    found = run_backward(cpp.run, compiled, steps, given, emitted, arrays, grads)
+    found = run_backward(run_of(tensors[0].device), compiled, steps, given, emitted, arrays, grads)
     return [
         torch.zeros_like(tensor) if grad is None else grad.reshape(tensor.shape).contiguous()
         for tensor, grad in zip(tensors, found, strict=True)
