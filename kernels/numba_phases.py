@@ -1,7 +1,7 @@
 """The time loop over the phases of any cell: one driver for all cells, forward and backward.
 
-A program comes as tables of 64-bit integers, sizes and addresses (:data:`TABLES`); what a phase computes unit by unit is
-a compiled function of its own, at an address.  Threads share rows, which are independent, so nobody waits for anybody.
+A program comes as tables of 64-bit integers, sizes and addresses (:data:`TABLES`); what a phase computes unit by unit
+is a compiled function of its own, at an address.  Threads share rows, which are independent, so nobody waits for anybody.
 
 A result is computed for a panel of COLUMNS units of some rows at a time, then the part's function on that panel while
 its results are in the cache.
@@ -41,7 +41,8 @@ TABLES = {
 }
 CALL = (
     "team_size", "thread_number", "get_mode", "set_mode", "modes", "steps", "batch", "reverse", "sizes", "starts",
-    "array_count", "part_count", "scratch", "scratch_size", "operand_count", *TABLES,
+    "array_count", "part_count", "result_count", "term_count", "operand_count", "scratch", "scratch_size", "most_operands",
+    *TABLES,
 )  # fmt: skip
 CALL_TYPE = np.dtype([(name, np.int64) for name in CALL])
 ROW_TYPES = {name: np.dtype([(field, np.int64) for field in fields]) for name, fields in TABLES.items()}
@@ -88,12 +89,13 @@ def driver(real: type):
         sizes, starts = pointer(a.sizes, np.int64), pointer(a.starts, np.int64)
         arrays = carray(pointer(a.arrays, array_type), a.array_count)
         parts = carray(pointer(a.parts, part_type), a.part_count)
-        results, terms = pointer(a.results, result_type), pointer(a.terms, term_type)
-        operands = pointer(a.operands, operand_type)
+        results = carray(pointer(a.results, result_type), a.result_count)
+        terms = carray(pointer(a.terms, term_type), a.term_count)
+        operands = carray(pointer(a.operands, operand_type), a.operand_count)
         scratch = a.scratch + me * a.scratch_size
         pointers = pointer(scratch, np.int64)
-        strides = pointer(scratch + 8 * a.operand_count, np.int64)
-        values = pointer(scratch + 16 * a.operand_count, real)
+        strides = pointer(scratch + 8 * a.most_operands, np.int64)
+        values = pointer(scratch + 16 * a.most_operands, real)
         first, end = share(a.batch, me, team)
         for i in range(a.steps):
             t = a.steps - 1 - i if a.reverse else i
@@ -187,7 +189,7 @@ def driver(real: type):
                             if operand.result >= 0:
                                 pointers[k] = (
                                     scratch
-                                    + 16 * a.operand_count
+                                    + 16 * a.most_operands
                                     + (operand.result * rows + begin - first) * width * item
                                 )
                                 strides[k] = width * item
@@ -218,7 +220,7 @@ def driver(real: type):
                                 row, place, column = 0, 0, 0
                             pointers[k] = data + place * row + column * item
                             strides[k] = row
-                        _call_function(part.function, stop - begin, count, scratch, scratch + 8 * a.operand_count)
+                        _call_function(part.function, stop - begin, count, scratch, scratch + 8 * a.most_operands)
                         begin = stop
             for k in range(a.array_count):
                 array = arrays[k]

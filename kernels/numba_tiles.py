@@ -25,12 +25,13 @@ ROWS_OF_3 = 8 if _many else 4
 
 @intrinsic
 def pointer(context, address, real):
-    """The address, an integer, as a pointer to ``real``."""
+    """The address, an integer, as a pointer to ``real``, a type of numbers or of records."""
 
     def code(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(real.instance_type)(address, real), code
+    kind = real.dtype if isinstance(real, types.DType) else real.instance_type  # a record, or a number
+    return types.CPointer(kind)(address, real), code
 
 
 @intrinsic

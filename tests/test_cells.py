@@ -19,7 +19,7 @@ from fastrnn import cells
 from fastrnn.cell import Cell, SequenceInput, equations
 from fastrnn.cell.trace import trace
 from fastrnn.compiler.program import compile_cell
-from fastrnn.fused import cpp, layer
+from fastrnn.fused import cpp, layer, numba
 
 
 def run_equations(cell, parameters, x, states, extras, batch_sizes, reverse):
@@ -45,7 +45,12 @@ def compiled_run(scan):
     return run
 
 
-RUNS = {"equations": run_equations, "torch": compiled_run(layer.scan_by_torch), "cpp": compiled_run(cpp.scan)}
+RUNS = {
+    "equations": run_equations,
+    "torch": compiled_run(layer.scan_by_torch),
+    "cpp": compiled_run(cpp.scan),
+    "numba": compiled_run(numba.scan),
+}
 
 
 @functools.cache
@@ -66,7 +71,8 @@ def missing(package: str) -> str:
 def test_cells_are_what_their_sources_say(run, row: Row, case):
     if row.needs and (reason := missing(row.needs)):
         pytest.skip(f"compares with another package: {reason}")
-    if run is RUNS["cpp"] and (reason := cpp.unavailable()):
+    engine = {id(RUNS["cpp"]): cpp, id(RUNS["numba"]): numba}.get(id(run))
+    if engine and (reason := engine.unavailable()):
         pytest.skip(reason)
     judge(run, row, case)
 

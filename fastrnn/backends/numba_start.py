@@ -115,7 +115,7 @@ class Kernel(NamedTuple):
 
 
 def start(kernel: Any, team: int, table: bytes, mode: int) -> None:
-    """Runs a compiled callback (its ``address``, and ``call``) on a team of threads.  ctypes releases the GIL meanwhile.
+    """Runs a compiled callback (its ``address``, and ``call``) on a team of threads; ctypes releases the GIL meanwhile.
     ``mode`` is the address where a team reads the floating-point mode of this thread."""
     library = _openmp() if team > 1 else None
     if library is None:

@@ -205,10 +205,11 @@ def run(
     fields = numba_start.team_functions(tables.team)
     fields.pop("barrier", None)
     fields |= dict(
-        modes=modes.data_ptr() + -modes.data_ptr() % 64, steps=steps.count, batch=steps.batch, reverse=int(steps.reverse),
-        sizes=lengths.data_ptr(), starts=starts.data_ptr(), array_count=len(tables.arrays), part_count=len(own.parts),
-        scratch=scratch.data_ptr() + -scratch.data_ptr() % 64, scratch_size=each, operand_count=most,
+        modes=modes.data_ptr() + -modes.data_ptr() % 64, steps=steps.count, batch=steps.batch,
+        reverse=int(steps.reverse), sizes=lengths.data_ptr(), starts=starts.data_ptr(),
+        scratch=scratch.data_ptr() + -scratch.data_ptr() % 64, scratch_size=each, most_operands=most,
         **{name: table.ctypes.data for name, table in made.items()},
+        **{f"{name[:-1]}_count": len(table) for name, table in made.items()},
     )  # fmt: skip
     table = np.array([tuple(fields[name] for name in numba_phases.CALL)], dtype=numba_phases.CALL_TYPE)
     numba_start.start(driver(like.dtype), tables.team, table.tobytes(), fields["modes"])
