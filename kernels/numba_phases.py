@@ -1,7 +1,7 @@
 """The time loop over the phases of any cell: one driver for all cells, forward and backward.
 
 A program comes as tables of 64-bit integers, sizes and addresses (:data:`TABLES`); what a phase computes unit by unit
-is a compiled function of its own, at an address.  Threads share rows, which are independent, so nobody waits for anybody.
+is a function of its own, compiled, at an address.  Threads share rows, which are independent, so nobody waits.
 
 A result is computed for a panel of COLUMNS units of some rows at a time, then the part's function on that panel while
 its results are in the cache.
@@ -41,8 +41,8 @@ TABLES = {
 }
 CALL = (
     "team_size", "thread_number", "get_mode", "set_mode", "modes", "steps", "batch", "reverse", "sizes", "starts",
-    "array_count", "part_count", "result_count", "term_count", "operand_count", "scratch", "scratch_size", "most_operands",
-    *TABLES,
+    "array_count", "part_count", "result_count", "term_count", "operand_count", "scratch", "scratch_size",
+    "most_operands", *TABLES,
 )  # fmt: skip
 CALL_TYPE = np.dtype([(name, np.int64) for name in CALL])
 ROW_TYPES = {name: np.dtype([(field, np.int64) for field in fields]) for name, fields in TABLES.items()}

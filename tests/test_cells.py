@@ -14,43 +14,11 @@ import torch
 import torchrecurrent
 from cell_oracles import CASES, Row, draw, expected, judge, measured, verify
 from cell_rows import LOOPS, PACKAGES, ROWS, ZOO
+from cell_runs import RUNS, run_equations, unavailable
 
 from fastrnn import cells
-from fastrnn.cell import Cell, SequenceInput, equations
+from fastrnn.cell import Cell, equations
 from fastrnn.cell.trace import trace
-from fastrnn.compiler.program import compile_cell
-from fastrnn.fused import cpp, layer, numba
-
-
-def run_equations(cell, parameters, x, states, extras, batch_sizes, reverse):
-    """The definition called with tensors."""
-    return equations.direction(cell, trace(cell).parts, parameters, x, batch_sizes, states, extras, reverse)
-
-
-def compiled_run(scan):
-    """A layer around what runs the compiled loop."""
-
-    def run(cell, parameters, x, states, extras, batch_sizes, reverse):
-        packed = batch_sizes is not None
-        sizes = torch.tensor(batch_sizes) if packed else None
-        rows = x if packed else x.flatten(0, 1)
-        count, batch = (len(batch_sizes), batch_sizes[0]) if packed else x.shape[:2]
-        steps = layer.Steps(count, batch, len(rows), sizes, reverse)
-        compiled = compile_cell(cell)
-        kinds = compiled.loop.traced.parts.extras
-        flat = {n: e if packed or isinstance(kinds[n], SequenceInput) else e.flatten(0, 1) for n, e in extras.items()}
-        y, ends = layer.direction(scan, compiled, parameters, rows, steps, states, flat)
-        return y if packed else y.unflatten(0, (count, batch)), ends
-
-    return run
-
-
-RUNS = {
-    "equations": run_equations,
-    "torch": compiled_run(layer.scan_by_torch),
-    "cpp": compiled_run(cpp.scan),
-    "numba": compiled_run(numba.scan),
-}
 
 
 @functools.cache
@@ -71,8 +39,7 @@ def missing(package: str) -> str:
 def test_cells_are_what_their_sources_say(run, row: Row, case):
     if row.needs and (reason := missing(row.needs)):
         pytest.skip(f"compares with another package: {reason}")
-    engine = {id(RUNS["cpp"]): cpp, id(RUNS["numba"]): numba}.get(id(run))
-    if engine and (reason := engine.unavailable()):
+    if reason := unavailable(run):
         pytest.skip(reason)
     judge(run, row, case)
 

@@ -161,6 +161,18 @@ def test_narrow_dtypes_are_as_near_as_their_digits(name, dtype):
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=20 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_under_autocast_the_loop_keeps_its_digits(name):
+    net, other = pair(name, torch.float32)
+    x = torch.randn(T, B, X, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net(x)[0]
+    assert found.dtype is torch.float32
+    # The product with x has 8 bits of fraction: a few parts in 2^8 of a gate's argument, below 4 here.
+    torch.testing.assert_close(found, other(x)[0], rtol=0, atol=16 * torch.finfo(torch.bfloat16).eps)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), [x, *net.parameters()]))
+
+
 def test_copies_and_pickles_are_the_network():
     net, _ = pair("LSTM", num_layers=2, bidirectional=True)
     x = torch.randn(T, B, X, dtype=torch.float64)

@@ -160,6 +160,7 @@ def direction(
         own = {name: tensor[:count] for name, tensor in of_sequence.items()}
         own |= {name: tensors[t] for name, tensors in by_steps.items()}
         found = parts.one_by_one(step(bound, rows[t], *now, **own))  # type: ignore[arg-type]
+        found = {name: value.expand(count, -1) for name, value in found.items()}  # some are the same for all rows
         now = [found[name] for name in parts.states]
         outputs.append(found[parts.output])
     if reverse:

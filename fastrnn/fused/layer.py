@@ -75,7 +75,7 @@ def direction(
     own = plan(compiled)
     if own.meets_x and not x.is_floating_point():
         x = F.one_hot(x, states[0].shape[-1]).to(states[0].dtype)  # it meets states unit by unit, and has as many
-    call = _Call(own, parameters, x, extras)
+    call = _Call(own, parameters, x, extras, steps)
     biases = {name: parameters[bias] for name, bias in own.biases if bias in parameters}
     matrices = {name: call.matrix(name) for name in own.matrices}
     groups = tuple(call.group(group) for group in compiled.groups)
@@ -83,8 +83,8 @@ def direction(
     if own.output is not None:
         return emitted[own.output], ends
     output = compiled.loop.traced.output
-    known = call.known | dict(zip(compiled.loop.emitted, emitted, strict=True))
-    return evaluate([output], known, call.product)[output], ends
+    known = call.by_step | dict(zip(compiled.loop.emitted, emitted, strict=True))
+    return evaluate([output], known, call.product)[output].expand(steps.rows, -1), ends
 
 
 class _Plan(NamedTuple):
@@ -95,7 +95,8 @@ class _Plan(NamedTuple):
         matrices, biases: those of the loop's products, by name; with the names of the parameters.
         output: the place of the output among what the loop emits, None where it is computed behind the loop.
         meets_x: whether x is read by more than products.
-        leaves: the nodes that a call gives values.
+        leaves: the nodes that a call gives values; and
+        mixes: whether some come with a sequence.
     """
 
     compiled: Compiled
@@ -104,6 +105,7 @@ class _Plan(NamedTuple):
     output: int | None
     meets_x: bool
     leaves: tuple[Node, ...]
+    mixes: bool
 
 
 def plan(compiled: Compiled) -> _Plan:
@@ -121,14 +123,17 @@ def _make_plan(compiled: Compiled) -> _Plan:
     output = loop.emitted.index(loop.traced.output) if loop.traced.output in loop.emitted else None
     meets_x = any(arg.op == "x" and node.op != "product" for node in nodes for arg in node.args)
     leaves = tuple(n for n in nodes if n.op in ("x", "step_input", "sequence_input", "parameter"))
-    return _Plan(compiled, matrices, biases, output, meets_x, leaves)
+    mixes = any(leaf.op == "sequence_input" for leaf in leaves)
+    return _Plan(compiled, matrices, biases, output, meets_x, leaves, mixes)
 
 
 class _Call:
     """The values of one call of a layer outside of its loop, each made when it is first asked for."""
 
-    def __init__(self, plan: _Plan, parameters: Mapping[str, Tensor], x: Tensor, extras: Mapping[str, Tensor]) -> None:
-        self.plan, self.parameters, self.x, self.extras = plan, parameters, x, extras
+    def __init__(
+        self, plan: _Plan, parameters: Mapping[str, Tensor], x: Tensor, extras: Mapping[str, Tensor], steps: Steps
+    ) -> None:
+        self.plan, self.parameters, self.x, self.extras, self.steps = plan, parameters, x, extras, steps
         self.parts = plan.compiled.loop.traced.parts
         self._matrices: dict[str, Tensor] = {}
         self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
@@ -146,6 +151,17 @@ class _Call:
                 tensor = self.extras[node.about]
                 found[node] = tensor.unsqueeze(-1) if node.size is None else tensor
         return found
+
+    @functools.cached_property
+    def by_step(self) -> dict[Node, Any]:
+        """The value of every leaf as a row of each step meets it: those of a sequence at all of its steps."""
+        steps = self.steps
+        index = torch.arange(steps.batch, device=self.x.device)
+        if steps.sizes is None:
+            index = index.repeat(steps.count)
+        else:
+            index = torch.cat([index[:size] for size in steps.sizes.tolist()])
+        return {n: v[index] if n.op == "sequence_input" else v for n, v in self.known.items()}
 
     def matrix(self, name: str) -> Tensor:
         """The dense matrix of a declaration."""
@@ -175,10 +191,14 @@ class _Call:
     def group(self, group: Group) -> Any:
         """The tensor of one group of the loop's inputs."""
         node = next(iter(group.nodes.values()))
+        if node.op == "product" and node.args[0].op == "x":
+            return self.all_gates(node.about[0], self.x)
+        mixed = self.plan.compiled.loop.inputs[node] == "step" and self.plan.mixes
+        known = self.by_step if mixed else self.known
         if node.op != "product":
-            return evaluate([node], self.known, self.product)[node]
+            return evaluate([node], known, self.product)[node]
         operand = node.args[0]
-        v = self.x if operand.op == "x" else evaluate([operand], self.known, self.product)[operand]
+        v = evaluate([operand], known, self.product)[operand]
         return self.all_gates(node.about[0], v)
 
 
@@ -196,17 +216,26 @@ def _block(parts: Any, parameters: Mapping[str, Tensor], name: str, gate: str | 
 
 
 def _in_wide(scan: Scan, compiled: Compiled, steps: Steps, operands: Operands) -> tuple[list[Tensor], list[Tensor]]:
-    """Runs the loop in float32 where tensors are narrower; states and outputs keep their dtype."""
+    """Runs the loop in one dtype, that of the states, but in float32 where that is narrower.
+
+    Under autocast products have come out narrower than the states; those of the loop are not cast.
+    """
     dtype = operands.states[0].dtype
-    if dtype not in (torch.bfloat16, torch.float16):
+    wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    tensors = (*operands.groups, *operands.states, *operands.matrices.values(), *operands.biases.values())
+    if all(not isinstance(each, Tensor) or each.dtype is wide for each in tensors):
         return scan(compiled, steps, operands)
-    wide = Operands(
-        tuple(each.float() if isinstance(each, Tensor) else each for each in operands.groups),
-        tuple(state.float() for state in operands.states),
-        {name: each.float() for name, each in operands.matrices.items()},
-        {name: each.float() for name, each in operands.biases.items()},
-    )
-    emitted, ends = scan(compiled, steps, wide)
+    with torch._C._DisableAutocast():
+        emitted, ends = scan(
+            compiled,
+            steps,
+            Operands(
+                tuple(each.to(wide) if isinstance(each, Tensor) else each for each in operands.groups),
+                tuple(state.to(wide) for state in operands.states),
+                {name: each.to(wide) for name, each in operands.matrices.items()},
+                {name: each.to(wide) for name, each in operands.biases.items()},
+            ),
+        )
     return [each.to(dtype) for each in emitted], [each.to(dtype) for each in ends]
 
 
@@ -251,7 +280,7 @@ def scan_by_torch(compiled: Compiled, steps: Steps, operands: Operands) -> tuple
         )
         known |= {loop.states[name]: state for name, state in zip(names, now, strict=True)}
         found = evaluate([*loop.next.values(), *loop.emitted], known, product)
-        now = [found[loop.next[name]] for name in names]
+        now = [found[loop.next[name]].expand(count, -1) for name in names]
         for rows, node in zip(emitted, loop.emitted, strict=True):
             rows.append(found[node].expand(count, -1))
     if steps.reverse:

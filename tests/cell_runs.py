@@ -1,0 +1,47 @@
+"""What runs one direction of a layer of a cell, by name: the definition, the compiled loop in torch, engines."""
+
+from __future__ import annotations
+
+import torch
+
+from fastrnn.cell import SequenceInput, equations
+from fastrnn.cell.trace import trace
+from fastrnn.compiler.program import compile_cell
+from fastrnn.fused import cpp, layer, numba
+
+
+def run_equations(cell, parameters, x, states, extras, batch_sizes, reverse):
+    """The definition called with tensors."""
+    return equations.direction(cell, trace(cell).parts, parameters, x, batch_sizes, states, extras, reverse)
+
+
+def compiled_run(scan):
+    """A layer around what runs the compiled loop."""
+
+    def run(cell, parameters, x, states, extras, batch_sizes, reverse):
+        packed = batch_sizes is not None
+        sizes = torch.tensor(batch_sizes) if packed else None
+        rows = x if packed else x.flatten(0, 1)
+        count, batch = (len(batch_sizes), batch_sizes[0]) if packed else x.shape[:2]
+        steps = layer.Steps(count, batch, len(rows), sizes, reverse)
+        compiled = compile_cell(cell)
+        kinds = compiled.loop.traced.parts.extras
+        flat = {n: e if packed or isinstance(kinds[n], SequenceInput) else e.flatten(0, 1) for n, e in extras.items()}
+        y, ends = layer.direction(scan, compiled, parameters, rows, steps, states, flat)
+        return y if packed else y.unflatten(0, (count, batch)), ends
+
+    return run
+
+
+RUNS = {
+    "equations": run_equations,
+    "torch": compiled_run(layer.scan_by_torch),
+    "cpp": compiled_run(cpp.scan),
+    "numba": compiled_run(numba.scan),
+}
+
+
+def unavailable(run) -> str | None:
+    """Why a run has no engine here, or None."""
+    engine = next((engine for name, engine in (("cpp", cpp), ("numba", numba)) if RUNS[name] is run), None)
+    return engine and engine.unavailable()
