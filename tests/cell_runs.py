@@ -27,7 +27,7 @@ def compiled_run(scan):
         compiled = compile_cell(cell)
         kinds = compiled.loop.traced.parts.extras
         flat = {n: e if packed or isinstance(kinds[n], SequenceInput) else e.flatten(0, 1) for n, e in extras.items()}
-        y, ends = layer.direction(scan, compiled, parameters, rows, steps, states, flat)
+        y, ends, _ = layer.direction(scan, compiled, parameters, rows, steps, states, flat)
         return y if packed else y.unflatten(0, (count, batch)), ends
 
     return run

@@ -161,6 +161,48 @@ def test_narrow_dtypes_are_as_near_as_their_digits(name, dtype):
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=20 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("form", ["batch", "packed", "lengths"])
+def test_states_of_every_step(backend, recompute, form):
+    net, other = pair("LSTM", num_layers=2, bidirectional=True)
+    net.recompute = recompute
+    x, lengths = torch.randn(T, B, X, dtype=torch.float64, requires_grad=True), [6, 4, 1]
+    given = pack_padded_sequence(x, lengths) if form == "packed" else x
+    with fastrnn.use_backend(backend):
+        y, (h, c), (hs, cs) = net(given, lengths=lengths if form == "lengths" else None, return_states=True)
+        grads = torch.autograd.grad((cs.data if form == "packed" else cs).pow(2).sum(), [x, *net.parameters()])
+    plain = fastrnn.LSTM(X, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    plain.load_state_dict(other.state_dict())
+    given = pack_padded_sequence(x, lengths) if form == "packed" else x
+    wanted = plain(given, lengths=lengths if form == "lengths" else None, return_cell_states=True)
+    again = torch.autograd.grad(
+        (wanted[2].data if form == "packed" else wanted[2]).pow(2).sum(), [x, *plain.parameters()]
+    )
+    for ours, theirs in ((y, wanted[0]), (hs, wanted[0]), (cs, wanted[2])):
+        ours, theirs = (each.data if form == "packed" else each for each in (ours, theirs))
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip((h, c, *grads), (*wanted[1], *again), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("form", ["batch", "packed"])
+def test_recompute_changes_no_number(form, reverse):
+    net, _ = pair("GRU", bidirectional=reverse)
+    x = torch.randn(11, B, X, dtype=torch.float64, requires_grad=True)
+
+    def results():
+        given = pack_padded_sequence(x, [11, 7, 2]) if form == "packed" else x
+        found = flat(net(given))
+        return [*found, *torch.autograd.grad(sum(each.pow(2).sum() for each in found), [x, *net.parameters()])]
+
+    plain = results()
+    net.recompute = True
+    for ours, theirs in zip(results(), plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_under_autocast_the_loop_keeps_its_digits(name):
     net, other = pair(name, torch.float32)

@@ -53,8 +53,8 @@ def place(node: Node, known: dict[Node, str]) -> str:
     return found
 
 
-def normal_form(traced: Traced) -> Loop:
-    """The loop of a cell."""
+def normal_form(traced: Traced, every_state: bool = False) -> Loop:
+    """The loop of a cell; with ``every_state`` it emits all states as well."""
     everything = ancestors([*traced.next.values(), traced.output])
     lies: dict[Node, str] = {}
     for node in everything:
@@ -67,6 +67,8 @@ def normal_form(traced: Traced) -> Loop:
         emitted = tuple(dict.fromkeys(arg for arg in read if arg not in sunk and lies[arg] == "loop"))
     else:
         emitted = (traced.output,)
+    if every_state:
+        emitted = tuple(dict.fromkeys((*emitted, *traced.next.values())))
 
     inputs: dict[Node, str] = {}
     nodes: set[Node] = set()

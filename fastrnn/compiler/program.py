@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastrnn.cell.declare import Cell
 from fastrnn.cell.graph import Node, ancestors
-from fastrnn.cell.naming import key_of
+from fastrnn.cell.naming import cell_of, key_of
 from fastrnn.cell.trace import Traced, trace
 from fastrnn.compiler.derivative import Gradients, differentiate
 from fastrnn.compiler.normal import Loop, normal_form
@@ -62,7 +62,7 @@ class Compiled:
     """All that is derived from a cell.
 
     Attributes:
-        key: the cell as text, see :mod:`fastrnn.cell.naming`.
+        key: the cell as text, see :mod:`fastrnn.cell.naming`; and how it was compiled, see :func:`compiled_of`.
         loop, gradients, saving: of :mod:`.normal`, :mod:`.derivative` and :mod:`.saved`.
         groups: the arrays of the loop's inputs.
         forward: the program without derivative; keeping: that which keeps what backward reads; backward.
@@ -90,20 +90,39 @@ class Compiled:
         return self.loop.traced
 
 
+EVERY_STATE = "every state of "
+
+
+def compiled_of(key: str) -> Compiled:
+    """The cell, compiled as it was, that a key names."""
+    return compile_cell(cell_of(key.removeprefix(EVERY_STATE)), key.startswith(EVERY_STATE))
+
+
 @functools.lru_cache(maxsize=256)
-def compile_cell(cell: Cell) -> Compiled:
-    """The programs of a cell.
+def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
+    """The programs of a cell; with ``every_state`` its loop emits all states of every step.
 
     Raises:
         CellError: what the language does not know.
     """
-    loop = normal_form(trace(cell))
+    loop = normal_form(trace(cell), every_state)
     gradients = differentiate(loop)
     saving = choose_saved(loop, gradients)
     groups = _groups(loop)
     forward, keeping = _forward(loop, groups, None), _forward(loop, groups, saving)
     backward, of_inputs, of_products = _backward(loop, gradients, saving, groups)
-    return Compiled(key_of(cell), loop, gradients, saving, groups, forward, keeping, backward, of_inputs, of_products)
+    return Compiled(
+        EVERY_STATE * every_state + key_of(cell),
+        loop,
+        gradients,
+        saving,
+        groups,
+        forward,
+        keeping,
+        backward,
+        of_inputs,
+        of_products,
+    )
 
 
 def _groups(loop: Loop) -> tuple[Group, ...]:

@@ -16,13 +16,13 @@ from fastrnn.fused.layer import Scan, plan, scan_by_torch
 from fastrnn.fused.run import layout
 
 
-def prepare(cell: Cell) -> Compiled:
+def prepare(cell: Cell, every_state: bool = False) -> Compiled:
     """A cell compiled, with all that is derived of it before a call.
 
     Raises:
         CellError: what the language does not know.
     """
-    compiled = compile_cell(cell)
+    compiled = compile_cell(cell, every_state)
     plan(compiled), layout(compiled)
     return compiled
 

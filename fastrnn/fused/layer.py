@@ -57,7 +57,7 @@ def direction(
     steps: Steps,
     states: Sequence[Tensor],
     extras: Mapping[str, Tensor],
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """One direction of a layer.
 
     Args:
@@ -70,7 +70,8 @@ def direction(
         extras: (N, size) or (N,) of a step, (B, size) or (B,) of a sequence.
 
     Returns:
-        The output, (N, size), and the states behind the last step of each row.
+        The output, (N, size), the states behind the last step of each row, (B, size), and, of a cell compiled with
+        ``every_state``, those behind every step, (N, size); else none.
     """
     own = plan(compiled)
     if own.meets_x and not x.is_floating_point():
@@ -80,11 +81,14 @@ def direction(
     matrices = {name: call.matrix(name) for name in own.matrices}
     groups = tuple(call.group(group) for group in compiled.groups)
     emitted, ends = _in_wide(scan, compiled, steps, Operands(groups, tuple(states), matrices, biases))
+    loop = compiled.loop
+    states_of = [loop.emitted.index(node) for node in loop.next.values() if node in loop.emitted]
+    every = [emitted[k] for k in states_of] if len(states_of) == len(loop.next) else []
     if own.output is not None:
-        return emitted[own.output], ends
-    output = compiled.loop.traced.output
-    known = call.by_step | dict(zip(compiled.loop.emitted, emitted, strict=True))
-    return evaluate([output], known, call.product)[output].expand(steps.rows, -1), ends
+        return emitted[own.output], ends, every
+    output = loop.traced.output
+    known = call.by_step | dict(zip(loop.emitted, emitted, strict=True))
+    return evaluate([output], known, call.product)[output].expand(steps.rows, -1), ends, every
 
 
 class _Plan(NamedTuple):

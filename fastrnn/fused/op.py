@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.cell.naming import cell_of
-from fastrnn.compiler.program import Compiled, compile_cell
+from fastrnn.compiler.program import Compiled, compiled_of
 from fastrnn.fused.engines import run_of
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import layout, run_backward, run_forward, sizes_of, unpack
@@ -42,7 +41,7 @@ def _forward(
     tensors: Sequence[Tensor], count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str,
     biased: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
-    compiled = compile_cell(cell_of(cell))
+    compiled = compiled_of(cell)
     steps = Steps(count, batch, rows, batch_sizes, reverse)
     given = unpack(compiled, names_of(compiled, biased), tensors)
     found, kept = run_forward(run_of(tensors[0].device), compiled, steps, given, keep)
@@ -53,7 +52,7 @@ def _fake_forward(
     tensors: Sequence[Tensor], count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str,
     biased: bool, keep: bool,
 ) -> list[Tensor]:  # fmt: skip
-    compiled = compile_cell(cell_of(cell))
+    compiled = compiled_of(cell)
     given = unpack(compiled, names_of(compiled, biased), tensors)
     sizes, like = sizes_of(compiled, given), given.states[0]
     found = [like.new_empty(rows, sizes[str(node.size)]) for node in compiled.loop.emitted]
@@ -67,7 +66,7 @@ def _backward(
     tensors: Sequence[Tensor], emitted: Sequence[Tensor], kept: Sequence[Tensor], grads: Sequence[Tensor | None],
     count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str, biased: bool,
 ) -> list[Tensor]:  # fmt: skip
-    compiled = compile_cell(cell_of(cell))
+    compiled = compiled_of(cell)
     steps = Steps(count, batch, rows, batch_sizes, reverse)
     arrays = dict(zip((name for name, *_ in layout(compiled).kept), kept, strict=True))
     given = unpack(compiled, names_of(compiled, biased), tensors)
@@ -89,7 +88,7 @@ for _name, _run, _fake in (("scan", _forward, _fake_forward), ("scan_backward", 
 
 def _setup(ctx: Any, inputs: Any, output: Sequence[Tensor]) -> None:
     tensors, *about, keep = inputs
-    compiled = compile_cell(cell_of(about[5]))
+    compiled = compiled_of(about[5])
     emitted = len(compiled.loop.emitted)
     ends = len(compiled.loop.states)
     ctx.about, ctx.counts, ctx.keep = about, (len(tensors), emitted, ends), keep

@@ -17,26 +17,27 @@ from fastrnn.cell.regularise import Regularised, operand_sizes
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import Arguments
 
-# A direction of a layer: of its parameters, x, steps, states and extras the output and the last states.
-Direction = Callable[..., tuple[Tensor, list[Tensor]]]
+# A direction of a layer: see fastrnn.fused.layer.direction, of parameters, x, steps, states and extras.
+Direction = Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]]
 
 
-def run_layers(net: Any, given: Arguments) -> tuple[Tensor, list[Tensor]]:
-    """The output of the last layer, (N, D * size), and the last states, (num_layers * D, B, size) each."""
+def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The output of the last layer, (N, D * size), the last states, (num_layers * D, B, size) each, and, where they are
+    asked for, the last layer's states behind every step, (N, D * size) each."""
     directions = 2 if net.bidirectional else 1
     plain = not (net.zoneout or net.recurrent_dropout or net.weight_dropout)
     cell = net.cell if plain else regularised(net)
-    compiled = net._compiled if cell is net.cell else fused.prepare(cell)
+    compiled = net._compiled if cell is net.cell and not every_state else fused.prepare(cell, every_state)
     states, steps, x = given.states, given.steps, given.x
     scan = fused.choose(compiled, x.device, states[0].dtype)
 
-    def run(parameters: Mapping[str, Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
+    def run(parameters: Mapping[str, Tensor], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         return direction(scan, compiled, parameters, *rest)
 
     if plain and net.num_layers == directions == 1 and not net.recompute:
         own = [state[0] for state in states]
-        y, ends = direction(scan, compiled, net.of_direction("_l0"), x, steps, own, given.extras)
-        return y, [end.unsqueeze(0) for end in ends]
+        y, ends, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, own, given.extras)
+        return y, [end.unsqueeze(0) for end in ends], every
     if net.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         extras = compiled.loop.traced.parts.extras
         of_step = [name for name, each in extras.items() if isinstance(each, StepInput)]
@@ -45,19 +46,21 @@ def run_layers(net: Any, given: Arguments) -> tuple[Tensor, list[Tensor]]:
     for layer in range(net.num_layers):
         if layer and net.dropout and net.training:
             x = F.dropout(x, net.dropout, True)
-        outputs = []
+        outputs, every = [], []
         for d in range(directions):
             parameters = net.of_direction(f"_l{layer}" + "_reverse" * d)
             if net.training and net.weight_dropout:
                 parameters = {name: _drop_weight(net, name, each) for name, each in parameters.items()}
             own = [state[layer * directions + d] for state in states]
             extras = given.extras | _masks(net, cell, steps, own[0])
-            y, last = run(parameters, x, steps._replace(reverse=d == 1), own, extras)
+            y, last, states_of_steps = run(parameters, x, steps._replace(reverse=d == 1), own, extras)
             outputs.append(y)
+            every.append(states_of_steps)
             for all_ends, end in zip(ends, last, strict=True):
                 all_ends.append(end)
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    return x, [each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each) for each in ends]
+    all_states = [torch.cat(each, -1) for each in zip(*every, strict=True)]
+    return x, [torch.stack(each) for each in ends], all_states
 
 
 def regularised(net: Any) -> Cell:
@@ -101,13 +104,13 @@ def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
         steps: Steps,
         states: Sequence[Tensor],
         extras: Mapping[str, Tensor],
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         length = math.isqrt(steps.count - 1) + 1
         sizes = [steps.batch] * steps.count if steps.sizes is None else steps.sizes.tolist()
         begins = list(range(0, steps.count, length))
         now = [state[:0] for state in states] if steps.reverse else list(states)
         ended: list[list[Tensor]] = [[] for _ in states]
-        outputs: dict[int, Tensor] = {}
+        outputs: dict[int, tuple[Tensor, ...]] = {}
         for begin in reversed(begins) if steps.reverse else begins:
             end = min(begin + length, steps.count)
             first, last, batch = sum(sizes[:begin]), sum(sizes[:end]), sizes[begin]
@@ -120,7 +123,7 @@ def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
             part = None if steps.sizes is None else steps.sizes[begin:end]
             own_steps = Steps(end - begin, batch, last - first, part, steps.reverse)
             own_extras = {n: e[first:last] if n in of_step else e[:batch] for n, e in extras.items()}
-            y, now = checkpoint(
+            y, now, every = checkpoint(
                 run,
                 parameters,
                 x[first:last],
@@ -130,8 +133,9 @@ def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
                 use_reentrant=False,
                 preserve_rng_state=False,
             )  # type: ignore[misc]
-            outputs[begin] = y
+            outputs[begin] = y, *every
         ends = [torch.cat([state, *reversed(own)]) for state, own in zip(now, ended, strict=True)]
-        return torch.cat([outputs[begin] for begin in begins]), ends
+        y, *every = (torch.cat(parts) for parts in zip(*(outputs[begin] for begin in begins), strict=True))
+        return y, ends, every
 
     return segmented

@@ -115,8 +115,9 @@ class Network(Definition):
         lengths: sequences.Lengths | None = None,
         reset: Tensor | None = None,
         embedding: nn.Embedding | Tensor | None = None,
+        return_states: bool = False,
         **extras: Any,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
         """Runs the network.
 
         Args:
@@ -125,11 +126,13 @@ class Network(Definition):
             hx: the states before the first step, (num_layers * D, B, size) each, for one sequence without B; of several
                 states a tuple.  None is zeros, or the learned state.
             lengths, reset, embedding: see :mod:`fastrnn.options`.
+            return_states: whether the states of the last layer behind every step come third.
             extras: what the cell takes beside x, by name, shaped as the input is: of a step (T, B, size) or (T, B), of
                 a sequence (B, size) or (B,); packed where the input is.
 
         Returns:
-            The output of the last layer, (T, B, D * size), and the states behind the last step, shaped as ``hx``.
+            The output of the last layer, (T, B, D * size), and the states behind the last step, shaped as ``hx``; and
+            with ``return_states`` each state shaped as the output is, of several states a tuple.
 
         Raises:
             TypeError, ValueError, RuntimeError: an argument, shape, dtype or device does not fit; the message has what
@@ -147,10 +150,17 @@ class Network(Definition):
                 raise TypeError(f"embedding must be an nn.Embedding or its weight, got {type(embedding).__name__}")
             input = input._replace(data=look(input.data)) if isinstance(input, PackedSequence) else look(input)
         if lengths is None and reset is None:
-            return self._run(input, hx, extras)
-        return self._run_pieces(input, hx, lengths, reset, extras)
+            found = self._run(input, hx, extras, return_states)
+        else:
+            found = self._run_pieces(input, hx, lengths, reset, extras, return_states)
+        if not return_states:
+            return found
+        y, state, *every = found
+        return y, state, every[0] if len(every) == 1 else tuple(every)
 
-    def _run_pieces(self, input: Any, hx: Any, lengths: Any, reset: Any, extras: dict[str, Tensor]) -> Any:
+    def _run_pieces(
+        self, input: Any, hx: Any, lengths: Any, reset: Any, extras: dict[str, Tensor], every_state: bool
+    ) -> Any:
         """The extras go along as more features of x, those of a sequence at each of its steps."""
         if extras and isinstance(input, Tensor):
             if is_tokens(input):
@@ -168,7 +178,7 @@ class Network(Definition):
 
         def run(packed: PackedSequence, state: Any) -> Any:
             if not extras or not isinstance(packed, PackedSequence):
-                return self._run(packed, state, extras)
+                return self._run(packed, state, extras, every_state)
             x, *others = packed.data.split([self.input_size, *widths.values()], -1)
             own: dict[str, Any] = {}
             for name, tensor in zip(extras, others, strict=True):
@@ -178,15 +188,18 @@ class Network(Definition):
                     own[name] = tensor[: int(packed.batch_sizes[0])]
                 else:
                     own[name] = packed._replace(data=tensor)
-            return self._run(packed._replace(data=x), state, own)
+            return self._run(packed._replace(data=x), state, own, every_state)
 
         initial = [getattr(self, f"initial_{name}", None) for name in self.state_names]
         return sequences.run_pieces(run, self, input, hx, initial, lengths, reset)
 
-    def _run(self, input: Any, hx: Any, extras: dict[str, Any]) -> Any:
+    def _run(self, input: Any, hx: Any, extras: dict[str, Any], every_state: bool) -> Any:
         given = read(self, input, hx, extras)
-        y, ends = run_layers(self, given)
-        return given.rows(y), given.ends(ends)
+        y, ends, every = run_layers(self, given, every_state)
+        if not every_state:
+            return given.rows(y), given.ends(ends)
+        states = tuple(given.rows(state) for state in every)
+        return given.rows(y), given.ends(ends), *states
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -242,7 +255,7 @@ class NetworkCell(Definition):
         compiled = self._compiled
         scan = fused.choose(compiled, x.device, states[0].dtype)
         parameters = self.of_direction("")
-        y, ends = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], x.shape[0]), states, own)
+        y, ends, _ = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], x.shape[0]), states, own)
         y, *ends = [each.squeeze(0) if single else each for each in (y, *ends)]
         found = ends[0] if len(ends) == 1 else tuple(ends)
         return found if self._traced.output in self._traced.next.values() else (y, found)
