@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import roads
+from fastrnn import fused, roads
 from fastrnn.backends import reference
 from fastrnn.convert import convert, revert
 from fastrnn.jordan import JordanRNN
+from fastrnn.network import Network, NetworkCell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @contextmanager
 def gradient_norms(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Records the norm of dL/dh_t at every step t of every recurrent layer of ``model``, torch.nn's or ours (of a
-    :class:`fastrnn.JordanRNN` h_t is the output that is fed back)::
+    :class:`fastrnn.JordanRNN` h_t is the output that is fed back, of a :class:`fastrnn.Network` its first state)::
 
         with fastrnn.diagnostics.gradient_norms(model) as norms:
             criterion(model(x), target).backward()
@@ -55,7 +56,7 @@ def gradient_norms(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         RuntimeError: a layer ran on torch's own functions, which show no h_t (under autocast, torch.compile, tracing,
             or in a class derived from torch.nn's by others); or no gradient reached any state inside the block.
     """
-    kinds = nn.RNNBase | nn.RNNCellBase | JordanRNN
+    kinds = nn.RNNBase | nn.RNNCellBase | JordanRNN | Network | NetworkCell
     modules = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not modules:
         raise TypeError(f"gradient_norms expects a model with recurrent modules; {type(model).__name__} has none")
@@ -63,8 +64,11 @@ def gradient_norms(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     norms: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name, module in modules.items():
-            if isinstance(module, nn.RNNCellBase):
+            if isinstance(module, nn.RNNCellBase | NetworkCell):
                 _watch_cell(module, name, states, stack)
+                continue
+            if isinstance(module, Network):
+                _watch_network(module, f"{name}." if name else "", states, stack)
                 continue
             own = type(module)
             if type(convert(module)) is not own:
@@ -81,8 +85,34 @@ def _norm(h: Tensor) -> Tensor:
     return h.new_zeros((), dtype=wide) if h.grad is None else torch.linalg.vector_norm(h.grad, dtype=wide)
 
 
-def _watch_cell(module: nn.RNNCellBase, name: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
+def _watch_network(module: Network, prefix: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
+    """Has the network's forward run its equations, which keep every state."""
+    tokens: list[Token[Any]] = []
+
+    def before(module: Any, args: Any) -> None:
+        count, outer = 0, fused.watching.get()  # that of a block around this one
+
+        def watch(steps: list[list[Tensor]]) -> None:
+            nonlocal count
+            layer, reverse = divmod(count, 2) if module.bidirectional else (count, 0)
+            _keep(states, f"{prefix}l{layer}{'_reverse' * reverse}", [found[0] for found in steps])
+            count += 1
+            if outer is not None:
+                outer(steps)
+
+        tokens.append(fused.watching.set(watch))
+
     def after(module: nn.Module, args: Any, output: Any) -> None:
+        fused.watching.reset(tokens.pop())
+
+    stack.callback(module.register_forward_pre_hook(before).remove)
+    stack.callback(module.register_forward_hook(after, always_call=True, prepend=True).remove)
+
+
+def _watch_cell(module: nn.Module, name: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, NetworkCell) and not module.output_is_state:
+            output = output[1]
         _keep(states, name, [output[0] if isinstance(output, tuple) else output])
 
     stack.callback(module.register_forward_hook(after).remove)

@@ -250,3 +250,30 @@ def test_plot(tmp_path):
     axes.figure.savefig(tmp_path / "norms.png")
     assert axes.get_yscale() == "log" and [line.get_label() for line in axes.lines] == ["Elman", "LSTM"]
     assert plot({"GRU": torch.ones(3)}, axes) is axes and len(axes.lines) == 3
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_of_any_cell_as_of_torch_nns(bidirectional: bool):
+    torch.manual_seed(0)
+    plain = nn.LSTM(3, 4, num_layers=2, bidirectional=bidirectional, dtype=torch.float64)
+    net = fastrnn.Network(fastrnn.cells.LSTM, 3, 4, num_layers=2, bidirectional=bidirectional, dtype=torch.float64)
+    net.load_state_dict(plain.state_dict())
+    x, found = torch.randn(6, 2, 3, dtype=torch.float64), []
+    for model in (net, plain):
+        with gradient_norms(model) as norms:
+            y, (h, c) = model(x)
+            (y.pow(2).sum() + c.sum()).backward()
+        found.append(norms)
+    assert list(found[0]) == list(found[1])
+    for name, norms in found[1].items():
+        torch.testing.assert_close(found[0][name], norms)
+
+
+def test_of_steps_of_any_cell():
+    step = fastrnn.NetworkCell(fastrnn.cells.GRU, 3, 4)
+    with gradient_norms(step) as norms:
+        h = torch.zeros(2, 4)
+        for x in torch.randn(5, 2, 3):
+            h = step(x, h)
+        h.sum().backward()
+    assert norms[""].shape == (5,) and (norms[""] > 0).all()

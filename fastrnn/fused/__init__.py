@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
+from torch import Tensor
 
 from fastrnn.backends import BackendError, requested
 from fastrnn.cell.declare import Cell
@@ -33,6 +36,10 @@ def _fuses(compiled: Compiled, engine: str, device: str, dtype: torch.dtype) -> 
     return unsupported(compiled.loop.traced.cell, engine, torch.device(device), dtype) is None
 
 
+# What is given the states of every step of each direction that runs in the current thread; see scan_by_torch.
+watching: ContextVar[Callable[[list[list[Tensor]]], None] | None] = ContextVar("fastrnn_watching", default=None)
+
+
 def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan:
     """What runs the loop of a cell.
 
@@ -41,6 +48,8 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
     """
     if torch.compiler.is_compiling():
         return op.scan
+    if (watch := watching.get()) is not None:
+        return functools.partial(scan_by_torch, watch=watch)
     asked = requested()
     if asked is not None:
         if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype):

@@ -243,8 +243,18 @@ def _in_wide(scan: Scan, compiled: Compiled, steps: Steps, operands: Operands) -
     return [each.to(dtype) for each in emitted], [each.to(dtype) for each in ends]
 
 
-def scan_by_torch(compiled: Compiled, steps: Steps, operands: Operands) -> tuple[list[Tensor], list[Tensor]]:
-    """The loop in plain torch, step by step: differentiable as often as you like, on any device."""
+def _of_rows(value: Tensor, count: int) -> Tensor:
+    """A value of every row: some are the same for all."""
+    return value if value.dim() > 1 else value.expand(count, -1)
+
+
+def scan_by_torch(
+    compiled: Compiled, steps: Steps, operands: Operands, watch: Callable[[list[list[Tensor]]], None] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The loop in plain torch, step by step: differentiable as often as you like, on any device.
+
+    ``watch`` is given, for each step in the order of x, the very states that the next one reads.
+    """
     loop, parts = compiled.loop, compiled.loop.traced.parts
     sizes = [steps.batch] * steps.count if steps.sizes is None else steps.sizes.tolist()
     fixed: dict[Node, Any] = {}
@@ -271,6 +281,7 @@ def scan_by_torch(compiled: Compiled, steps: Steps, operands: Operands) -> tuple
     emitted: list[list[Tensor]] = [[] for _ in loop.emitted]
     now = [state[:0] for state in operands.states] if steps.reverse else list(operands.states)
     ended = [state[:0] for state in operands.states]
+    watched: list[list[Tensor]] = []
     order = reversed(range(len(sizes))) if steps.reverse else range(len(sizes))
     for t in order:
         count = sizes[t]
@@ -284,10 +295,13 @@ def scan_by_torch(compiled: Compiled, steps: Steps, operands: Operands) -> tuple
         )
         known |= {loop.states[name]: state for name, state in zip(names, now, strict=True)}
         found = evaluate([*loop.next.values(), *loop.emitted], known, product)
-        now = [found[loop.next[name]].expand(count, -1) for name in names]
+        now = [_of_rows(found[loop.next[name]], count) for name in names]
+        watched.append(now)
         for rows, node in zip(emitted, loop.emitted, strict=True):
-            rows.append(found[node].expand(count, -1))
+            rows.append(_of_rows(found[node], count))
     if steps.reverse:
-        for rows in emitted:
+        for rows in (*emitted, watched):
             rows.reverse()
+    if watch is not None:
+        watch(watched)
     return [torch.cat(rows) for rows in emitted], [torch.cat(pair) for pair in zip(now, ended, strict=True)]

@@ -70,6 +70,11 @@ class Definition(nn.Module):
         return self._traced.parts.extras
 
     @property
+    def output_is_state(self) -> bool:
+        """Whether the output is one of the states."""
+        return self._traced.output in self._traced.next.values()
+
+    @property
     def output_size(self) -> int:
         """The number of units of the output of one direction."""
         return self.sizes[str(self._traced.output.size)]

@@ -258,4 +258,4 @@ class NetworkCell(Definition):
         y, ends, _ = direction(scan, compiled, parameters, x, Steps(1, x.shape[0], x.shape[0]), states, own)
         y, *ends = [each.squeeze(0) if single else each for each in (y, *ends)]
         found = ends[0] if len(ends) == 1 else tuple(ends)
-        return found if self._traced.output in self._traced.next.values() else (y, found)
+        return found if self.output_is_state else (y, found)
