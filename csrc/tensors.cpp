@@ -164,4 +164,96 @@ uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, s
   return place;
 }
 
+namespace {
+
+// What `rows` asks of a tensor, by C or by Python's attributes.
+struct Seen {
+  uintptr_t address;
+  bool on_cpu, is_float;
+  size_t item;
+  std::vector<int64_t> shape, strides;
+};
+
+std::string text_of(const Seen& seen) {
+  std::string shape;
+  for (const int64_t size : seen.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+  std::string strides;
+  for (const int64_t stride : seen.strides) strides += (strides.empty() ? "" : ", ") + std::to_string(stride);
+  return std::string(seen.is_float ? "float" : "int") + std::to_string(8 * seen.item) + " (" + shape +
+         ") with strides (" + strides + ")" + (seen.on_cpu ? "" : ", not on the CPU");
+}
+
+Seen see_by_attributes(py::handle tensor, const py::object& storage) {
+  Seen seen{};
+  seen.item = py::cast<size_t>(tensor.attr("element_size")());
+  seen.address = py::cast<uintptr_t>(storage.attr("data_ptr")()) +
+                 py::cast<size_t>(tensor.attr("storage_offset")()) * seen.item;
+  seen.on_cpu = py::cast<bool>(tensor.attr("is_cpu"));
+  const py::object torch = py::module_::import("torch"), dtype = tensor.attr("dtype");
+  seen.is_float = dtype.is(torch.attr("float32")) || dtype.is(torch.attr("float64"));
+  seen.shape = py::cast<std::vector<int64_t>>(tensor.attr("shape"));
+  seen.strides = py::cast<std::vector<int64_t>>(tensor.attr("stride")());
+  return seen;
+}
+
+}  // namespace
+
+Memory::Rows Memory::rows(py::handle tensor, const std::string& name, int64_t rows, int64_t columns, size_t item,
+                          bool spaced) {
+  if (tensor.is_none()) throw py::value_error(name + ": expected a tensor, got None");
+  if (!PyObject_TypeCheck(tensor.ptr(), tensor_reader().type))
+    throw py::value_error(name + ": expected a tensor, got " +
+                          py::cast<std::string>(py::type::of(tensor).attr("__name__")));
+  const bool at_hand = storages_are_at_hand();
+  Seen seen{};
+  int64_t bytes = 0;
+  if (at_hand) {
+    TensorView view;
+    if (tensor_reader().read(tensor.ptr(), &view)) throw py::error_already_set();
+    hold(tensor.ptr());
+    seen = {view.address(), view.on_cpu(), view.code == 2, view.bits / size_t{8}, {}, {}};
+    seen.shape.assign(view.shape, view.shape + view.rank);
+    seen.strides.assign(view.strides, view.strides + view.rank);
+  } else {
+    storages_.push_back(tensor.attr("untyped_storage")());
+    seen = see_by_attributes(tensor, storages_.back());
+    bytes = py::cast<int64_t>(storages_.back().attr("nbytes")()) -
+            py::cast<int64_t>(tensor.attr("storage_offset")()) * static_cast<int64_t>(item);
+  }
+  TensorView view{};
+  view.rank = static_cast<int>(seen.shape.size());
+  view.shape = seen.shape.data();
+  view.strides = seen.strides.data();
+  const __int128 count = static_cast<__int128>(rows) * columns;
+  Rows found{seen.address, columns};
+  bool fits = seen.on_cpu && seen.is_float && seen.item == item && view.count() == count;
+  if (fits && !view.dense()) {
+    fits = spaced && view.has_shape(rows, columns) && view.strides[0] >= columns &&
+           (columns == 1 || view.strides[1] == 1);
+    found.stride = view.strides[0];
+  }
+  if (!fits)
+    throw py::value_error(name + ": expected a CPU tensor of float" + std::to_string(8 * item) + " (" +
+                          std::to_string(rows) + ", " + std::to_string(columns) + ") with dense rows" +
+                          (spaced ? "" : ", one behind the other") + "; got " + text_of(seen));
+  const __int128 span = count ? static_cast<__int128>(rows - 1) * found.stride + columns : 0;
+  if (at_hand ? !has_memory(tensor.ptr(), span, item) : span * static_cast<__int128>(item) > bytes)
+    throw std::runtime_error(name + ": the memory of the tensor was freed or cut short, as "
+                                    "untyped_storage().resize_() does");
+  return found;
+}
+
+const int64_t* Memory::batch_sizes(py::handle tensor, int64_t steps, int64_t batch, int64_t rows) {
+  const auto* sizes = reinterpret_cast<const int64_t*>(address(tensor, "batch_sizes", steps, sizeof(int64_t)));
+  int64_t before = batch, sum = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    if (sizes[t] < 1 || sizes[t] > before || (t == 0 && sizes[t] != batch))
+      throw py::value_error("batch_sizes: expected numbers from the batch size down to 1, never increasing");
+    before = sizes[t];
+    sum += sizes[t];
+  }
+  if (sum != rows) throw py::value_error("batch_sizes: expected to add up to the rows of the input");
+  return sizes;
+}
+
 }  // namespace fastrnn

@@ -119,6 +119,18 @@ class Memory {
   uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false,
                     bool shared = true);
 
+  // Where a CPU tensor of floats of `item` bytes is, as `rows` rows of `columns` numbers: dense, or
+  // with dense rows that are further apart where it has two dimensions and may be `spaced`. Holds it.
+  struct Rows {
+    uintptr_t address;
+    int64_t stride;  // numbers from row to row
+  };
+  Rows rows(py::handle tensor, const std::string& name, int64_t rows, int64_t columns, size_t item,
+            bool spaced = false);
+
+  // The rows of each step, checked: so many steps, from `batch` down to 1, `rows` in all.
+  const int64_t* batch_sizes(py::handle tensor, int64_t steps, int64_t batch, int64_t rows);
+
  private:
   std::vector<void**> views_;
   std::vector<py::object> storages_;  // where none are at hand
