@@ -182,14 +182,18 @@ class ProgramReader {
       if (py::isinstance<py::list>(items) || py::isinstance<py::tuple>(items))
         for (const py::handle item : items) use(item);
     };
-    for (const py::handle phase : phases)
+    py::dict all;
+    all["phases"] = phases;
+    each(all, "phases", [&](py::handle phase) {
       each(phase, "parts", [&](py::handle part) {
         each(part, "operands", [&](py::handle operand) {
           if (!py::isinstance<py::dict>(operand) || !operand.contains("write") || !operand.contains("array")) return;
           if (py::object(operand["write"]).ptr() == Py_True && PyLong_Check(py::object(operand["array"]).ptr()))
-            ever_written_.insert(py::cast<int64_t>(operand["array"]));
+            ever_written_.insert(PyLong_AsLongLong(py::object(operand["array"]).ptr()));
         });
       });
+    });
+    PyErr_Clear();  // of numbers out of range, which are refused when they are read
   }
 
   Phase phase(Fields& f) {

@@ -209,7 +209,10 @@ Memory::Rows Memory::rows(py::handle tensor, const std::string& name, int64_t ro
   int64_t bytes = 0;
   if (at_hand) {
     TensorView view;
-    if (tensor_reader().read(tensor.ptr(), &view)) throw py::error_already_set();
+    if (tensor_reader().read(tensor.ptr(), &view)) {  // of a device or a layout without such memory
+      PyErr_Clear();
+      throw py::value_error(name + ": expected a dense CPU tensor");
+    }
     hold(tensor.ptr());
     seen = {view.address(), view.on_cpu(), view.code == 2, view.bits / size_t{8}, {}, {}};
     seen.shape.assign(view.shape, view.shape + view.rank);

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 SIZES = 1, 2, 3, 5, 8, 13, 16, 17, 24, 31, 33, 48, 63, 64, 65, 80, 97, 128
-BIG = 130, 150, 200, 257
+BIG = 130, 192, 257, 320
 
 
 class Case:
@@ -23,7 +23,7 @@ class Case:
         self.numbers = np.random.default_rng(seed)
         self.heads = random.choice((1, 1, 1, 2, 3, 4))
         self.sizes = [random.choice(SIZES) * self.heads for _ in range(random.randint(1, 3))]
-        if random.random() < 0.1:
+        if random.random() < 0.3:
             self.sizes[0] = random.choice(BIG) * self.heads
         self._choose_rows()
         self.reverse = random.random() < 0.5
@@ -37,7 +37,7 @@ class Case:
 
     def _choose_rows(self) -> None:
         random = self.random
-        steps, batch = random.choice(((1, 1), (3, 1), (20, 1), (2, 2), (7, 3), (4, 12), (3, 25), (2, 70), (19, 5)))
+        steps, batch = random.choice(((1, 1), (3, 1), (20, 1), (2, 2), (7, 3), (4, 12), (6, 25), (2, 70), (19, 5)))
         self.batch_sizes = [batch] * steps
         self.packed = random.random() < 0.4
         if self.packed:
@@ -160,8 +160,7 @@ class Case:
         for k in writes:
             if self.forms[operands[k]["array"]]["kind"] in ("total", "sequence"):
                 writes[k] = ("add", ("load", k), writes[k])
-        order = list(range(len(operands)))
-        return {"size": size, "results": results, "operands": [operands[k] for k in order], "writes": writes}
+        return {"size": size, "results": results, "operands": operands, "writes": writes}
 
     def _outputs(self, size: int, states: bool) -> list[dict]:
         """New blocks for a part to write."""

@@ -117,3 +117,26 @@ def check(case: Case, dtype: torch.dtype, threads: tuple[int, ...] = (1, 2, 3)) 
 @pytest.mark.parametrize("seed", range(60))
 def test_programs(seed: int) -> None:
     check(Case(seed), (torch.float32, torch.float64)[seed % 2])
+
+
+@pytest.mark.parametrize("isa", core.supported_isas()[1:])
+def test_every_instruction_set(isa: str) -> None:
+    """FASTRNN_ISA is read once, when the core is loaded: each instruction set takes a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "test_programs"]
+    done = subprocess.run(command, env=os.environ | {"FASTRNN_ISA": isa}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+
+
+def test_a_forked_child_runs_alone() -> None:
+    """No team of threads survives a fork."""
+    case = Case(4)
+    check(case, torch.float32)
+    child = os.fork()
+    if not child:
+        try:
+            check(case, torch.float32)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
