@@ -22,11 +22,17 @@ struct UnitPanel {
 template <class S>
 struct Factor {
   const Term* term;
-  int64_t depth;       // numbers of the operand that reach a unit
+  int64_t depth;        // numbers of the operand that reach a unit
   int64_t all, before;  // depths of the terms beside it, and of those in results before
   S* packed;
 
   S* panel(const UnitPanel& p) const { return packed + p.offset * all + p.width * before; }
+};
+
+// Which factors a result sums up: [first, own) for many steps at once, since no step writes what they read; [own, end)
+// step by step, on top of the others. `ahead`: its place among the results that have the former, or -1.
+struct ResultPlan {
+  int64_t first, own, end, ahead;
 };
 
 // A product of one row with packed panels of equal width that lie one behind the other.
@@ -52,30 +58,36 @@ struct PartPlan {
 
   const PhasePart* part;
   const int64_t* sizes;
-  int64_t units, results, heads;  // results: how many; heads: no panel crosses the bound of one of so many
-  const int64_t* bounds;          // (threads + 1) units: what each thread computes
+  const Array* arrays;
+  int64_t units, count, heads;  // count: of results; heads: no panel crosses the bound of one of so many
+  const int64_t* bounds;        // (threads + 1) units: what each thread computes
   const UnitPanel* panels;
   const int64_t* first_panel;  // (threads + 1)
-  Factor<S>* factors;          // of all results, one behind the other
-  const int64_t* first_factor;  // (results + 1)
-  S* bias;                     // a row of every result, panel by panel
+  const ResultPlan* results;
+  Factor<S>* factors;
+  S* bias;  // a row of every result, panel by panel
+  int64_t ahead_count, ahead_rows;
+  S* ahead;  // sums for a chunk of steps, (panel, result, ahead_rows, width)
   const OperandPlan* operands;
   RowProduct<S>* row_products;
   const int64_t* first_row_product;  // (threads + 1)
 
-  int64_t panel_count(int threads) const { return first_panel[threads]; }
-  const Result& result(int64_t j) const { return part->results[j]; }
   int64_t head(const UnitPanel& p, int64_t of_heads) const { return p.begin / (units / of_heads); }
-  const S* bias_of(const UnitPanel& p, int64_t j) const { return bias + p.offset * results + p.width * j; }
+  const S* bias_of(const UnitPanel& p, int64_t j) const { return bias + p.offset * count + p.width * j; }
 
-  // The first number of a term's operand that reaches panel p.
-  int64_t column(const Factor<S>& f, const UnitPanel& p, const Span<Array>& arrays) const {
+  // Row `row` of the chunk.
+  S* ahead_of(const UnitPanel& p, int64_t j, int64_t row) const {
+    return ahead + (p.offset * ahead_count + p.width * results[j].ahead) * ahead_rows + row * p.width;
+  }
+
+  // The first number of a factor's operand that reaches panel p.
+  int64_t column(const Factor<S>& f, const UnitPanel& p) const {
     const Blocks& v = f.term->operand;
     return v.block * sizes[arrays[v.array].size] + (f.term->heads > 1 ? head(p, f.term->heads) * f.depth : 0);
   }
 
   // Rows that are computed at once.
-  int64_t block_rows() const { return larger<int64_t>(12, kResultBytes / (results * kPanel<S, kPlain> * kItem)); }
+  int64_t block_rows() const { return larger<int64_t>(12, kResultBytes / (count * kPanel<S, kPlain> * kItem)); }
 
   // Numbers of a thread's results.
   int64_t workspace(int threads) const {
@@ -83,122 +95,158 @@ struct PartPlan {
     for (int t = 0; t < threads; ++t) {
       int64_t own = 0;
       for (int64_t p = first_panel[t]; p < first_panel[t + 1]; ++p) own += panels[p].width;
-      row = larger(row, own * results);
+      row = larger(row, own * count);
     }
-    return larger(row, block_rows() * results * kPanel<S, kPlain>);
+    return larger(row, block_rows() * count * kPanel<S, kPlain>);
   }
 
-  void pack(const UnitPanel& p, const Run& run) const {
-    const Span<Array>& arrays = run.program->arrays;
-    for (int64_t j = 0; j < results; ++j) {
-      const Blocks& from = result(j).bias;
-      S* to = bias + p.offset * results + p.width * j;
+  void pack(const UnitPanel& p, const ArrayPlace* places) const {
+    for (int64_t j = 0; j < count; ++j) {
+      const Blocks& from = part->results[j].bias;
+      S* to = bias + p.offset * count + p.width * j;
       clear(to, p.width);
       if (from.array >= 0)
-        copy(to, reinterpret_cast<const S*>(run.places[from.array].data) + from.block * units + p.begin,
-             p.end - p.begin);
-      for (int64_t i = first_factor[j]; i < first_factor[j + 1]; ++i)
-        pack_term(factors[i], p, reinterpret_cast<const S*>(run.places[factors[i].term->matrix].data),
-                  arrays[factors[i].term->matrix]);
+        copy(to, reinterpret_cast<const S*>(places[from.array].data) + from.block * units + p.begin, p.end - p.begin);
+      for (int64_t i = results[j].first; i < results[j].end; ++i)
+        pack_factor(factors[i], p, reinterpret_cast<const S*>(places[factors[i].term->matrix].data));
     }
   }
 
-  void pack_term(const Factor<S>& f, const UnitPanel& p, const S* matrix, const Array& form) const {
+  void pack_factor(const Factor<S>& f, const UnitPanel& p, const S* matrix) const {
     const Term& term = *f.term;
-    const int64_t columns = sizes[form.columns_size] / form.columns_parts, count = p.end - p.begin;
+    const Array& form = arrays[term.matrix];
+    const int64_t columns = sizes[form.columns_size] / form.columns_parts, own = p.end - p.begin;
     S* to = f.panel(p);
     if (!term.transposed) {
-      if (count < p.width) clear(to, p.width * f.depth);
-      return transpose(matrix + (term.row_block * units + p.begin) * columns, columns, count, f.depth, to, p.width);
+      if (own < p.width) clear(to, p.width * f.depth);
+      return transpose(matrix + (term.row_block * units + p.begin) * columns, columns, own, f.depth, to, p.width);
     }
     const int64_t of_head = term.heads > 1 ? head(p, term.heads) : 0;
     const S* from = matrix + (term.row_block * sizes[form.size] + of_head * f.depth) * columns + p.begin -
                     of_head * (units / term.heads);
     for (int64_t k = 0; k < f.depth; ++k, from += columns, to += p.width)
       for (int64_t i = 0; i < p.width; i += kLanes<S>)
-        store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(kLanes<S>, count - i))));
+        store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(kLanes<S>, own - i))));
   }
 
-  // Products of one row for all panels of a thread; results lie panel by panel.
-  void multiply_one_row(int thread, const View* views, int64_t row, S* c) const {
+  // c (rows, width) = rows of a, `stride` bytes apart, times a packed panel + init, rows ld_init apart.
+  static void product(const UnitPanel& p, const Factor<S>& f, const char* a, int64_t stride, int64_t rows,
+                      const S* init, int64_t ld_init, S* c) {
+    const S* from = reinterpret_cast<const S*>(a);
+    const int64_t ld = stride / kItem;
+    switch (p.width / kLanes<S>) {
+      case 1: return multiply<S, 1>(from, ld, rows, f.depth, f.panel(p), init, ld_init, c);
+      case 2: return multiply<S, 2>(from, ld, rows, f.depth, f.panel(p), init, ld_init, c);
+      case 3: return multiply<S, 3>(from, ld, rows, f.depth, f.panel(p), init, ld_init, c);
+      default: return multiply<S, kPlain>(from, ld, rows, f.depth, f.panel(p), init, ld_init, c);
+    }
+  }
+
+  // The part of the results of panel p that is computed ahead, for `rows` rows from row `row` of all steps on, which
+  // is row `to` of the chunk.
+  void multiply_ahead(const UnitPanel& p, const ArrayPlace* places, int64_t row, int64_t rows, int64_t to) const {
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = results[j].first; i < results[j].own; ++i) {
+        const ArrayPlace& place = places[factors[i].term->operand.array];
+        const int64_t stride = place.stride * kItem;
+        const bool first = i == results[j].first;
+        S* c = ahead_of(p, j, to);
+        product(p, factors[i], place.data + row * stride + column(factors[i], p) * kItem, stride, rows,
+                first ? bias_of(p, j) : c, first ? 0 : p.width, c);
+      }
+  }
+
+  // Products of one row for all panels of a thread; results lie panel by panel. `in_chunk` is its row of the chunk.
+  void multiply_one_row(int thread, const View* views, int64_t row, int64_t in_chunk, S* c) const {
+    if (ahead_count) {
+      S* to = c;
+      for (int64_t p = first_panel[thread]; p < first_panel[thread + 1]; ++p)
+        for (int64_t j = 0; j < count; ++j, to += panels[p].width)
+          if (results[j].ahead >= 0)
+            for (int64_t i = 0; i < panels[p].width; i += kLanes<S>)
+              store(to + i, load(ahead_of(panels[p], j, in_chunk) + i));
+    }
     for (int64_t i = first_row_product[thread]; i < first_row_product[thread + 1]; ++i) {
       const RowProduct<S>& product = row_products[i];
       const View& view = views[view_of(product.factor->term->operand.array, false)];
       const S* a = reinterpret_cast<const S*>(view.place + row * view.stride) + product.column;
-      const auto go = [&](auto vectors) {
-        multiply_row<S, decltype(vectors)::value>(a, product.factor->depth, product.panels, product.count,
-                                                  product.bias ? product.bias : c + product.to, c + product.to);
-      };
+      const int64_t depth = product.factor->depth;
+      S* to = c + product.to;
+      const S* init = product.bias ? product.bias : to;
       switch (product.width / kLanes<S>) {
-        case 1: go(std::integral_constant<int, 1>()); break;
-        case 2: go(std::integral_constant<int, 2>()); break;
-        case 3: go(std::integral_constant<int, 3>()); break;
-        default: go(std::integral_constant<int, kPlain>());
+        case 1: multiply_row<S, 1>(a, depth, product.panels, product.count, init, to); break;
+        case 2: multiply_row<S, 2>(a, depth, product.panels, product.count, init, to); break;
+        case 3: multiply_row<S, 3>(a, depth, product.panels, product.count, init, to); break;
+        default: multiply_row<S, kPlain>(a, depth, product.panels, product.count, init, to);
       }
     }
   }
 
   // Products of some rows for one panel; results lie one behind the other, (rows, width) each.
-  void multiply_rows(const UnitPanel& p, const View* views, const Span<Array>& arrays, int64_t row, int64_t rows,
-                     S* c) const {
-    for (int64_t j = 0; j < results; ++j, c += rows * p.width)
-      for (int64_t i = first_factor[j]; i < first_factor[j + 1]; ++i) {
-        const Factor<S>& f = factors[i];
-        const View& view = views[view_of(f.term->operand.array, false)];
-        const S* a = reinterpret_cast<const S*>(view.place + row * view.stride) + column(f, p, arrays);
-        const bool first = i == first_factor[j];
-        const S* init = first ? bias_of(p, j) : c;
-        const int64_t ld_init = first ? 0 : p.width, lda = view.stride / kItem;
-        switch (p.width / kLanes<S>) {
-          case 1: multiply<S, 1>(a, lda, rows, f.depth, f.panel(p), init, ld_init, c); break;
-          case 2: multiply<S, 2>(a, lda, rows, f.depth, f.panel(p), init, ld_init, c); break;
-          case 3: multiply<S, 3>(a, lda, rows, f.depth, f.panel(p), init, ld_init, c); break;
-          default: multiply<S, kPlain>(a, lda, rows, f.depth, f.panel(p), init, ld_init, c);
-        }
+  void multiply_rows(const UnitPanel& p, const View* views, int64_t row, int64_t rows, int64_t in_chunk, S* c) const {
+    for (int64_t j = 0; j < count; ++j, c += rows * p.width)
+      for (int64_t i = results[j].own; i < results[j].end; ++i) {
+        const View& view = views[view_of(factors[i].term->operand.array, false)];
+        const bool first = i == results[j].own, on_ahead = results[j].ahead >= 0;
+        product(p, factors[i], view.place + row * view.stride + column(factors[i], p) * kItem, view.stride, rows,
+                !first ? c : on_ahead ? ahead_of(p, j, in_chunk) : bias_of(p, j), first && !on_ahead ? 0 : p.width, c);
       }
   }
 
   // The means among the results of some rows, at all units of a panel.
   void take_means(const UnitPanel& p, const View* views, int64_t row, int64_t rows, S* c) const {
-    for (int64_t j = 0; j < results; ++j, c += rows * p.width) {
-      const Result& r = result(j);
+    for (int64_t j = 0; j < count; ++j, c += rows * p.width) {
+      const Result& r = part->results[j];
       if (r.terms.count) continue;
       const View& view = views[view_of(r.mean.array, false)];
-      const int64_t count = units / r.mean_heads, column = r.mean.block * units + head(p, r.mean_heads) * count;
-      const char* from = view.place + row * view.stride + column * kItem;
+      const int64_t of_head = units / r.mean_heads, first = r.mean.block * units + head(p, r.mean_heads) * of_head;
+      const char* from = view.place + row * view.stride + first * kItem;
       for (int64_t i = 0; i < rows; ++i, from += view.stride) {
-        const Vec<S> mean = broadcast(sum_of(reinterpret_cast<const S*>(from), count) / static_cast<S>(count));
+        const Vec<S> mean = broadcast(sum_of(reinterpret_cast<const S*>(from), of_head) / static_cast<S>(of_head));
         for (int64_t u = 0; u < p.width; u += kLanes<S>) store(c + i * p.width + u, mean);
       }
     }
   }
 
-  static S sum_of(const S* from, int64_t count) {
+  static S sum_of(const S* from, int64_t size) {
     constexpr int L = kLanes<S>;
     Vec<S> sum[4] = {};
     int64_t i = 0;
-    for (; i + 4 * L <= count; i += 4 * L)
+    for (; i + 4 * L <= size; i += 4 * L)
       for (int v = 0; v < 4; ++v) sum[v] += load(from + i + v * L);
-    for (; i < count; i += L) sum[0] += load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i)));
-    const Vec<S> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    Vec<S> lanes[1] = {all};
-    return sums_of_lanes<1>(lanes)[0];
+    for (; i < size; i += L) sum[0] += load_part(from + i, static_cast<int>(smaller<int64_t>(L, size - i)));
+    Vec<S> all[1] = {(sum[0] + sum[1]) + (sum[2] + sum[3])};
+    return sums_of_lanes<1>(all)[0];
   }
 
-  // The part's function on some rows and units, with results that begin at `c`, so wide.
-  void call(const View* views, int64_t row, int64_t rows, int64_t begin, int64_t end, S* c, int64_t width,
-            char** pointers, int64_t* strides) const {
+  // The part's function on some rows of arrays alone.
+  void call_on_arrays(const View* views, int64_t row, int64_t rows, int64_t begin, int64_t end, char** pointers,
+                      int64_t* strides) const {
+    for (int64_t k = 0; k < part->operands.count; ++k) {
+      const View& view = views[operands[k].view];
+      pointers[k] = view.place + row * view.stride + operands[k].column + begin * operands[k].unit_bytes;
+      strides[k] = view.stride;
+    }
+    part->function(rows, end - begin, pointers, strides);
+  }
+
+  // The same on a panel, with results that begin at `c`, and from row `in_chunk` on where they were computed ahead; or
+  // all at `c` where that is < 0.
+  void call(const UnitPanel& p, const View* views, int64_t row, int64_t rows, int64_t in_chunk, S* c, char** pointers,
+            int64_t* strides) const {
     for (int64_t k = 0; k < part->operands.count; ++k) {
       const OperandPlan& operand = operands[k];
       if (operand.view < 0) {
-        pointers[k] = reinterpret_cast<char*>(c + (-1 - operand.view) * rows * width);
-        strides[k] = width * kItem;
+        const int64_t j = -1 - operand.view;
+        const bool is_ahead = in_chunk >= 0 && results[j].ahead >= 0 && results[j].own == results[j].end;
+        pointers[k] = reinterpret_cast<char*>(is_ahead ? ahead_of(p, j, in_chunk) : c + j * rows * p.width);
+        strides[k] = p.width * kItem;
       } else {
         const View& view = views[operand.view];
-        pointers[k] = view.place + row * view.stride + operand.column + begin * operand.unit_bytes;
+        pointers[k] = view.place + row * view.stride + operand.column + p.begin * operand.unit_bytes;
         strides[k] = view.stride;
       }
     }
-    part->function(rows, end - begin, pointers, strides);
+    part->function(rows, p.end - p.begin, pointers, strides);
   }
 };

@@ -1,7 +1,8 @@
 // The time loop over the phases of a program.
 //
-// A thread's way through it: pack a share of the weights and set up states; then, step by step, phase by phase, panel
-// by panel, results and the function on them. Threads that share units meet before phases that read what others wrote;
+// A thread's way through it: pack a share of the weights and set up states; then, for a chunk of steps small enough to
+// stay in cache, those products that no step writes to; then, step by step, phase by phase, panel by panel, results and
+// the function on them. Threads that share units meet before phases that read what others wrote;
 // threads that share rows never do.
 
 // What functions add to an array of the kind total: one thread's, in three floors, so that long sums keep their digits.
@@ -16,15 +17,17 @@ struct TotalPlan {
 template <class S>
 struct PhaseScan {
   static constexpr int64_t kItem = sizeof(S), kFold = 16;  // steps after which partial sums are folded
+  static constexpr int64_t kChunkRows = 120;
 
   const Run& run;
   const Program& program;
   const Steps steps;
   const Crew crew;
   Barrier& barrier;
+  const int64_t chunk;  // steps
   PartPlan<S>* parts;  // of all phases, one behind the other
   int64_t part_count = 0, total_count = 0;
-  bool has_neighbours = false;
+  bool has_neighbours = false, has_ahead = false;
   S** held;  // for each array: two buffers of a state or a row
   TotalPlan<S>* totals;
   View* all_views;  // per thread, a pair for each array
@@ -34,15 +37,17 @@ struct PhaseScan {
   int64_t workspace_size = 0, most_operands = 0;
 
   PhaseScan(const Run& r, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
-      : run(r), program(*r.program), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, crew(c), barrier(b) {
-    const Planner<S> planner{run, crew.by_rows ? 1 : crew.threads, scratch};
+      : run(r), program(*r.program), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, crew(c), barrier(b),
+        chunk(ceil_div(r.steps, ceil_div(r.steps, larger<int64_t>(1, kChunkRows / r.batch)))) {
+    const Planner<S> planner{run, crew.by_rows ? 1 : crew.threads, chunk * run.batch, find_written(scratch), scratch};
     for (const Phase& phase : program.phases) part_count += phase.parts.count;
     parts = take_copy<PartPlan<S>>(scratch, part_count);
     PartPlan<S>* next = parts;
     for (const Phase& phase : program.phases)
       for (const PhasePart& part : phase.parts) {
         *next = planner.plan(part);
-        if (next->results) workspace_size = larger(workspace_size, next->workspace(planner.threads));
+        has_ahead = has_ahead || next->ahead_count;
+        if (next->count) workspace_size = larger(workspace_size, next->workspace(planner.threads));
         most_operands = larger(most_operands, part.operands.count);
         ++next;
       }
@@ -63,6 +68,15 @@ struct PhaseScan {
     }
   }
 
+  const bool* find_written(Scratch& scratch) const {
+    bool* written = take_copy<bool>(scratch, program.arrays.count);
+    for (const Phase& phase : program.phases)
+      for (const PhasePart& part : phase.parts)
+        for (const Operand& operand : part.operands)
+          if (operand.array >= 0 && operand.write) written[operand.array] = true;
+    return written;
+  }
+
   int64_t view_count() const { return 2 * program.arrays.count; }
 
   // Numbers in a row of an array.
@@ -78,6 +92,7 @@ struct PhaseScan {
     prepare(thread, views);
     barrier.wait(crew.threads);
     for (int64_t s = 0; s < run.steps; ++s) {
+      if (has_ahead && s % chunk == 0) multiply_ahead(s, smaller(s + chunk, run.steps), own, thread);
       set_views(s, views);
       const Part rows{own.begin, smaller(own.end, steps.rows(s))};
       const PartPlan<S>* next = parts;
@@ -97,10 +112,10 @@ struct PhaseScan {
   void prepare(int thread, View* views) const {
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
-      if (!plan.results) continue;
-      const Part own = crew.by_rows ? part(plan.panel_count(1), thread, crew.threads)
+      if (!plan.count) continue;
+      const Part own = crew.by_rows ? part(plan.first_panel[1], thread, crew.threads)
                                     : Part{plan.first_panel[thread], plan.first_panel[thread + 1]};
-      for (int64_t p = own.begin; p < own.end; ++p) plan.pack(plan.panels[p], run);
+      for (int64_t p = own.begin; p < own.end; ++p) plan.pack(plan.panels[p], run.places);
     }
     for (int64_t i = 0; i < program.arrays.count; ++i) {
       const ArrayPlace& place = run.places[i];
@@ -183,25 +198,61 @@ struct PhaseScan {
     }
   }
 
-  // Rows of one run of every array.
+  // What is computed ahead of steps [s, end): by the thread that needs it.
+  void multiply_ahead(int64_t s, int64_t end, Part own_rows, int thread) const {
+    const int64_t first = steps.first_row(s, end);
+    for (int64_t i = 0; i < part_count; ++i) {
+      const PartPlan<S>& plan = parts[i];
+      if (!plan.ahead_count) continue;
+      const Part own = own_panels(plan, thread);
+      for (int64_t p = own.begin; p < own.end; ++p) {
+        if (!crew.by_rows) {
+          plan.multiply_ahead(plan.panels[p], run.places, first, steps.rows_between(s, end), 0);
+          continue;
+        }
+        for (int64_t step = s; step < end; ++step) {
+          const int64_t row = steps.offset(step) + own_rows.begin;
+          plan.multiply_ahead(plan.panels[p], run.places, row, own_rows.end - own_rows.begin, row - first);
+        }
+      }
+    }
+  }
+
+  Part own_panels(const PartPlan<S>& plan, int thread) const {
+    const int share = crew.by_rows ? 0 : thread;
+    return {plan.first_panel[share], plan.first_panel[share + 1]};
+  }
+
+  // Row r of step s among those of its chunk.
+  int64_t in_chunk(int64_t s, int64_t r) const {
+    const int64_t begin = s / chunk * chunk;
+    return steps.offset(s) + r - steps.first_row(begin, smaller(begin + chunk, run.steps));
+  }
+
+  // Rows that are one stretch of every array.
   void run_rows(const PartPlan<S>& plan, int64_t s, Part rows, int thread, const View* views) const {
     const int64_t count = rows.end - rows.begin;
     if (count <= 0) return;
-    const int of_units = crew.by_rows ? 0 : thread;
-    S* c = workspace + thread * workspace_size;
-    if (!plan.results) {
-      const int64_t begin = plan.bounds[of_units], end = plan.bounds[of_units + 1];
-      if (begin < end) call(plan, s, rows, begin, end, nullptr, 0, thread, views);
-      return;
+    char** own_pointers = pointers + thread * most_operands;
+    int64_t* own_strides = strides + thread * most_operands;
+    if (!plan.count) {
+      const int share = crew.by_rows ? 0 : thread;
+      const int64_t begin = plan.bounds[share], end = plan.bounds[share + 1];
+      if (begin >= end) return;
+      plan.call_on_arrays(views, rows.begin, count, begin, end, own_pointers, own_strides);
+      return finish_states(plan, s, rows, begin, end, views);
     }
-    const Part own{plan.first_panel[of_units], plan.first_panel[of_units + 1]};
+    const Part own = own_panels(plan, thread);
+    const int64_t first = plan.ahead_count ? in_chunk(s, 0) : 0;
+    S* c = workspace + thread * workspace_size;
     if (count == 1) {
-      plan.multiply_one_row(of_units, views, rows.begin, c);
+      plan.multiply_one_row(crew.by_rows ? 0 : thread, views, rows.begin, first + rows.begin, c);
       for (int64_t p = own.begin; p < own.end; ++p) {
         const UnitPanel& panel = plan.panels[p];
         plan.take_means(panel, views, rows.begin, 1, c);
-        call(plan, s, rows, panel.begin, panel.end, c, panel.width, thread, views);
-        c += plan.results * panel.width;
+        plan.call(panel, views, rows.begin, 1, -1, c, own_pointers, own_strides);
+        finish_states(plan, s, rows, panel.begin, panel.end, views);
+        c += plan.count * panel.width;
       }
       return;
     }
@@ -210,17 +261,17 @@ struct PhaseScan {
       for (int64_t b = 0; b < blocks; ++b) {
         const UnitPanel& panel = plan.panels[p];
         const Part cut = part(count, b, blocks), block{rows.begin + cut.begin, rows.begin + cut.end};
-        plan.multiply_rows(panel, views, program.arrays, block.begin, block.end - block.begin, c);
-        plan.take_means(panel, views, block.begin, block.end - block.begin, c);
-        call(plan, s, block, panel.begin, panel.end, c, panel.width, thread, views);
+        const int64_t height = block.end - block.begin, row = first + block.begin;
+        plan.multiply_rows(panel, views, block.begin, height, row, c);
+        plan.take_means(panel, views, block.begin, height, c);
+        plan.call(panel, views, block.begin, height, row, c, own_pointers, own_strides);
+        finish_states(plan, s, block, panel.begin, panel.end, views);
       }
   }
 
-  // The function, and then the states of rows that end with step s.
-  void call(const PartPlan<S>& plan, int64_t s, Part rows, int64_t begin, int64_t end, S* c, int64_t width, int thread,
-            const View* views) const {
-    plan.call(views, rows.begin, rows.end - rows.begin, begin, end, c, width, pointers + thread * most_operands,
-              strides + thread * most_operands);
+  // Hands out some units of the states that a part wrote, of rows that end with step s.
+  void finish_states(const PartPlan<S>& plan, int64_t s, Part rows, int64_t begin, int64_t end,
+                     const View* views) const {
     const int64_t ending = larger(rows.begin, steps.rows(s + 1));
     if (ending >= rows.end) return;
     for (const Operand& operand : plan.part->operands) {

@@ -44,15 +44,18 @@ void each_panel(const PartPlan<S>& plan, int threads, const Use& use) {
 template <class S>
 struct Planner {
   const Run& run;
-  const int threads;  // that share the units of each row
+  const int threads;         // that share the units of each row
+  const int64_t chunk_rows;  // rows of the most steps whose products are computed ahead
+  const bool* written;       // which arrays the program writes
   Scratch& scratch;
 
   PartPlan<S> plan(const PhasePart& part) const {
     PartPlan<S> plan{};
     plan.part = &part;
     plan.sizes = run.sizes;
+    plan.arrays = run.program->arrays.items;
     plan.units = run.sizes[part.size];
-    plan.results = part.results.count;
+    plan.count = part.results.count;
     plan.heads = 1;
     const auto respect = [&](int64_t heads) { plan.heads *= heads / common_divisor(plan.heads, heads); };
     for (const Result& result : part.results) {
@@ -61,7 +64,7 @@ struct Planner {
     }
     plan.bounds = share_units<S>(plan.units, threads, scratch);
     plan_operands(plan);
-    if (plan.results) plan_panels(plan), plan_factors(plan), plan_row_products(plan);
+    if (plan.count) plan_panels(plan), plan_results(plan), plan_row_products(plan);
     return plan;
   }
 
@@ -102,32 +105,58 @@ struct Planner {
     return term.operand.blocks * run.sizes[array.size] / term.heads;
   }
 
-  void plan_factors(PartPlan<S>& plan) const {
-    int64_t* first = take_copy<int64_t>(scratch, plan.results + 1);
-    int64_t most = 0;
-    for (int64_t j = 0; j < plan.results; ++j) {
-      first[j + 1] = first[j] + plan.result(j).terms.count;
-      most = larger(most, plan.result(j).terms.count);
+  // Whether a term can be computed for many steps at once.
+  bool is_ahead(const Term& term) const {
+    const int array = term.operand.array;
+    return run.program->arrays[array].kind == ArrayKind::step && !written[array];
+  }
+
+  void plan_results(PartPlan<S>& plan) const {
+    ResultPlan* results = scratch.take<ResultPlan>(plan.count);
+    int64_t factors = 0;
+    for (int64_t j = 0; j < plan.count; ++j) {
+      const Span<Term>& terms = plan.part->results[j].terms;
+      ResultPlan& result = results[j] = {factors, factors, factors + terms.count, -1};
+      for (const Term& term : terms) result.own += is_ahead(term);
+      if (result.own > result.first) result.ahead = plan.ahead_count++;
+      factors = result.end;
     }
-    plan.first_factor = first;
-    plan.factors = take_copy<Factor<S>>(scratch, first[plan.results]);
-    const UnitPanel& last = plan.panels[plan.panel_count(threads) - 1];
-    const int64_t width = last.offset + last.width;
-    plan.bias = scratch.take<S>(width * plan.results);
-    for (int64_t place = 0; place < most; ++place) {
-      int64_t all = 0;
-      const auto each = [&](const auto& use) {
-        for (int64_t j = 0; j < plan.results; ++j)
-          if (place < plan.result(j).terms.count) use(plan.factors[first[j] + place], plan.result(j).terms[place]);
-      };
-      each([&](Factor<S>& factor, const Term& term) {
+    plan.results = results;
+    plan.factors = take_copy<Factor<S>>(scratch, factors);
+    for (int64_t j = 0; j < plan.count; ++j) {
+      int64_t ahead = results[j].first, own = results[j].own;
+      for (const Term& term : plan.part->results[j].terms) {
+        Factor<S>& factor = plan.factors[is_ahead(term) ? ahead++ : own++];
         factor.term = &term;
         factor.depth = depth_of(term);
+      }
+    }
+    const UnitPanel& last = plan.panels[plan.first_panel[threads] - 1];
+    const int64_t width = last.offset + last.width;
+    plan.bias = scratch.take<S>(width * plan.count);
+    plan.ahead_rows = chunk_rows;
+    plan.ahead = scratch.take<S>(width * plan.ahead_count * chunk_rows);
+    place_factors(plan, width, [](const ResultPlan& result) { return Part{result.first, result.own}; });
+    place_factors(plan, width, [](const ResultPlan& result) { return Part{result.own, result.end}; });
+  }
+
+  // Takes the memory of the packed panels of those factors of each result that which(result) names.
+  template <class Which>
+  void place_factors(PartPlan<S>& plan, int64_t width, const Which& which) const {
+    for (int64_t place = 0, all = 1; all; ++place) {
+      all = 0;
+      const auto each = [&](const auto& use) {
+        for (int64_t j = 0; j < plan.count; ++j) {
+          const Part own = which(plan.results[j]);
+          if (own.begin + place < own.end) use(plan.factors[own.begin + place]);
+        }
+      };
+      each([&](Factor<S>& factor) {
         factor.before = all;
         all += factor.depth;
       });
       S* packed = scratch.take<S>(width * all);
-      each([&](Factor<S>& factor, const Term&) { factor.all = all, factor.packed = packed; });
+      each([&](Factor<S>& factor) { factor.all = all, factor.packed = packed; });
     }
   }
 
@@ -141,22 +170,24 @@ struct Planner {
   }
 
   void plan_row_products(PartPlan<S>& plan) const {
-    const int64_t factors = plan.first_factor[plan.results];
-    plan.row_products = scratch.take<RowProduct<S>>(factors * plan.panel_count(threads));
+    int64_t most = 0, count = 0;
+    for (int64_t j = 0; j < plan.count; ++j) most += plan.results[j].end - plan.results[j].own;
+    plan.row_products = scratch.take<RowProduct<S>>(most * plan.first_panel[threads]);
     int64_t* first = take_copy<int64_t>(scratch, threads + 1);
-    int64_t count = 0;
     for (int t = 0; t < threads; ++t) {
       for (int64_t place = 0, more = 1; more; ++place) {
         more = 0;
         int64_t to = 0;
         for (int64_t p = plan.first_panel[t]; p < plan.first_panel[t + 1]; ++p)
-          for (int64_t j = 0; j < plan.results; ++j, to += plan.panels[p].width) {
-            if (place >= plan.result(j).terms.count) continue;
+          for (int64_t j = 0; j < plan.count; ++j, to += plan.panels[p].width) {
+            const ResultPlan& result = plan.results[j];
+            if (result.own + place >= result.end) continue;
             more = 1;
             const UnitPanel& panel = plan.panels[p];
-            const Factor<S>& factor = plan.factors[plan.first_factor[j] + place];
-            const RowProduct<S> next{&factor, plan.column(factor, panel, run.program->arrays), panel.width, 1,
-                                     factor.panel(panel), place ? nullptr : plan.bias_of(panel, j), to};
+            const Factor<S>& factor = plan.factors[result.own + place];
+            const bool starts = place == 0 && result.ahead < 0;
+            const RowProduct<S> next{&factor, plan.column(factor, panel), panel.width, 1, factor.panel(panel),
+                                     starts ? plan.bias_of(panel, j) : nullptr, to};
             if (count > first[t] && joins(plan.row_products[count - 1], next))
               ++plan.row_products[count - 1].count;
             else
