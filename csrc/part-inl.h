@@ -22,11 +22,15 @@ struct UnitPanel {
 template <class S>
 struct Factor {
   const Term* term;
-  int64_t depth;        // numbers of the operand that reach a unit
+  const S* matrix;      // its first row and column
+  int64_t ld, depth;    // of the matrix; numbers of the operand that reach a unit
+  bool as_it_lies;      // not packed, for so few rows that it would not pay
   int64_t all, before;  // depths of the terms beside it, and of those in results before
-  S* packed;
+  int64_t offset;       // of its terms' panels in the packed weights
+  S* packed;            // all of those
+  Mark* marks;          // of its panels, if packed weights are kept
 
-  S* panel(const UnitPanel& p) const { return packed + p.offset * all + p.width * before; }
+  S* panel(const UnitPanel& p) const { return packed + offset + p.offset * all + p.width * before; }
 };
 
 // Which factors a result sums up: [first, own) for many steps at once, since no step writes what they read; [own, end)
@@ -41,9 +45,9 @@ struct RowProduct {
   const Factor<S>* factor;
   int64_t column;  // of the operand
   int64_t width, count;
-  const S* panels;
-  const S* bias;  // null: adds to what is there
-  int64_t to;     // in the results of one row
+  const UnitPanel* panel;  // the first
+  const S* bias;           // null: adds to what is there
+  int64_t to;              // in the results of one row
 };
 
 struct OperandPlan {
@@ -65,7 +69,8 @@ struct PartPlan {
   const int64_t* first_panel;  // (threads + 1)
   const ResultPlan* results;
   Factor<S>* factors;
-  S* bias;  // a row of every result, panel by panel
+  int64_t first_mark;  // of its factors, each with one for each panel
+  S* bias;             // a row of every result, panel by panel
   int64_t ahead_count, ahead_rows;
   S* ahead;  // sums for a chunk of steps, (panel, result, ahead_rows, width)
   const OperandPlan* operands;
@@ -100,40 +105,56 @@ struct PartPlan {
     return larger(row, block_rows() * count * kPanel<S, kPlain>);
   }
 
-  void pack(const UnitPanel& p, const ArrayPlace* places) const {
+  // Packs panel i.
+  void pack(int64_t i, const ArrayPlace* places) const {
+    const UnitPanel& p = panels[i];
     for (int64_t j = 0; j < count; ++j) {
       const Blocks& from = part->results[j].bias;
       S* to = bias + p.offset * count + p.width * j;
       clear(to, p.width);
       if (from.array >= 0)
         copy(to, reinterpret_cast<const S*>(places[from.array].data) + from.block * units + p.begin, p.end - p.begin);
-      for (int64_t i = results[j].first; i < results[j].end; ++i)
-        pack_factor(factors[i], p, reinterpret_cast<const S*>(places[factors[i].term->matrix].data));
+      for (int64_t f = results[j].first; f < results[j].end; ++f)
+        if (!factors[f].as_it_lies) pack_factor(factors[f], p, factors[f].marks ? factors[f].marks + i : nullptr);
     }
   }
 
-  void pack_factor(const Factor<S>& f, const UnitPanel& p, const S* matrix) const {
-    const Term& term = *f.term;
-    const Array& form = arrays[term.matrix];
-    const int64_t columns = sizes[form.columns_size] / form.columns_parts, own = p.end - p.begin;
+  // The first weight of a factor's units of panel p; transposed they are columns.
+  const S* weights_of(const Factor<S>& f, const UnitPanel& p) const {
+    if (!f.term->transposed) return f.matrix + p.begin * f.ld;
+    const int64_t of_head = head(p, f.term->heads);
+    return f.matrix + of_head * f.depth * f.ld + p.begin - of_head * (units / f.term->heads);
+  }
+
+  void pack_factor(const Factor<S>& f, const UnitPanel& p, Mark* mark) const {
+    const int64_t own = p.end - p.begin;
+    const S* from = weights_of(f, p);
     S* to = f.panel(p);
-    if (!term.transposed) {
-      if (own < p.width) clear(to, p.width * f.depth);
-      return transpose(matrix + (term.row_block * units + p.begin) * columns, columns, own, f.depth, to, p.width);
+    if (!f.term->transposed) {
+      const auto take = [&](Fingerprint& print) { print.add(from, own * f.depth * kItem); };
+      return pack_if_changed(mark, take, [&] {
+        if (own < p.width) clear(to, p.width * f.depth);
+        transpose(from, f.ld, own, f.depth, to, p.width);
+      });
     }
-    const int64_t of_head = term.heads > 1 ? head(p, term.heads) : 0;
-    const S* from = matrix + (term.row_block * sizes[form.size] + of_head * f.depth) * columns + p.begin -
-                    of_head * (units / term.heads);
-    for (int64_t k = 0; k < f.depth; ++k, from += columns, to += p.width)
+    for (int64_t k = 0; k < f.depth; ++k, from += f.ld, to += p.width)
       for (int64_t i = 0; i < p.width; i += kLanes<S>)
         store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(kLanes<S>, own - i))));
   }
 
-  // c (rows, width) = rows of a, `stride` bytes apart, times a packed panel + init, rows ld_init apart.
-  static void product(const UnitPanel& p, const Factor<S>& f, const char* a, int64_t stride, int64_t rows,
-                      const S* init, int64_t ld_init, S* c) {
+  // c (rows, width) = rows of a, `stride` bytes apart, times the weights of a panel + init, whose rows are ld_init
+  // apart.
+  void product(const UnitPanel& p, const Factor<S>& f, const char* a, int64_t stride, int64_t rows, const S* init,
+               int64_t ld_init, S* c) const {
     const S* from = reinterpret_cast<const S*>(a);
     const int64_t ld = stride / kItem;
+    if (f.as_it_lies) {
+      const int64_t together = ld_init ? 1 : rows;
+      for (int64_t r = 0; r < rows; r += together)
+        multiply_raw(from + r * ld, ld, together, f.depth, weights_of(f, p), p.end - p.begin, init + r * ld_init,
+                     c + r * p.width, p.width);
+      return;
+    }
     switch (p.width / kLanes<S>) {
       case 1: return multiply<S, 1>(from, ld, rows, f.depth, f.panel(p), init, ld_init, c);
       case 2: return multiply<S, 2>(from, ld, rows, f.depth, f.panel(p), init, ld_init, c);
@@ -167,17 +188,22 @@ struct PartPlan {
               store(to + i, load(ahead_of(panels[p], j, in_chunk) + i));
     }
     for (int64_t i = first_row_product[thread]; i < first_row_product[thread + 1]; ++i) {
-      const RowProduct<S>& product = row_products[i];
-      const View& view = views[view_of(product.factor->term->operand.array, false)];
-      const S* a = reinterpret_cast<const S*>(view.place + row * view.stride) + product.column;
-      const int64_t depth = product.factor->depth;
-      S* to = c + product.to;
-      const S* init = product.bias ? product.bias : to;
-      switch (product.width / kLanes<S>) {
-        case 1: multiply_row<S, 1>(a, depth, product.panels, product.count, init, to); break;
-        case 2: multiply_row<S, 2>(a, depth, product.panels, product.count, init, to); break;
-        case 3: multiply_row<S, 3>(a, depth, product.panels, product.count, init, to); break;
-        default: multiply_row<S, kPlain>(a, depth, product.panels, product.count, init, to);
+      const RowProduct<S>& one = row_products[i];
+      const Factor<S>& f = *one.factor;
+      const View& view = views[view_of(f.term->operand.array, false)];
+      const char* row_at = view.place + row * view.stride + one.column * kItem;
+      S* to = c + one.to;
+      const S* init = one.bias ? one.bias : to;
+      if (f.as_it_lies) {
+        product(*one.panel, f, row_at, view.stride, 1, init, 0, to);
+        continue;
+      }
+      const S *a = reinterpret_cast<const S*>(row_at), *packed = f.panel(*one.panel);
+      switch (one.width / kLanes<S>) {
+        case 1: multiply_row<S, 1>(a, f.depth, packed, one.count, init, to); break;
+        case 2: multiply_row<S, 2>(a, f.depth, packed, one.count, init, to); break;
+        case 3: multiply_row<S, 3>(a, f.depth, packed, one.count, init, to); break;
+        default: multiply_row<S, kPlain>(a, f.depth, packed, one.count, init, to);
       }
     }
   }
@@ -189,7 +215,10 @@ struct PartPlan {
         const View& view = views[view_of(factors[i].term->operand.array, false)];
         const bool first = i == results[j].own, on_ahead = results[j].ahead >= 0;
         product(p, factors[i], view.place + row * view.stride + column(factors[i], p) * kItem, view.stride, rows,
-                !first ? c : on_ahead ? ahead_of(p, j, in_chunk) : bias_of(p, j), first && !on_ahead ? 0 : p.width, c);
+                !first     ? c
+                : on_ahead ? ahead_of(p, j, in_chunk)
+                           : bias_of(p, j),
+                first && !on_ahead ? 0 : p.width, c);
       }
   }
 

@@ -25,7 +25,7 @@ struct PhaseScan {
   const Crew crew;
   Barrier& barrier;
   const int64_t chunk;  // steps
-  PartPlan<S>* parts;  // of all phases, one behind the other
+  PartPlan<S>* parts;   // of all phases, one behind the other
   int64_t part_count = 0, total_count = 0;
   bool has_neighbours = false, has_ahead = false;
   S** held;  // for each array: two buffers of a state or a row
@@ -39,7 +39,7 @@ struct PhaseScan {
   PhaseScan(const Run& r, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
       : run(r), program(*r.program), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, crew(c), barrier(b),
         chunk(ceil_div(r.steps, ceil_div(r.steps, larger<int64_t>(1, kChunkRows / r.batch)))) {
-    const Planner<S> planner{run, crew.by_rows ? 1 : crew.threads, chunk * run.batch, find_written(scratch), scratch};
+    Planner<S> planner{run, crew.by_rows ? 1 : crew.threads, chunk * run.batch, find_written(scratch), scratch};
     for (const Phase& phase : program.phases) part_count += phase.parts.count;
     parts = take_copy<PartPlan<S>>(scratch, part_count);
     PartPlan<S>* next = parts;
@@ -51,6 +51,11 @@ struct PhaseScan {
         most_operands = larger(most_operands, part.operands.count);
         ++next;
       }
+    Room room{planner.packed ? run.kept : nullptr, scratch};
+    room.open(Room::bytes_of<S>(planner.packed), planner.marks,
+              {program.identity, planner.threads, sizes_print(), planner.packed, planner.marks, 0, 0, 0});
+    S* packed = room.take<S>(planner.packed);
+    for (int64_t i = 0; i < part_count; ++i) planner.place(parts[i], packed, room.marks);
     workspace = scratch.take<S>(crew.threads * workspace_size);
     pointers = scratch.take<char*>(crew.threads * most_operands);
     strides = scratch.take<int64_t>(crew.threads * most_operands);
@@ -66,6 +71,12 @@ struct PhaseScan {
       totals[total_count++] = {i, columns(i), scratch.take<S>(crew.threads * ld), scratch.take<S>(crew.threads * ld),
                                ld};
     }
+  }
+
+  int64_t sizes_print() const {
+    Fingerprint print;
+    print.add(run.sizes, program.sizes * static_cast<int64_t>(sizeof(int64_t)));
+    return static_cast<int64_t>(print.sum());
   }
 
   const bool* find_written(Scratch& scratch) const {
@@ -115,7 +126,7 @@ struct PhaseScan {
       if (!plan.count) continue;
       const Part own = crew.by_rows ? part(plan.first_panel[1], thread, crew.threads)
                                     : Part{plan.first_panel[thread], plan.first_panel[thread + 1]};
-      for (int64_t p = own.begin; p < own.end; ++p) plan.pack(plan.panels[p], run.places);
+      for (int64_t p = own.begin; p < own.end; ++p) plan.pack(p, run.places);
     }
     for (int64_t i = 0; i < program.arrays.count; ++i) {
       const ArrayPlace& place = run.places[i];
@@ -133,7 +144,8 @@ struct PhaseScan {
     }
   }
 
-  // Rows of both buffers: those that begin at a later step are in whichever is read then, since none before writes them.
+  // Rows of both buffers: those that begin at a later step are in whichever is read then, since none before writes
+  // them.
   void begin_state(int64_t i, Part rows) const {
     const ArrayPlace& place = run.places[i];
     const int64_t width = columns(i);
@@ -175,9 +187,8 @@ struct PhaseScan {
       const ArrayPlace& place = run.places[i];
       const int64_t other = s + array.offset;
       views[view_of(i, false)] =
-          r < steps.rows(other)
-              ? View{place.data + steps.offset(other) * place.stride * kItem, place.stride * kItem}
-              : View{place.initial, place.initial_stride * kItem};
+          r < steps.rows(other) ? View{place.data + steps.offset(other) * place.stride * kItem, place.stride * kItem}
+                                : View{place.initial, place.initial_stride * kItem};
     }
   }
 
@@ -319,7 +330,6 @@ bool run_phases(const Run& run, Team& team) {
   const int64_t* offsets = make_offsets(sizes, scratch);
   const PhaseScan<S> scan(run, offsets, make_crew<S>(run, team.size()), barrier, scratch);
   return team.run(
-      scan.crew.threads,
-      [](void* context, int thread) { static_cast<const PhaseScan<S>*>(context)->execute(thread); },
+      scan.crew.threads, [](void* context, int thread) { static_cast<const PhaseScan<S>*>(context)->execute(thread); },
       const_cast<PhaseScan<S>*>(&scan));
 }

@@ -19,8 +19,10 @@ namespace FASTRNN_NAMESPACE {
 // In the order in which they build on each other.
 // clang-format off
 #include "vector-inl.h"
+#include "bfloat16-inl.h"
 #include "gemm-inl.h"
 #include "pack-inl.h"
+#include "kept-inl.h"
 #include "plan-inl.h"
 #include "part-inl.h"
 #include "schedule-inl.h"

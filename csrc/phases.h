@@ -51,9 +51,12 @@ struct Blocks {
   int64_t block, blocks;
 };
 
-// Of a row v of the operand's blocks, with Z units of the part: sum over k of v[k] * M[row_block * Z + z][k], or, where
-// it is transposed, of v[k] * M[row_block * K + k][z], K being the size of the operand's blocks and one row block of M
-// for each.
+// A product. Of a row v of the operand's blocks, with Z units of the part: sum over k of v[k] * M[row_block * Z +
+// z][k], or, where it is transposed, of v[k] * M[row_block * K + k][z], K being the size of the operand's blocks and
+// one row block of M for each.
+//
+// Where the operand is of the kind step and no part writes it, the product is computed for many steps at once; what it
+// reads must then not be memory that the program writes by another name.
 //
 // With several heads the matrix is block-diagonal, and the operand one block: its K / heads columns of head h reach the
 // units of the same head alone. M then has K / heads columns, those of the head of its row; transposed, Z / heads.
@@ -104,7 +107,8 @@ struct Phase {
 };
 
 struct Program {
-  bool is_double;  // else all numbers are floats
+  int64_t identity;  // no two programs of a process have the same
+  bool is_double;    // else all numbers are floats
   int64_t sizes;
   Span<Array> arrays;
   Span<Phase> phases;
@@ -120,8 +124,11 @@ struct ArrayPlace {
   char* final;
 };
 
+class Kept;
+
 struct Run {
   const Program* program;
+  Kept* kept;  // where packed weights stay for the next run, claimed by the caller; or null
   int threads;
   int64_t steps, batch, rows;
   const int64_t* batch_sizes;  // (T,), never increasing, from B down to >= 1; null where every step has B rows

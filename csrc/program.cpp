@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "kept.h"
 #include "phases.h"
 #include "scan.h"
 #include "tensors.h"
@@ -49,8 +50,8 @@ class Fields {
   int64_t number(const char* name, int64_t low, int64_t high, std::optional<int64_t> fallback = {}) {
     const py::object value = fallback ? optional(name) : get(name);
     if (fallback && value.is_none()) return *fallback;
-    const std::string expected = at(name) + ": expected a number from " + std::to_string(low) + " to " +
-                                 std::to_string(high);
+    const std::string expected =
+        at(name) + ": expected a number from " + std::to_string(low) + " to " + std::to_string(high);
     if (!PyLong_Check(value.ptr())) fail(expected + ", got " + py::cast<std::string>(py::repr(value)));
     int overflow = 0;
     const int64_t found = PyLong_AsLongLongAndOverflow(value.ptr(), &overflow);
@@ -81,8 +82,7 @@ class Fields {
       fail(at(name) + ": expected a list of dicts");
     const auto items = py::cast<py::sequence>(value);
     if (items.size() > static_cast<size_t>(kMostItems) || (needed && items.size() == 0))
-      fail(at(name) + ": expected 1 to " + std::to_string(kMostItems) + " items, got " +
-           std::to_string(items.size()));
+      fail(at(name) + ": expected 1 to " + std::to_string(kMostItems) + " items, got " + std::to_string(items.size()));
     for (size_t i = 0; i < items.size(); ++i) {
       const py::object item = items[i];
       Fields fields(item, at(name) + "[" + std::to_string(i) + "]");
@@ -114,6 +114,8 @@ class ProgramReader {
   std::vector<std::string> names;  // of the arrays
 
   explicit ProgramReader(py::handle spec) {
+    static int64_t programs = 0;  // guarded by the GIL
+    program.identity = ++programs;
     Fields all(spec, "");
     const std::string dtype = all.text("dtype");
     if (dtype != "float32" && dtype != "float64") fail("dtype: expected float32 or float64, got " + dtype);
@@ -144,8 +146,9 @@ class ProgramReader {
     const std::string kind = f.text("kind");
     int found = 0;
     while (found < 9 && kind != kKinds[found]) ++found;
-    if (found == 9) fail(f.at("kind") + ": expected step, neighbour, state, row, sequence, unit, number, total or " +
-                         "matrix, got " + kind);
+    if (found == 9)
+      fail(f.at("kind") + ": expected step, neighbour, state, row, sequence, unit, number, total or " + "matrix, got " +
+           kind);
     array.kind = static_cast<ArrayKind>(found);
     names.push_back(f.has("name") ? f.text("name") : f.where());
     f.optional("name");
@@ -168,9 +171,7 @@ class ProgramReader {
   }
 
   int size(Fields& f, const char* name) { return static_cast<int>(f.number(name, 0, program.sizes - 1)); }
-  int array_index(Fields& f, const char* name) {
-    return static_cast<int>(f.number(name, 0, program.arrays.count - 1));
-  }
+  int array_index(Fields& f, const char* name) { return static_cast<int>(f.number(name, 0, program.arrays.count - 1)); }
 
   static std::string kind_of(const Array& array) { return kKinds[static_cast<int>(array.kind)]; }
 
@@ -258,8 +259,8 @@ class ProgramReader {
 
   void same_size(const Fields& f, int64_t index, int got, int expected) const {
     if (got != expected)
-      fail(f.where() + ": expected an array of size " + std::to_string(expected) + ", " + names[index] +
-           " has size " + std::to_string(got));
+      fail(f.where() + ": expected an array of size " + std::to_string(expected) + ", " + names[index] + " has size " +
+           std::to_string(got));
   }
 
   void is_written(const Fields& f, int64_t index, int64_t block, int64_t blocks,
@@ -373,7 +374,8 @@ class RunReader {
       fail("sizes: expected " + std::to_string(program.sizes) + ", got " + std::to_string(sizes.size()));
     for (int64_t i = 0; i < program.sizes; ++i) {
       const auto size = py::cast<int64_t>(sizes[i]);
-      if (size < 1 || size > kMostUnits) fail("sizes[" + std::to_string(i) + "]: out of range, " + std::to_string(size));
+      if (size < 1 || size > kMostUnits)
+        fail("sizes[" + std::to_string(i) + "]: out of range, " + std::to_string(size));
       sizes_.push_back(size);
     }
     run.sizes = sizes_.data();
@@ -426,43 +428,37 @@ class RunReader {
   ArrayPlace place(int64_t i, const py::object& value) {
     const Array& array = own_.program.arrays[i];
     const std::string& name = own_.names[i];
-    ArrayPlace place{};
     const int64_t width = array.single || array.kind == ArrayKind::number ? 1 : columns(name, array);
-    const auto tensor = [&](py::handle given, const std::string& of, int64_t rows, int64_t of_columns, bool spaced) {
-      return memory_.rows(given, of, rows, of_columns, item_, spaced);
-    };
-    const auto data = [&](py::handle given, const std::string& of, int64_t rows, int64_t of_columns, bool spaced) {
-      const Memory::Rows found = tensor(given, of, rows, of_columns, spaced);
+    ArrayPlace place{};
+    const auto data = [&](py::handle tensor, const char* field, int64_t rows, int64_t of_columns, bool spaced) {
+      const Memory::Rows found = memory_.rows(tensor, {name, field}, rows, of_columns, item_, spaced);
       place.data = reinterpret_cast<char*>(found.address);
       place.stride = found.stride;
     };
-    const auto initial = [&](py::handle given) {
-      const Memory::Rows found = tensor(given, name + ".initial", run.batch, width, true);
+    const auto initial = [&](py::handle tensor) {
+      const Memory::Rows found = memory_.rows(tensor, {name, "initial"}, run.batch, width, item_, true);
       place.initial = reinterpret_cast<char*>(found.address);
       place.initial_stride = found.stride;
     };
     switch (array.kind) {
-      case ArrayKind::step: data(value, name, run.rows, width, true); break;
-      case ArrayKind::sequence: data(value, name, run.batch, width, true); break;
+      case ArrayKind::step: data(value, nullptr, run.rows, width, true); break;
+      case ArrayKind::sequence: data(value, nullptr, run.batch, width, true); break;
       case ArrayKind::unit:
-      case ArrayKind::total: data(value, name, 1, width, false); break;
-      case ArrayKind::number: data(value, name, 1, 1, false); break;
-      case ArrayKind::matrix:
-        data(value, name, width, own_columns(name, array), false);
-        break;
+      case ArrayKind::total: data(value, nullptr, 1, width, false); break;
+      case ArrayKind::number: data(value, nullptr, 1, 1, false); break;
+      case ArrayKind::matrix: data(value, nullptr, width, matrix_columns(name, array), false); break;
       case ArrayKind::neighbour: {
-        Fields fields(value, name);
-        data(fields.get("history"), name + ".history", run.rows, width, true);
-        initial(fields.get("initial"));
-        fields.done();
+        const auto [history, first] = pair(value, name, "history", "initial");
+        data(history, "history", run.rows, width, true);
+        initial(first);
         break;
       }
       case ArrayKind::state: {
-        Fields fields(value, name);
-        if (const py::object first = fields.optional("initial"); !first.is_none()) initial(first);
-        if (const py::object last = fields.optional("final"); !last.is_none())
-          place.final = reinterpret_cast<char*>(tensor(last, name + ".final", run.batch, width, false).address);
-        fields.done();
+        const auto [first, last] = pair(value, name, "initial", "final");
+        if (!first.is_none()) initial(first);
+        if (!last.is_none())
+          place.final =
+              reinterpret_cast<char*>(memory_.rows(last, {name, "final"}, run.batch, width, item_, false).address);
         break;
       }
       case ArrayKind::row:
@@ -472,6 +468,19 @@ class RunReader {
     return place;
   }
 
+  // The two fields of a dict; by hand, since a run is to begin within microseconds.
+  struct Pair {
+    py::handle first, second;
+  };
+  static Pair pair(const py::object& value, const std::string& name, const char* first, const char* second) {
+    if (!PyDict_Check(value.ptr())) fail(name + ": expected a dict of " + first + " and " + second);
+    const Pair found{PyDict_GetItemString(value.ptr(), first), PyDict_GetItemString(value.ptr(), second)};
+    if (!found.first || !found.second || PyDict_Size(value.ptr()) != 2)
+      fail(name + ": expected a dict of " + first + " and " + second + ", got " +
+           py::cast<std::string>(py::repr(py::list(value))));
+    return found;
+  }
+
   // Numbers in a row of an array; of a matrix its rows.
   int64_t columns(const std::string& name, const Array& array) const {
     const __int128 count = static_cast<__int128>(array.blocks) * sizes_[array.size];
@@ -479,7 +488,7 @@ class RunReader {
     return static_cast<int64_t>(count);
   }
 
-  int64_t own_columns(const std::string& name, const Array& array) const {
+  int64_t matrix_columns(const std::string& name, const Array& array) const {
     const int64_t size = sizes_[array.columns_size];
     if (size % array.columns_parts)
       fail(name + ": expected a columns_size that " + std::to_string(array.columns_parts) + " parts divide, got " +
@@ -493,7 +502,7 @@ class PythonProgram {
   explicit PythonProgram(const py::dict& spec) : own_(spec) {}
 
   void run(int64_t steps, int64_t batch, int64_t rows, py::handle batch_sizes, bool reverse, int threads,
-           const py::sequence& sizes, const py::sequence& arrays) const {
+           const py::sequence& sizes, const py::sequence& arrays, bool keep) const {
     Memory memory;
     RunReader read(own_, memory);
     read.run.reverse = reverse;
@@ -502,6 +511,8 @@ class PythonProgram {
     read.read_sizes(sizes);
     read.read_rows(steps, batch, rows, batch_sizes);
     read.read_arrays(arrays);
+    std::unique_ptr<KeptFor> kept;
+    if (keep) kept = keep_for(arrays, read.run);
     const Kernels& all = kernels();
     py::gil_scoped_release release;
     all.run_program(read.run);
@@ -509,6 +520,17 @@ class PythonProgram {
 
  private:
   ProgramReader own_;
+
+  // What is kept for the first matrix that is a parameter.
+  std::unique_ptr<KeptFor> keep_for(const py::sequence& arrays, Run& run) const {
+    for (int64_t i = 0; i < own_.program.arrays.count; ++i) {
+      if (own_.program.arrays[i].kind != ArrayKind::matrix) continue;
+      auto kept = std::make_unique<KeptFor>(arrays[i], reinterpret_cast<uintptr_t>(run.places[i].data));
+      run.kept = kept->get();
+      if (run.kept) return kept;
+    }
+    return nullptr;
+  }
 };
 
 }  // namespace
@@ -518,7 +540,7 @@ void add_program(py::module_& m) {
   py::class_<PythonProgram>(m, "Program")
       .def(py::init<const py::dict&>(), "spec"_a)
       .def("run", &PythonProgram::run, py::kw_only(), "steps"_a, "batch"_a, "rows"_a, "batch_sizes"_a, "reverse"_a,
-           "threads"_a, "sizes"_a, "arrays"_a);
+           "threads"_a, "sizes"_a, "arrays"_a, "keep"_a = false);
 }
 
 }  // namespace fastrnn

@@ -41,6 +41,7 @@ void each_panel(const PartPlan<S>& plan, int threads, const Use& use) {
     }
 }
 
+// Plans parts in two rounds, since the size of all packed weights is known after the first.
 template <class S>
 struct Planner {
   const Run& run;
@@ -48,8 +49,9 @@ struct Planner {
   const int64_t chunk_rows;  // rows of the most steps whose products are computed ahead
   const bool* written;       // which arrays the program writes
   Scratch& scratch;
+  int64_t packed = 0, marks = 0;  // numbers in packed weights so far, and panels of factors
 
-  PartPlan<S> plan(const PhasePart& part) const {
+  PartPlan<S> plan(const PhasePart& part) {
     PartPlan<S> plan{};
     plan.part = &part;
     plan.sizes = run.sizes;
@@ -64,8 +66,17 @@ struct Planner {
     }
     plan.bounds = share_units<S>(plan.units, threads, scratch);
     plan_operands(plan);
-    if (plan.count) plan_panels(plan), plan_results(plan), plan_row_products(plan);
+    if (plan.count) plan_panels(plan), plan_results(plan);
     return plan;
+  }
+
+  void place(PartPlan<S>& plan, S* weights, Mark* all_marks) const {
+    if (!plan.count) return;
+    for (int64_t i = 0; i < plan.results[plan.count - 1].end; ++i) {
+      plan.factors[i].packed = weights;
+      plan.factors[i].marks = all_marks ? all_marks + i * plan.first_panel[threads] + plan.first_mark : nullptr;
+    }
+    plan_row_products(plan);
   }
 
   void plan_operands(PartPlan<S>& plan) const {
@@ -111,7 +122,20 @@ struct Planner {
     return run.program->arrays[array].kind == ArrayKind::step && !written[array];
   }
 
-  void plan_results(PartPlan<S>& plan) const {
+  Factor<S> factor_of(const Term& term, int64_t units) const {
+    constexpr int64_t kRowsToPack = 8;  // this part of the depth repays
+    const Array& form = run.program->arrays[term.matrix];
+    Factor<S> factor{};
+    factor.term = &term;
+    factor.depth = depth_of(term);
+    factor.ld = run.sizes[form.columns_size] / form.columns_parts;
+    factor.matrix = reinterpret_cast<const S*>(run.places[term.matrix].data) +
+                    term.row_block * (term.transposed ? run.sizes[form.size] : units) * factor.ld;
+    factor.as_it_lies = !term.transposed && run.rows < larger<int64_t>(kKeptRows, factor.depth / kRowsToPack);
+    return factor;
+  }
+
+  void plan_results(PartPlan<S>& plan) {
     ResultPlan* results = scratch.take<ResultPlan>(plan.count);
     int64_t factors = 0;
     for (int64_t j = 0; j < plan.count; ++j) {
@@ -125,11 +149,8 @@ struct Planner {
     plan.factors = take_copy<Factor<S>>(scratch, factors);
     for (int64_t j = 0; j < plan.count; ++j) {
       int64_t ahead = results[j].first, own = results[j].own;
-      for (const Term& term : plan.part->results[j].terms) {
-        Factor<S>& factor = plan.factors[is_ahead(term) ? ahead++ : own++];
-        factor.term = &term;
-        factor.depth = depth_of(term);
-      }
+      for (const Term& term : plan.part->results[j].terms)
+        plan.factors[is_ahead(term) ? ahead++ : own++] = factor_of(term, plan.units);
     }
     const UnitPanel& last = plan.panels[plan.first_panel[threads] - 1];
     const int64_t width = last.offset + last.width;
@@ -138,11 +159,13 @@ struct Planner {
     plan.ahead = scratch.take<S>(width * plan.ahead_count * chunk_rows);
     place_factors(plan, width, [](const ResultPlan& result) { return Part{result.first, result.own}; });
     place_factors(plan, width, [](const ResultPlan& result) { return Part{result.own, result.end}; });
+    plan.first_mark = marks;
+    marks += factors * plan.first_panel[threads];
   }
 
-  // Takes the memory of the packed panels of those factors of each result that which(result) names.
+  // Places the packed panels of those factors of each result that which(result) names.
   template <class Which>
-  void place_factors(PartPlan<S>& plan, int64_t width, const Which& which) const {
+  void place_factors(PartPlan<S>& plan, int64_t width, const Which& which) {
     for (int64_t place = 0, all = 1; all; ++place) {
       all = 0;
       const auto each = [&](const auto& use) {
@@ -151,12 +174,14 @@ struct Planner {
           if (own.begin + place < own.end) use(plan.factors[own.begin + place]);
         }
       };
+      bool any = false;
       each([&](Factor<S>& factor) {
         factor.before = all;
         all += factor.depth;
+        any = any || !factor.as_it_lies;
       });
-      S* packed = scratch.take<S>(width * all);
-      each([&](Factor<S>& factor) { factor.all = all, factor.packed = packed; });
+      each([&](Factor<S>& factor) { factor.all = all, factor.offset = packed; });
+      if (any) packed += ceil_div(width * all, 16) * 16;
     }
   }
 
@@ -165,7 +190,8 @@ struct Planner {
     const Blocks &v = a.factor->term->operand, &w = b.factor->term->operand;
     const int64_t depth = a.factor->depth, done = a.count * a.width;
     return v.array == w.array && a.column == b.column && depth == b.factor->depth && a.width == b.width &&
-           b.panels == a.panels + done * depth && b.to == a.to + done &&
+           !a.factor->as_it_lies && !b.factor->as_it_lies && b.to == a.to + done &&
+           b.factor->panel(*b.panel) == a.factor->panel(*a.panel) + done * depth &&
            (a.bias ? b.bias == a.bias + done : !b.bias);
   }
 
@@ -186,8 +212,9 @@ struct Planner {
             const UnitPanel& panel = plan.panels[p];
             const Factor<S>& factor = plan.factors[result.own + place];
             const bool starts = place == 0 && result.ahead < 0;
-            const RowProduct<S> next{&factor, plan.column(factor, panel), panel.width, 1, factor.panel(panel),
-                                     starts ? plan.bias_of(panel, j) : nullptr, to};
+            const RowProduct<S> next{
+                &factor, plan.column(factor, panel), panel.width, 1, &panel, starts ? plan.bias_of(panel, j) : nullptr,
+                to};
             if (count > first[t] && joins(plan.row_products[count - 1], next))
               ++plan.row_products[count - 1].count;
             else

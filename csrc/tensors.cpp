@@ -166,83 +166,79 @@ uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, s
 
 namespace {
 
-// What `rows` asks of a tensor, by C or by Python's attributes.
-struct Seen {
-  uintptr_t address;
-  bool on_cpu, is_float;
-  size_t item;
-  std::vector<int64_t> shape, strides;
-};
-
-std::string text_of(const Seen& seen) {
-  std::string shape;
-  for (const int64_t size : seen.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
-  std::string strides;
-  for (const int64_t stride : seen.strides) strides += (strides.empty() ? "" : ", ") + std::to_string(stride);
-  return std::string(seen.is_float ? "float" : "int") + std::to_string(8 * seen.item) + " (" + shape +
-         ") with strides (" + strides + ")" + (seen.on_cpu ? "" : ", not on the CPU");
+std::string list_of(const int64_t* values, int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return "(" + text + ")";
 }
 
-Seen see_by_attributes(py::handle tensor, const py::object& storage) {
-  Seen seen{};
-  seen.item = py::cast<size_t>(tensor.attr("element_size")());
-  seen.address = py::cast<uintptr_t>(storage.attr("data_ptr")()) +
-                 py::cast<size_t>(tensor.attr("storage_offset")()) * seen.item;
-  seen.on_cpu = py::cast<bool>(tensor.attr("is_cpu"));
+std::string text_of(const TensorView& view) {
+  return std::string(view.code == 2 ? "float" : "int") + std::to_string(view.bits) + " " +
+         list_of(view.shape, view.rank) + " with strides " + list_of(view.strides, view.rank) +
+         (view.on_cpu() ? "" : ", not on the CPU");
+}
+
+// The same view by Python's attributes; `sizes` holds its shape and strides.
+TensorView view_by_attributes(py::handle tensor, const py::object& storage, std::vector<int64_t>& sizes) {
+  TensorView view{};
+  const auto item = py::cast<size_t>(tensor.attr("element_size")());
+  view.data = reinterpret_cast<void*>(py::cast<uintptr_t>(storage.attr("data_ptr")()));
+  view.offset = py::cast<size_t>(tensor.attr("storage_offset")()) * item;
+  view.device = py::cast<bool>(tensor.attr("is_cpu")) ? 1 : 0;
   const py::object torch = py::module_::import("torch"), dtype = tensor.attr("dtype");
-  seen.is_float = dtype.is(torch.attr("float32")) || dtype.is(torch.attr("float64"));
-  seen.shape = py::cast<std::vector<int64_t>>(tensor.attr("shape"));
-  seen.strides = py::cast<std::vector<int64_t>>(tensor.attr("stride")());
-  return seen;
+  view.code = dtype.is(torch.attr("float32")) || dtype.is(torch.attr("float64")) ? 2 : 0;
+  view.bits = static_cast<uint8_t>(8 * item);
+  sizes = py::cast<std::vector<int64_t>>(tensor.attr("shape"));
+  view.rank = static_cast<int>(sizes.size());
+  const auto strides = py::cast<std::vector<int64_t>>(tensor.attr("stride")());
+  sizes.insert(sizes.end(), strides.begin(), strides.end());
+  view.shape = sizes.data();
+  view.strides = sizes.data() + view.rank;
+  return view;
 }
 
 }  // namespace
 
-Memory::Rows Memory::rows(py::handle tensor, const std::string& name, int64_t rows, int64_t columns, size_t item,
+Memory::Rows Memory::rows(py::handle tensor, const TensorName& name, int64_t rows, int64_t columns, size_t item,
                           bool spaced) {
-  if (tensor.is_none()) throw py::value_error(name + ": expected a tensor, got None");
+  if (tensor.is_none()) throw py::value_error(name.text() + ": expected a tensor, got None");
   if (!PyObject_TypeCheck(tensor.ptr(), tensor_reader().type))
-    throw py::value_error(name + ": expected a tensor, got " +
-                          py::cast<std::string>(py::type::of(tensor).attr("__name__")));
+    throw py::value_error(name.text() + ": expected a tensor, got " + Py_TYPE(tensor.ptr())->tp_name);
   const bool at_hand = storages_are_at_hand();
-  Seen seen{};
-  int64_t bytes = 0;
-  if (at_hand) {
-    TensorView view;
-    if (tensor_reader().read(tensor.ptr(), &view)) {  // of a device or a layout without such memory
-      PyErr_Clear();
-      throw py::value_error(name + ": expected a dense CPU tensor");
-    }
-    hold(tensor.ptr());
-    seen = {view.address(), view.on_cpu(), view.code == 2, view.bits / size_t{8}, {}, {}};
-    seen.shape.assign(view.shape, view.shape + view.rank);
-    seen.strides.assign(view.strides, view.strides + view.rank);
-  } else {
+  TensorView view;
+  std::vector<int64_t> sizes;
+  if (!at_hand) {
     storages_.push_back(tensor.attr("untyped_storage")());
-    seen = see_by_attributes(tensor, storages_.back());
-    bytes = py::cast<int64_t>(storages_.back().attr("nbytes")()) -
-            py::cast<int64_t>(tensor.attr("storage_offset")()) * static_cast<int64_t>(item);
+    view = view_by_attributes(tensor, storages_.back(), sizes);
+  } else if (tensor_reader().read(tensor.ptr(), &view)) {  // of a device or a layout without such memory
+    PyErr_Clear();
+    throw py::value_error(name.text() + ": expected a dense CPU tensor");
+  } else {
+    hold(tensor.ptr());
   }
-  TensorView view{};
-  view.rank = static_cast<int>(seen.shape.size());
-  view.shape = seen.shape.data();
-  view.strides = seen.strides.data();
   const __int128 count = static_cast<__int128>(rows) * columns;
-  Rows found{seen.address, columns};
-  bool fits = seen.on_cpu && seen.is_float && seen.item == item && view.count() == count;
+  Rows found{view.address(), columns};
+  bool fits = view.on_cpu() && view.code == 2 && view.bits == 8 * item && view.count() == count;
   if (fits && !view.dense()) {
-    fits = spaced && view.has_shape(rows, columns) && view.strides[0] >= columns &&
-           (columns == 1 || view.strides[1] == 1);
+    fits =
+        spaced && view.has_shape(rows, columns) && view.strides[0] >= columns && (columns == 1 || view.strides[1] == 1);
     found.stride = view.strides[0];
   }
-  if (!fits)
-    throw py::value_error(name + ": expected a CPU tensor of float" + std::to_string(8 * item) + " (" +
-                          std::to_string(rows) + ", " + std::to_string(columns) + ") with dense rows" +
-                          (spaced ? "" : ", one behind the other") + "; got " + text_of(seen));
+  if (!fits) {
+    const int64_t wanted[] = {rows, columns};
+    throw py::value_error(name.text() + ": expected a CPU tensor of float" + std::to_string(8 * item) + " " +
+                          list_of(wanted, 2) + " with dense rows" + (spaced ? "" : ", one behind the other") +
+                          "; got " + text_of(view));
+  }
   const __int128 span = count ? static_cast<__int128>(rows - 1) * found.stride + columns : 0;
-  if (at_hand ? !has_memory(tensor.ptr(), span, item) : span * static_cast<__int128>(item) > bytes)
-    throw std::runtime_error(name + ": the memory of the tensor was freed or cut short, as "
-                                    "untyped_storage().resize_() does");
+  const auto in_storage = [&] {
+    const auto bytes = py::cast<int64_t>(storages_.back().attr("nbytes")());
+    return static_cast<__int128>(view.offset) + span * static_cast<__int128>(item) <= bytes;
+  };
+  if (!(at_hand ? has_memory(tensor.ptr(), span, item) : in_storage()))
+    throw std::runtime_error(name.text() +
+                             ": the memory of the tensor was freed or cut short, as "
+                             "untyped_storage().resize_() does");
   return found;
 }
 

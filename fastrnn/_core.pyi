@@ -145,12 +145,15 @@ class Program:
         threads: int,
         sizes: Sequence[int],
         arrays: Sequence[Tensor | dict[str, Tensor | None] | None],
+        keep: bool = ...,
     ) -> None:
         """Runs all steps, ``rows`` rows in all.
 
         An array is a tensor on the CPU of the program's dtype, with dense rows; a step's may be further apart than
         their length.  That of a neighbour is a dict of ``history`` and ``initial``, of a state a dict of ``initial``
-        and ``final``, each a tensor or None; of a row None.  What is written does not overlap what else is given.
+        and ``final``, each a tensor or None; of a row None.  What is written does not overlap what else is given.  With
+        ``keep``, packed weights stay for the next run of this program while the memory of the first matrix that is an
+        nn.Parameter lives; they are known by fingerprints, so no change of the weights goes unnoticed.
 
         Raises:
             ValueError: a tensor or a size is not as the program asks; the message says what was expected and what came.
