@@ -75,6 +75,22 @@ struct Mark {
   bool known;  // whether there is a packed panel
 };
 
+// Packs a panel if its weights, of which `take` takes the fingerprint, are others than those packed under this mark.
+template <class Take, class Pack>
+void pack_if_changed(Mark* mark, const Take& take, const Pack& pack) {
+  if (!mark) return pack();
+  const auto fingerprint = [&] {
+    Fingerprint print;
+    take(print);
+    return print.sum();
+  };
+  const uint64_t now = fingerprint();
+  if (mark->known && mark->fingerprint == now) return;
+  pack();
+  // Somebody may write the weights meanwhile; then nobody knows what was packed.
+  *mark = {now, fingerprint() == now};
+}
+
 // Where a scan takes the memory of its packed weights from: a Kept, or the scratch memory of the call.
 struct Room {
   Kept* kept;

@@ -24,6 +24,8 @@ const Kernels& table();
 #endif
 namespace FASTRNN_NAMESPACE {
 
+void run_program(const Run& run);  // in phases.cpp
+
 // In the order in which they build on each other.
 // clang-format off
 #include "vector-inl.h"
@@ -71,7 +73,8 @@ const Kernels& table() {
                            backward<bfloat16>,
                            forward_int8,
                            multiply_adds,
-                           fingerprint};
+                           fingerprint,
+                           run_program};
 #endif
   return all;
 }

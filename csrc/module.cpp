@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kept.h"
+#include "program.h"
 #include "quick.h"
 #include "scan.h"
 #include "tensors.h"
@@ -51,17 +52,7 @@ struct Reader {
       if (__int128{z.steps} * z.batch != z.rows) throw py::value_error("rows: expected steps * batch");
       return;
     }
-    z.batch_sizes =
-        reinterpret_cast<const int64_t*>(memory.address(batch_sizes, "batch_sizes", z.steps, sizeof(int64_t)));
-    int64_t before = z.batch, sum = 0;
-    for (int64_t t = 0; t < z.steps; ++t) {
-      const int64_t size = z.batch_sizes[t];
-      if (size < 1 || size > before || (t == 0 && size != z.batch))
-        throw py::value_error("batch_sizes: expected numbers from the batch size down to 1, never increasing");
-      before = size;
-      sum += size;
-    }
-    if (sum != z.rows) throw py::value_error("batch_sizes: expected to add up to the rows of the input");
+    z.batch_sizes = memory.batch_sizes(batch_sizes, z.steps, z.batch, z.rows);
   }
 
   template <class N>
@@ -287,6 +278,7 @@ PYBIND11_MODULE(_core, m) {
   using namespace fastrnn;
   m.doc() = "Fused kernels of fastrnn for the CPU; called through fastrnn.backends.cpp.";
   add_quick(m);
+  add_program(m);
   m.def("kept_count", &kept_count);
   m.def("storages_are_at_hand", &storages_are_at_hand);
   m.def("freed", &freed);

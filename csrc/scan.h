@@ -141,6 +141,7 @@ struct Int8Forward {
 // one upon the other, of the same mode, steps and rows, with one direction if there are several. Forward takes them
 // from the lowest, and the x of each but the first is the y of the one before; backward from the highest, and the
 // grad_y of each but the first is the grad_x of the one before. Mixed layers come one by one.
+struct Run;
 struct Kernels {
   const char* name;
   bool multiplies_bfloat16;  // itself; else numbers are widened on the fly
@@ -155,6 +156,7 @@ struct Kernels {
   void (*forward_int8)(const Int8Forward&);
   int64_t (*multiply_adds)(int64_t wanted);                     // that many or more, on registers alone; how many
   uint64_t (*fingerprint)(const void* weights, int64_t bytes);  // by which packed weights are known
+  void (*run_program)(const Run& run);                          // of phases.h
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

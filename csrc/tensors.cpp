@@ -164,4 +164,95 @@ uintptr_t Memory::address(py::handle tensor, const char* name, __int128 count, s
   return place;
 }
 
+namespace {
+
+std::string list_of(const int64_t* values, int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
+  return "(" + text + ")";
+}
+
+std::string text_of(const TensorView& view) {
+  return std::string(view.code == 2 ? "float" : "int") + std::to_string(view.bits) + " " +
+         list_of(view.shape, view.rank) + " with strides " + list_of(view.strides, view.rank) +
+         (view.on_cpu() ? "" : ", not on the CPU");
+}
+
+// The same view by Python's attributes; `sizes` holds its shape and strides.
+TensorView view_by_attributes(py::handle tensor, const py::object& storage, std::vector<int64_t>& sizes) {
+  TensorView view{};
+  const auto item = py::cast<size_t>(tensor.attr("element_size")());
+  view.data = reinterpret_cast<void*>(py::cast<uintptr_t>(storage.attr("data_ptr")()));
+  view.offset = py::cast<size_t>(tensor.attr("storage_offset")()) * item;
+  view.device = py::cast<bool>(tensor.attr("is_cpu")) ? 1 : 0;
+  const py::object torch = py::module_::import("torch"), dtype = tensor.attr("dtype");
+  view.code = dtype.is(torch.attr("float32")) || dtype.is(torch.attr("float64")) ? 2 : 0;
+  view.bits = static_cast<uint8_t>(8 * item);
+  sizes = py::cast<std::vector<int64_t>>(tensor.attr("shape"));
+  view.rank = static_cast<int>(sizes.size());
+  const auto strides = py::cast<std::vector<int64_t>>(tensor.attr("stride")());
+  sizes.insert(sizes.end(), strides.begin(), strides.end());
+  view.shape = sizes.data();
+  view.strides = sizes.data() + view.rank;
+  return view;
+}
+
+}  // namespace
+
+Memory::Rows Memory::rows(py::handle tensor, const TensorName& name, int64_t rows, int64_t columns, size_t item,
+                          bool spaced) {
+  if (tensor.is_none()) throw py::value_error(name.text() + ": expected a tensor, got None");
+  if (!PyObject_TypeCheck(tensor.ptr(), tensor_reader().type))
+    throw py::value_error(name.text() + ": expected a tensor, got " + Py_TYPE(tensor.ptr())->tp_name);
+  const bool at_hand = storages_are_at_hand();
+  TensorView view;
+  std::vector<int64_t> sizes;
+  if (!at_hand) {
+    storages_.push_back(tensor.attr("untyped_storage")());
+    view = view_by_attributes(tensor, storages_.back(), sizes);
+  } else if (tensor_reader().read(tensor.ptr(), &view)) {  // of a device or a layout without such memory
+    PyErr_Clear();
+    throw py::value_error(name.text() + ": expected a dense CPU tensor");
+  } else {
+    hold(tensor.ptr());
+  }
+  const __int128 count = static_cast<__int128>(rows) * columns;
+  Rows found{view.address(), columns};
+  bool fits = view.on_cpu() && view.code == 2 && view.bits == 8 * item && view.count() == count;
+  if (fits && !view.dense()) {
+    fits =
+        spaced && view.has_shape(rows, columns) && view.strides[0] >= columns && (columns == 1 || view.strides[1] == 1);
+    found.stride = view.strides[0];
+  }
+  if (!fits) {
+    const int64_t wanted[] = {rows, columns};
+    throw py::value_error(name.text() + ": expected a CPU tensor of float" + std::to_string(8 * item) + " " +
+                          list_of(wanted, 2) + " with dense rows" + (spaced ? "" : ", one behind the other") +
+                          "; got " + text_of(view));
+  }
+  const __int128 span = count ? static_cast<__int128>(rows - 1) * found.stride + columns : 0;
+  const auto in_storage = [&] {
+    const auto bytes = py::cast<int64_t>(storages_.back().attr("nbytes")());
+    return static_cast<__int128>(view.offset) + span * static_cast<__int128>(item) <= bytes;
+  };
+  if (!(at_hand ? has_memory(tensor.ptr(), span, item) : in_storage()))
+    throw std::runtime_error(name.text() +
+                             ": the memory of the tensor was freed or cut short, as "
+                             "untyped_storage().resize_() does");
+  return found;
+}
+
+const int64_t* Memory::batch_sizes(py::handle tensor, int64_t steps, int64_t batch, int64_t rows) {
+  const auto* sizes = reinterpret_cast<const int64_t*>(address(tensor, "batch_sizes", steps, sizeof(int64_t)));
+  int64_t before = batch, sum = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    if (sizes[t] < 1 || sizes[t] > before || (t == 0 && sizes[t] != batch))
+      throw py::value_error("batch_sizes: expected numbers from the batch size down to 1, never increasing");
+    before = sizes[t];
+    sum += sizes[t];
+  }
+  if (sum != rows) throw py::value_error("batch_sizes: expected to add up to the rows of the input");
+  return sizes;
+}
+
 }  // namespace fastrnn

@@ -101,6 +101,14 @@ bool has_memory(PyObject* tensor, __int128 count, size_t item);
 // Subclasses, which may be anything, and None are passed over.
 int freed(const py::tuple& tensors);
 
+// What messages call a tensor: a name, and perhaps a field of what has that name.
+struct TensorName {
+  const std::string& of;
+  const char* field = nullptr;
+
+  std::string text() const { return field ? of + "." + field : of; }
+};
+
 // The memory of a call's tensors. What is held stays where it is until this goes, whatever another thread does to the
 // tensor: `tensor.data = other` exchanges the storage of the very object, so it is the storage that is held. (Not that
 // a storage which is resized in place stays where it was: nobody can hold that.) Construct, use and destroy with the
@@ -118,6 +126,17 @@ class Memory {
   // another thread may have it. None stands for null where `optional`.
   uintptr_t address(py::handle tensor, const char* name, __int128 count, size_t item, bool optional = false,
                     bool shared = true);
+
+  // Where a CPU tensor of floats of `item` bytes is, as `rows` rows of `columns` numbers: dense, or
+  // with dense rows that are further apart where it has two dimensions and may be `spaced`. Holds it.
+  struct Rows {
+    uintptr_t address;
+    int64_t stride;  // numbers from row to row
+  };
+  Rows rows(py::handle tensor, const TensorName& name, int64_t rows, int64_t columns, size_t item, bool spaced = false);
+
+  // The rows of each step, checked: so many steps, from `batch` down to 1, `rows` in all.
+  const int64_t* batch_sizes(py::handle tensor, int64_t steps, int64_t batch, int64_t rows);
 
  private:
   std::vector<void**> views_;

@@ -62,7 +62,7 @@ struct ForwardWeights {
         const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
         const S* from = given.w_hr + first * z.hidden;
         const auto take = [&](Fingerprint& print) { print.add(from, count * z.hidden * sizeof(S)); };
-        pack_if_changed(2 * panels + p, take, [&] {
+        pack_if_changed(mark_of(2 * panels + p), take, [&] {
           S* to = w_hr + outputs.offset(p, z.hidden);
           if (count < width) clear(to, width * ld_units);
           transpose(from, z.hidden, count, z.hidden, to, width);
@@ -73,21 +73,7 @@ struct ForwardWeights {
     }
   }
 
-  // Packs a panel if its weights, of which `take` takes the fingerprint, are others than those packed under this mark.
-  template <class Take, class Pack>
-  void pack_if_changed(int64_t mark, const Take& take, const Pack& pack) const {
-    if (!marks) return pack();
-    const auto fingerprint = [&] {
-      Fingerprint print;
-      take(print);
-      return print.sum();
-    };
-    const uint64_t now = fingerprint();
-    if (marks[mark].known && marks[mark].fingerprint == now) return;
-    pack();
-    // Somebody may write the weights meanwhile; then nobody knows what was packed.
-    marks[mark] = {now, fingerprint() == now};
-  }
+  Mark* mark_of(int64_t mark) const { return marks ? marks + mark : nullptr; }
 
   // The gates of L units side by side, block after block, for each k.
   void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t mark) const {
@@ -96,7 +82,7 @@ struct ForwardWeights {
       for (int gate = 0; gate < G; ++gate)
         print.add(w + (gate * z.hidden + first) * depth, (end - first) * depth * static_cast<int64_t>(sizeof(S)));
     };
-    pack_if_changed(mark, take, [&] {
+    pack_if_changed(mark_of(mark), take, [&] {
       if (end < begin(p + 1) * L) clear(to, grouped<S>(depth) * width(p));
       for (int64_t unit = first; unit < end; unit += L, to += G * L * kGroup<S>)
         for (int gate = 0; gate < G; ++gate)

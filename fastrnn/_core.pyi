@@ -111,3 +111,50 @@ forward_mixed = forward_float  # x and the matrices of weights hold bfloat16; la
 backward_double = backward_float
 backward_bfloat16 = backward_float
 backward_mixed = backward_float
+
+class Program:
+    """One step of a recurrence as phases (csrc/phases.h), checked once and run any number of times.
+
+    The dicts of ``spec``, with what each field is when it is left out:
+
+    - program: ``dtype`` "float32" or "float64", ``sizes`` (how many there are), ``arrays``, ``phases``.
+    - array: ``kind``, a name of ``ArrayKind``, ``size`` and ``blocks`` = 1 (a number has neither), ``single`` = False,
+      ``offset`` of a neighbour (-1 or 1), ``columns_size`` and ``columns_parts`` = 1 of a matrix, and a ``name`` for
+      messages.
+    - phase: ``meets`` = True, ``parts``.
+    - part: ``size``, ``function`` (its address), ``operands``, ``results`` = ().
+    - operand: ``array``, ``block`` = 0 and ``write`` = False; or ``result``, a place in the part's results.
+    - result: ``terms`` and perhaps ``bias``, a dict of ``array`` and ``block`` = 0; or ``mean``, a dict of ``array``,
+      ``block`` = 0 and ``heads`` = 1.
+    - term: ``array``, ``block`` = 0, ``blocks`` = 1, ``matrix``, ``row_block`` = 0, ``transposed`` = False,
+      ``heads`` = 1.
+
+    Raises:
+        ValueError: a field is missing, unknown or out of range, or two things do not fit together.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None: ...
+    def run(
+        self,
+        *,
+        steps: int,
+        batch: int,
+        rows: int,
+        batch_sizes: Tensor | None,
+        reverse: bool,
+        threads: int,
+        sizes: Sequence[int],
+        arrays: Sequence[Tensor | dict[str, Tensor | None] | None],
+        keep: bool = ...,
+    ) -> None:
+        """Runs all steps, ``rows`` rows in all.
+
+        An array is a tensor on the CPU of the program's dtype, with dense rows; a step's may be further apart than
+        their length.  That of a neighbour is a dict of ``history`` and ``initial``, of a state a dict of ``initial``
+        and ``final``, each a tensor or None; of a row None.  What is written does not overlap what else is given.  With
+        ``keep``, packed weights stay for the next run of this program while the memory of the first matrix that is an
+        nn.Parameter lives; they are known by fingerprints, so no change of the weights goes unnoticed.
+
+        Raises:
+            ValueError: a tensor or a size is not as the program asks; the message says what was expected and what came.
+        """
