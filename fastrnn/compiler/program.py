@@ -65,7 +65,10 @@ class Compiled:
         key: the cell as text, see :mod:`fastrnn.cell.naming`; and how it was compiled, see :func:`compiled_of`.
         loop, gradients, saving: of :mod:`.normal`, :mod:`.derivative` and :mod:`.saved`.
         groups: the arrays of the loop's inputs.
-        forward: the program without derivative; keeping: that which keeps what backward reads; backward.
+        forward: the program without derivative.
+        ahead: the same with the products of x in it, for engines that make them for some steps at a time.
+        keeping: the one that keeps what backward reads.
+        backward: the derivative's.
         input_gradients: where backward writes the gradients of each group's inputs, by the number of the group and the
             block; several are to be summed, and those of one number a row or in all are to be summed over units, too.
         product_gradients: where it writes those of the gates of each product, by (matrix, operand) and the gate's
@@ -79,6 +82,7 @@ class Compiled:
     saving: Saving
     groups: tuple[Group, ...]
     forward: Program
+    ahead: Program
     keeping: Program
     backward: Program
     input_gradients: dict[tuple[int, int], list[Address]]
@@ -110,6 +114,7 @@ def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
     saving = choose_saved(loop, gradients)
     groups = _groups(loop)
     forward, keeping = _forward(loop, groups, None), _forward(loop, groups, saving)
+    ahead = _forward(loop, groups, None, tuple(group for group in groups if is_product_of_x(group)))
     backward, of_inputs, of_products = _backward(loop, gradients, saving, groups)
     return Compiled(
         EVERY_STATE * every_state + key_of(cell),
@@ -118,6 +123,7 @@ def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
         saving,
         groups,
         forward,
+        ahead,
         keeping,
         backward,
         of_inputs,
@@ -165,9 +171,18 @@ def _matrices(program: Program, loop: Loop, names: list[str], biases: bool) -> N
             program.arrays[f"bias:{name}"] = Array("unit", declared.size, declared.blocks)
 
 
-def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None) -> Program:
+def is_product_of_x(group: Group) -> bool:
+    """Whether a group is a product of x itself."""
+    return all(node.op == "product" and node.args[0].op == "x" for node in group.nodes.values())
+
+
+def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None, within: tuple[Group, ...] = ()) -> Program:
+    """The program; with the products of the groups ``within`` made by it, from x."""
     program = Program()
-    leaves = _inputs(program, loop, groups)
+    leaves = _inputs(program, loop, tuple(group for group in groups if group not in within))
+    inner = {node: Address("x") for group in within for node in group.nodes.values()}
+    if inner:
+        program.arrays["x"] = Array("step", next(iter(inner)).args[0].size)
     roots: list[tuple[Node, Address]] = []
     for name, leaf in loop.states.items():
         program.arrays[f"state:{name}"] = Array("state", leaf.size)
@@ -184,7 +199,8 @@ def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None) -> Pr
         for name, nodes in by_size(saving.values).items():
             program.arrays[f"saved:{name}"] = Array("step", name, len(nodes))
             roots += [(node, Address(f"saved:{name}", block)) for block, node in enumerate(nodes)]
-    _matrices(program, loop, [node.about[0] for node in loop.nodes if node.op == "product"], biases=True)
+    products = [node for node in (*loop.nodes, *inner) if node.op == "product"]
+    _matrices(program, loop, [node.about[0] for node in products], biases=True)
 
     def result(node: Node, address: object) -> Result:
         assert callable(address)
@@ -202,7 +218,9 @@ def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None) -> Pr
         )
 
     # A state's array gives the value before the step, whatever was stored.
-    found = schedule(roots, leaves, lambda address: not str(address.array).startswith("state:"), result)
+    ahead = {node: result(node, lambda _: Address("x")) for node in inner}
+    readable = lambda address: not str(address.array).startswith("state:")  # noqa: E731
+    found = schedule(roots, leaves | inner, readable, result, ahead)
     program.phases = found.phases
     program.arrays |= {name: Array("row", size) for name, size in found.rows.items()}
     return program

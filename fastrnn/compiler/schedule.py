@@ -73,6 +73,7 @@ def schedule(
     leaves: Mapping[Node, Address],
     readable: Callable[[Address], bool],
     result: Callable[[Node, Callable[[Node], Address]], Result],
+    ahead: Mapping[Node, Result] | None = None,
 ) -> Schedule:
     """The phases that compute ``roots``.
 
@@ -81,7 +82,10 @@ def schedule(
         leaves: what it reads, and where.
         readable: whether what was stored at an address can be read again in the same step.
         result: the product or mean of a collective node, given the addresses of what it reads.
+        ahead: products that wait for nothing of the step, which are among the leaves, too; each is a result of every
+            part that reads it.
     """
+    ahead = ahead or {}
     nodes = [node for node in ancestors([node for node, _ in roots], leaves) if node.op != "const"]
     level: dict[Node, int] = {}
     for node in nodes:
@@ -116,7 +120,10 @@ def schedule(
         """Makes a node known to a part of a phase."""
         if node.op == "const" or node in where.loads or node in where.body:
             return
-        if node in leaves:
+        if node in ahead:
+            where.results.append(ahead[node])
+            where.loads[node] = Address(None, len(where.results) - 1)
+        elif node in leaves:
             where.loads[node] = leaves[node]
         elif node.size is None or node.op in COMPARISONS or phase[node] == number and node.op not in COLLECTIVE:
             for arg in node.args:

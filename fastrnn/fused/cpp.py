@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrnn.compiler.print_llvm import Operand
 from fastrnn.compiler.program import Compiled, Program
-from fastrnn.compiler.schedule import Address, Part
+from fastrnn.compiler.schedule import Address, Part, Result
 from fastrnn.fused import machine
 from fastrnn.fused.functions import compile_functions
 from fastrnn.fused.layer import Operands, Steps
@@ -58,7 +58,8 @@ def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
     for phase in program.phases:
         described = [_part(*next(functions), sizes, arrays) for _ in phase]
         several = len(phase) > 1 or len({part.size for each in program.phases for part in each}) > 1
-        phases.append(dict(meets=several or any(part.results for part in phase), parts=described))
+        meets = any(_reads_rows(result) for part in phase for result in part.results)
+        phases.append(dict(meets=several or meets, parts=described))
     spec = dict(
         dtype=str(dtype).removeprefix("torch."),
         sizes=len(sizes),
@@ -67,6 +68,11 @@ def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
     )
     assert _core is not None
     return Engine(_core.Program(spec), sizes, arrays)
+
+
+def _reads_rows(result: Result) -> bool:
+    """Whether a result reads whole rows that the step has written."""
+    return bool(result.mean) or any(term.operand.array != "x" for term in result.terms)
 
 
 def _array(program: Program, name: str, sizes: Sequence[str]) -> dict[str, Any]:
@@ -130,6 +136,7 @@ def run(
         threads=torch.get_num_threads(),
         sizes=[sizes[name] for name in own.sizes],
         arrays=[places.get(name) for name in own.arrays],
+        keep=which in ("forward", "ahead"),
     )
 
 

@@ -14,7 +14,7 @@ from fastrnn.cell.equations import dense, multiply
 from fastrnn.cell.evaluate import evaluate
 from fastrnn.cell.graph import Node
 from fastrnn.cell.kinds import Dense
-from fastrnn.compiler.program import Compiled, Group
+from fastrnn.compiler.program import Compiled, Group, is_product_of_x
 
 
 class Steps(NamedTuple):
@@ -37,12 +37,14 @@ class Steps(NamedTuple):
 
 class Operands(NamedTuple):
     """What a loop reads: a tensor for each group of inputs, (N, columns), (B, columns), (columns,) or (); the states
-    before it, (B, size); the matrices and biases of its products, by name."""
+    before it, (B, size); the matrices and biases of its products, by name.  Where the loop shall make the products of x
+    itself, x, (N, I), and None for their groups."""
 
-    groups: tuple[Tensor, ...]
+    groups: tuple[Tensor | None, ...]
     states: tuple[Tensor, ...]
     matrices: dict[str, Tensor]
     biases: dict[str, Tensor]
+    x: Tensor | None = None
 
 
 # What runs the loop: what it emits at every step, each (N, size), and the states behind it, (B, size).
@@ -57,6 +59,7 @@ def direction(
     steps: Steps,
     states: Sequence[Tensor],
     extras: Mapping[str, Tensor],
+    within: bool = False,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """One direction of a layer.
 
@@ -68,6 +71,7 @@ def direction(
         steps: how many rows each step has.
         states: (B, size) each.
         extras: (N, size) or (N,) of a step, (B, size) or (B,) of a sequence.
+        within: whether ``scan`` makes the products of x itself where no derivative is wanted.
 
     Returns:
         The output, (N, size), the states behind the last step of each row, (B, size), and, of a cell compiled with
@@ -77,10 +81,14 @@ def direction(
     if own.meets_x and not x.is_floating_point():
         x = F.one_hot(x, states[0].shape[-1]).to(states[0].dtype)  # it meets states unit by unit, and has as many
     call = _Call(own, parameters, x, extras, steps)
-    biases = {name: parameters[bias] for name, bias in own.biases if bias in parameters}
-    matrices = {name: call.matrix(name) for name in own.matrices}
-    groups = tuple(call.group(group) for group in compiled.groups)
-    emitted, ends = _in_wide(scan, compiled, steps, Operands(groups, tuple(states), matrices, biases))
+    within = within and own.within and x.dtype is states[0].dtype and not torch.is_grad_enabled() and steps.batch > 0
+    names = (own.matrices, own.biases) if not within else (own.matrices_within, own.biases_within)
+    matrices = {name: call.matrix(name) for name in names[0]}
+    biases = {name: parameters[bias] for name, bias in names[1] if bias in parameters}
+    own_groups = enumerate(compiled.groups)
+    groups = tuple(None if within and number in own.within else call.group(group) for number, group in own_groups)
+    given = Operands(groups, tuple(states), matrices, biases, x if within else None)
+    emitted, ends = _in_wide(scan, compiled, steps, given)
     loop = compiled.loop
     states_of = [loop.emitted.index(node) for node in loop.next.values() if node in loop.emitted]
     every = [emitted[k] for k in states_of] if len(states_of) == len(loop.next) else []
@@ -101,6 +109,8 @@ class _Plan(NamedTuple):
         meets_x: whether x is read by more than products.
         leaves: the nodes that a call gives values; and
         mixes: whether some come with a sequence.
+        within, matrices_within, biases_within: the numbers of the groups that a loop can make of x, and what it then
+            multiplies with.
     """
 
     compiled: Compiled
@@ -110,6 +120,9 @@ class _Plan(NamedTuple):
     meets_x: bool
     leaves: tuple[Node, ...]
     mixes: bool
+    within: frozenset[int]
+    matrices_within: tuple[str, ...]
+    biases_within: tuple[tuple[str, str], ...]
 
 
 def plan(compiled: Compiled) -> _Plan:
@@ -128,7 +141,11 @@ def _make_plan(compiled: Compiled) -> _Plan:
     meets_x = any(arg.op == "x" and node.op != "product" for node in nodes for arg in node.args)
     leaves = tuple(n for n in nodes if n.op in ("x", "step_input", "sequence_input", "parameter"))
     mixes = any(leaf.op == "sequence_input" for leaf in leaves)
-    return _Plan(compiled, matrices, biases, output, meets_x, leaves, mixes)
+    within = frozenset(number for number, group in enumerate(compiled.groups) if is_product_of_x(group))
+    inner = (node.about[0] for number in sorted(within) for node in compiled.groups[number].nodes.values())
+    all_matrices = tuple(dict.fromkeys((*matrices, *inner)))
+    all_biases = tuple((name, f"bias_{parts.names[name]}") for name in all_matrices if parts.matrices[name].bias)
+    return _Plan(compiled, matrices, biases, output, meets_x, leaves, mixes, within, all_matrices, all_biases)
 
 
 class _Call:
@@ -219,25 +236,30 @@ def _block(parts: Any, parameters: Mapping[str, Tensor], name: str, gate: str | 
     return parameters[name] if gate is None else parameters[name].chunk(declared.blocks)[declared.gates.index(gate)]
 
 
-def _in_wide(scan: Scan, compiled: Compiled, steps: Steps, operands: Operands) -> tuple[list[Tensor], list[Tensor]]:
+def _in_wide(scan: Scan, compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
     """Runs the loop in one dtype, that of the states, but in float32 where that is narrower.
 
     Under autocast products have come out narrower than the states; those of the loop are not cast.
     """
-    dtype = operands.states[0].dtype
+    dtype = given.states[0].dtype
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-    tensors = (*operands.groups, *operands.states, *operands.matrices.values(), *operands.biases.values())
+    tensors = (*given.groups, given.x, *given.states, *given.matrices.values(), *given.biases.values())
     if all(not isinstance(each, Tensor) or each.dtype is wide for each in tensors):
-        return scan(compiled, steps, operands)
+        return scan(compiled, steps, given)
+
+    def widened(value: Any) -> Any:
+        return value.to(wide) if isinstance(value, Tensor) else value
+
     with torch._C._DisableAutocast():
         emitted, ends = scan(
             compiled,
             steps,
             Operands(
-                tuple(each.to(wide) if isinstance(each, Tensor) else each for each in operands.groups),
-                tuple(state.to(wide) for state in operands.states),
-                {name: each.to(wide) for name, each in operands.matrices.items()},
-                {name: each.to(wide) for name, each in operands.biases.items()},
+                tuple(widened(each) for each in given.groups),
+                tuple(widened(each) for each in given.states),
+                {name: widened(each) for name, each in given.matrices.items()},
+                {name: widened(each) for name, each in given.biases.items()},
+                widened(given.x),
             ),
         )
     return [each.to(dtype) for each in emitted], [each.to(dtype) for each in ends]

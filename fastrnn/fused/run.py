@@ -27,10 +27,10 @@ def scan_with(run: Run, compiled: Compiled, steps: Steps, given: Operands) -> tu
     if steps.batch == 0 or steps.count == 0:
         return scan_by_torch(compiled, steps, given)
     like = given.states[0]
-    if not all(isinstance(each, Tensor) for each in given.groups):  # computed of constants alone
-        groups = (each if isinstance(each, Tensor) else like.new_tensor(each) for each in given.groups)
+    if any(isinstance(each, (int, float)) for each in given.groups):  # computed of constants alone
+        groups = (like.new_tensor(each) if isinstance(each, (int, float)) else each for each in given.groups)
         given = given._replace(groups=tuple(groups))
-    tensors = (*given.groups, *given.states, *given.matrices.values(), *given.biases.values())
+    tensors: Any = (*given.groups, *given.states, *given.matrices.values(), *given.biases.values())
     if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
         names = tuple(given.matrices), tuple(given.biases)
         found = _Scan.apply(run, compiled, steps, names, *tensors)
@@ -62,7 +62,7 @@ class _Layout(NamedTuple):
 
     sizes: dict[str, tuple[str, Any, int]]
     groups: tuple[tuple[str, str, str | None, int], ...]
-    biases: tuple[str, ...]
+    biases: frozenset[str]
     emitted: tuple[str, ...]
     kept: tuple[tuple[str, str, int], ...]
 
@@ -92,7 +92,7 @@ def _make_layout(compiled: Compiled) -> _Layout:
             sizes.setdefault(node.size, ("groups", number, group.blocks))
     arrays = compiled.keeping.arrays.items()
     kept = tuple((name, str(a.size), a.blocks) for name, a in arrays if name.startswith(("history:", "saved:")))
-    biases = tuple(name for name in matrices if parts.matrices[name].bias)
+    biases = frozenset(name for name, matrix in parts.matrices.items() if matrix.bias)
     return _Layout(sizes, tuple(groups), biases, tuple(str(node.size) for node in loop.emitted), kept)
 
 
@@ -103,10 +103,15 @@ def sizes_of(compiled: Compiled, given: Operands) -> dict[str, int]:
         if kind == "states":
             found[size] = given.states[index].shape[-1]
         elif kind == "groups":
-            found[size] = given.groups[index].shape[-1] // blocks
+            tensor = given.groups[index]
+            if tensor is None:  # a product of x that is yet to be made
+                tensor = given.matrices[next(iter(compiled.groups[index].nodes.values())).about[0]].t()
+            found[size] = tensor.shape[-1] // blocks
         else:
             rows, columns = given.matrices[index].shape
             found[size] = rows // blocks if kind == "rows" else columns * blocks
+    if given.x is not None:
+        found[compiled.loop.traced.parts.x_size] = given.x.shape[-1]
     return found
 
 
@@ -119,6 +124,8 @@ def _inputs(compiled: Compiled, given: Operands, sizes: dict[str, int]) -> dict[
     places: dict[str, Any] = {}
     own = layout(compiled)
     for (array, kind, size, blocks), tensor in zip(own.groups, given.groups, strict=True):
+        if tensor is None:
+            continue
         if size is not None and tensor.shape[-1:] != (blocks * sizes[size],):
             tensor = tensor.expand(*tensor.shape[:-1], blocks * sizes[size])
         elif size is None and kind != "number":
@@ -126,7 +133,11 @@ def _inputs(compiled: Compiled, given: Operands, sizes: dict[str, int]) -> dict[
         places[array] = _dense(tensor)
     for name, matrix in given.matrices.items():
         places[f"matrix:{name}"] = _dense(matrix)
-    for name in own.biases:
+    if given.x is not None:
+        places["x"] = _dense(given.x)
+    for name in given.matrices:
+        if name not in own.biases:
+            continue
         bias = given.biases.get(name)
         zeros = given.matrices[name].new_zeros
         places[f"bias:{name}"] = zeros(given.matrices[name].shape[0]) if bias is None else _dense(bias)
@@ -146,7 +157,8 @@ def run_forward(
     for name, state, end in zip(compiled.loop.states, given.states, ends, strict=True):
         places[f"state:{name}"] = dict(initial=_dense(state), final=end)
     kept = {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in own.kept} if keep else {}
-    run(compiled, "keeping" if keep else "forward", steps, sizes, places | kept, like)
+    which = "keeping" if keep else "forward" if given.x is None else "ahead"
+    run(compiled, which, steps, sizes, places | kept, like)
     return [*emitted, *ends], kept
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fastrnn import fused
 from fastrnn.cell.declare import Cell, Recurrent, StepInput
 from fastrnn.cell.regularise import Regularised, operand_sizes
+from fastrnn.fused.engines import ENGINES
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import Arguments
 
@@ -30,13 +31,14 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
     compiled = net._compiled if cell is net.cell and not every_state else fused.prepare(cell, every_state)
     states, steps, x = given.states, given.steps, given.x
     scan = fused.choose(compiled, x.device, states[0].dtype)
+    within = scan is ENGINES["cpp"].scan  # which makes products of x for some steps at a time
 
     def run(parameters: Mapping[str, Tensor], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        return direction(scan, compiled, parameters, *rest)
+        return direction(scan, compiled, parameters, *rest, within=within)
 
     if plain and net.num_layers == directions == 1 and not net.recompute:
         own = [state[0] for state in states]
-        y, ends, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, own, given.extras)
+        y, ends, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, own, given.extras, within)
         return y, [end.unsqueeze(0) for end in ends], every
     if net.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         extras = compiled.loop.traced.parts.extras
