@@ -18,6 +18,7 @@ from fastrnn.compiler.normal import Loop
 SAVE, COSTLY, DIVISION, CHEAP = 100, 60, 30, 5
 COSTS = dict.fromkeys(("exp", "log", "tanh", "sigmoid", "softplus"), COSTLY) | dict.fromkeys(("div", "sqrt"), DIVISION)
 NEVER = 1_000_000
+Vertex = tuple[str, Node | None]
 
 
 class Saving(NamedTuple):
@@ -64,10 +65,11 @@ def choose_saved(loop: Loop, gradients: Gradients) -> Saving:
 def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
     """Of a network with two vertices a value, "it must be there" and "it is computed again", the minimum cut."""
     wanted = list(wanted)
-    flow: dict[tuple[str, Node | None], dict[tuple[str, Node | None], int]] = {}
-    source, sink = ("source", None), ("sink", None)
+    flow: dict[Vertex, dict[Vertex, int]] = {}
+    source: Vertex = ("source", None)
+    sink: Vertex = ("sink", None)
 
-    def edge(a: tuple[str, Node | None], b: tuple[str, Node | None], capacity: int) -> None:
+    def edge(a: Vertex, b: Vertex, capacity: int) -> None:
         flow.setdefault(a, {})[b] = flow.get(a, {}).get(b, 0) + capacity
         flow.setdefault(b, {}).setdefault(a, 0)
 
@@ -83,9 +85,10 @@ def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
     for node in wanted:
         edge(source, ("there", node), NEVER)
 
-    def reached() -> dict[tuple[str, Node | None], tuple[str, Node | None]]:
+    def reached() -> dict[Vertex, Vertex]:
         """The vertices that the source still reaches, each with the one before it."""
-        before, waiting = {source: source}, [source]
+        before: dict[Vertex, Vertex] = {source: source}
+        waiting = [source]
         while waiting:
             vertex = waiting.pop(0)
             for other, capacity in flow.get(vertex, {}).items():

@@ -26,7 +26,8 @@ def prepare(cell: Cell, every_state: bool = False) -> Compiled:
         CellError: what the language does not know.
     """
     compiled = compile_cell(cell, every_state)
-    plan(compiled), layout(compiled)
+    plan(compiled)
+    layout(compiled)
     return compiled
 
 

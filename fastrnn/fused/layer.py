@@ -81,7 +81,13 @@ def direction(
     if own.meets_x and not x.is_floating_point():
         x = F.one_hot(x, states[0].shape[-1]).to(states[0].dtype)  # it meets states unit by unit, and has as many
     call = _Call(own, parameters, x, extras, steps)
-    within = within and own.within and x.dtype is states[0].dtype and not torch.is_grad_enabled() and steps.batch > 0
+    within = (
+        within
+        and len(own.within) > 0
+        and x.dtype is states[0].dtype
+        and not torch.is_grad_enabled()
+        and steps.batch > 0
+    )
     names = (own.matrices, own.biases) if not within else (own.matrices_within, own.biases_within)
     matrices = {name: call.matrix(name) for name in names[0]}
     biases = {name: parameters[bias] for name, bias in names[1] if bias in parameters}
@@ -284,6 +290,7 @@ def scan_by_torch(
     by_row: list[tuple[Node, Tensor]] = []
     for group, tensor in zip(compiled.groups, operands.groups, strict=True):
         for block, node in group.nodes.items():
+            assert tensor is not None  # products of x are made
             own = tensor if group.blocks == 1 else tensor.chunk(group.blocks, -1)[block]
             if loop.inputs[node] == "step":
                 by_step.append((node, own.split(sizes)))

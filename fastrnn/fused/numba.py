@@ -100,7 +100,8 @@ class _Tables:
     def _array(self, name: str) -> tuple[int, ...]:
         from fastrnn.kernels import numba_phases
 
-        array, given = self.program.arrays[name], self.places.get(name)
+        array = self.program.arrays[name]
+        given: Any = self.places.get(name)
         kind = getattr(numba_phases, array.kind.upper())
         columns = array.blocks * self._units(array.size)
         data = other = initial = initial_row = final = 0

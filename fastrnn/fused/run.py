@@ -257,7 +257,9 @@ def run_backward(
         return results[str(address.array)].narrow(-1, address.block * units, units)
 
     of_groups = [
-        _of_group(compiled, number, block, results, sizes, tensor) for number, tensor in enumerate(given.groups)
+        _of_group(compiled, number, block, results, sizes, tensor)
+        for number, tensor in enumerate(given.groups)
+        if tensor is not None  # as none is where a derivative is wanted
     ]
     of_matrices, of_biases = _of_matrices(compiled, steps, given, results, sizes, histories, emitted, kept)
     return [*of_groups, *of_states, *of_matrices, *of_biases]

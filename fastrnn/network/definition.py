@@ -25,6 +25,7 @@ class Definition(nn.Module):
     """
 
     cell: Cell
+    _names: list[str]  # of the parameters of a direction
 
     def __init__(
         self, cell: Cell | type[Cell], input_size: int, hidden_size: int, bias: bool, sizes: dict[str, int]

@@ -37,9 +37,9 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
         return direction(scan, compiled, parameters, *rest, within=within)
 
     if plain and net.num_layers == directions == 1 and not net.recompute:
-        own = [state[0] for state in states]
-        y, ends, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, own, given.extras, within)
-        return y, [end.unsqueeze(0) for end in ends], every
+        firsts = [state[0] for state in states]
+        y, last, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, firsts, given.extras, within)
+        return y, [end.unsqueeze(0) for end in last], every
     if net.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         extras = compiled.loop.traced.parts.extras
         of_step = [name for name, each in extras.items() if isinstance(each, StepInput)]
