@@ -181,7 +181,7 @@ class Case:
         if kind == "row":
             self.fresh += [(i, block) for block in range(blocks)]
         if states:
-            found += [at for at in self._of(size, "state")]
+            found += self._of(size, "state")
         return found
 
     def _expression(self, readable: int) -> Any:

@@ -9,7 +9,7 @@ from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Part
 
 # Operations that a pointwise function of a tanh, say, is counted as: those of its polynomial and its division.
-WEIGHTS = dict.fromkeys(("exp", "log", "tanh", "sigmoid", "softplus"), 20)
+WEIGHTS: dict[str, int] = {name: 20 for name in ("exp", "log", "tanh", "sigmoid", "softplus")}
 
 
 def explain(compiled: Compiled, sizes: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ An array is what an engine addresses: of all rows and steps ("step"), of the ste
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -202,8 +203,7 @@ def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None, withi
     products = [node for node in (*loop.nodes, *inner) if node.op == "product"]
     _matrices(program, loop, [node.about[0] for node in products], biases=True)
 
-    def result(node: Node, address: object) -> Result:
-        assert callable(address)
+    def result(node: Node, address: Callable[[Node], Address]) -> Result:
         if node.op == "mean":
             return Result(node, mean=address(node.args[0]), heads=node.about)
         matrix, gate = node.about
@@ -306,8 +306,7 @@ def _backward(
     }
     _matrices(program, loop, [matrix for matrix, _ in gradients.products], biases=False)
 
-    def result(node: Node, address: object) -> Result:
-        assert callable(address)
+    def result(node: Node, address: Callable[[Node], Address]) -> Result:
         if node.op == "mean":
             return Result(node, mean=address(node.args[0]), heads=node.about)
         matrix, gates = node.about

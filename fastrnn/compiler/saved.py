@@ -16,7 +16,10 @@ from fastrnn.compiler.normal import Loop
 # In hundredths of what it costs to write and read a number: a tanh is some 25 instructions a vector, and a number that
 # goes out to the far caches and back takes about twice as long.
 SAVE, COSTLY, DIVISION, CHEAP = 100, 60, 30, 5
-COSTS = dict.fromkeys(("exp", "log", "tanh", "sigmoid", "softplus"), COSTLY) | dict.fromkeys(("div", "sqrt"), DIVISION)
+COSTS: dict[str, int] = {
+    **{name: COSTLY for name in ("exp", "log", "tanh", "sigmoid", "softplus")},
+    **{name: DIVISION for name in ("div", "sqrt")},
+}
 NEVER = 1_000_000
 Vertex = tuple[str, Node | None]
 
@@ -88,7 +91,7 @@ def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
     def reached() -> dict[Vertex, Vertex]:
         """The vertices that the source still reaches, each with the one before it."""
         before: dict[Vertex, Vertex] = {source: source}
-        waiting = [source]
+        waiting: list[Vertex] = [source]
         while waiting:
             vertex = waiting.pop(0)
             for other, capacity in flow.get(vertex, {}).items():
@@ -98,7 +101,7 @@ def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
         return before
 
     while sink in (before := reached()):
-        path = [sink]
+        path: list[Vertex] = [sink]
         while path[-1] != source:
             path.append(before[path[-1]])
         edges = list(zip(path[1:], path, strict=False))
