@@ -1,7 +1,7 @@
 """Drop-in RNN, LSTM and GRU for PyTorch on fused kernels: torch.nn's modules, arguments and results, in less time."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastrnn import backends, cell, diagnostics, init, interop
 from fastrnn.backends import BackendError, use_backend
@@ -19,6 +19,9 @@ from fastrnn.quantized import (
     QuantizedRNN,
     QuantizedRNNCell,
 )
+
+if TYPE_CHECKING:
+    from fastrnn import cells
 
 __version__ = "0.1.0"
 

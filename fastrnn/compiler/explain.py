@@ -9,7 +9,8 @@ from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Part
 
 # Operations that a pointwise function of a tanh, say, is counted as: those of its polynomial and its division.
-WEIGHTS: dict[str, int] = {name: 20 for name in ("exp", "log", "tanh", "sigmoid", "softplus")}
+_COSTLY: tuple[str, ...] = ("exp", "log", "tanh", "sigmoid", "softplus")
+WEIGHTS = dict.fromkeys(_COSTLY, 20)
 
 
 def explain(compiled: Compiled, sizes: Mapping[str, int]) -> str:
