@@ -127,12 +127,17 @@ def test_first_states_and_weights_of_constant_nodes(kind: str, layout: int):
 @pytest.mark.parametrize(
     ("kind", "attributes", "message"),
     [
-        ("GRU", {"linear_before_reset": 0}, "expected linear_before_reset=1, got 0"),
-        ("GRU", {"linear_before_reset": None}, "expected linear_before_reset=1, got 0"),
-        ("LSTM", {"clip": 3.0}, "expected no clip, got 3.0"),
-        ("LSTM", {"input_forget": 1}, "expected input_forget=0, got 1"),
-        ("LSTM", {"activations": ["HardSigmoid", "Tanh", "Tanh"]}, "got ['hardsigmoid', 'tanh', 'tanh']"),
-        ("RNN", {"activations": ["Affine"]}, "got ['affine']"),
+        ("GRU", {"clip": 0.0}, "expected clip to be a positive number, got 0.0"),
+        ("LSTM", {"clip": float("nan")}, "expected clip to be a positive number, got nan"),
+        ("LSTM", {"activations": ["Sigmoid", "Tanh"]}, "expected 3 activations, got ['Sigmoid', 'Tanh']"),
+        ("LSTM", {"activations": ["Sigmoid", "Swish", "Tanh"]}, "expected activations among Tanh, "),
+        ("RNN", {"activations": ["Affine"]}, "expected activation_alpha for Affine, for which runtimes have different"),
+        ("RNN", {"activations": ["Affine"], "activation_alpha": [1.0]}, "expected activation_beta for Affine"),
+        (
+            "GRU",
+            {"activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.2, 1.0]},
+            "expected activation_alpha to have 1 values, of HardSigmoid, got [0.2",
+        ),
     ],
 )
 def test_another_network_is_refused(kind: str, attributes: dict[str, Any], message: str):
@@ -140,14 +145,6 @@ def test_another_network_is_refused(kind: str, attributes: dict[str, Any], messa
     with pytest.raises(ValueError) as error:
         from_onnx(node_of(graph, **attributes), graph)
     assert message in str(error.value)
-
-
-def test_peepholes_are_refused():
-    graph = to_onnx(nn.LSTM(INPUTS, HIDDEN))
-    node = node_of(graph)
-    node.input.append("peepholes")
-    with pytest.raises(ValueError, match="peepholes"):
-        from_onnx(node, graph)
 
 
 def test_what_makes_no_module_or_no_node():

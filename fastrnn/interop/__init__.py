@@ -3,7 +3,7 @@
 Needs nothing of Keras: its weights are arrays.  The ONNX half needs the package ``onnx``, the extra ``interop``.
 """
 
-from fastrnn.interop.keras import from_keras, keras_weights, load_keras_weights
+from fastrnn.interop.keras import from_keras, keras_options, keras_weights, load_keras_weights
 from fastrnn.interop.onnx import FromOnnx, Reversed, from_onnx, to_onnx
 from fastrnn.interop.onnx_export import onnx_translations
 
@@ -12,6 +12,7 @@ __all__ = [
     "Reversed",
     "from_keras",
     "from_onnx",
+    "keras_options",
     "keras_weights",
     "load_keras_weights",
     "onnx_translations",

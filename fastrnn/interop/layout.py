@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastrnn import options
-from fastrnn.kinds import kind
+from fastrnn.cell import Cell, Input
+from fastrnn.cell.trace import trace
 
 if TYPE_CHECKING:
     import numpy
 
-
-def require_layers(module: Any, function: str) -> None:
-    """Raises unless ``module`` is an RNN, LSTM or GRU, torch.nn's or ours, whose equations the other library has."""
-    if kind(module) not in ("RNN", "LSTM", "GRU"):
-        raise TypeError(f"{function} expects an RNN, LSTM or GRU, got {type(module).__name__}")
-    if module.proj_size:
-        raise ValueError(f"{function} expects an LSTM without projection, got proj_size={module.proj_size}")
-    options.refuse(module, f"{function} has no place for")
+Gates = Sequence[str]
+_ALONE = {"W": ("h",), "U": ("h",), "nh": ("n",)}  # the gate of a matrix that has one, and no name for it
 
 
-def ends(module: nn.RNNBase) -> list[str]:
+class Slot(NamedTuple):
+    """A parameter of a cell: its name, the array of another library in which its blocks stand, and their gates.
+
+    Arrays are called as ONNX's: "W" of x, "R" of states, "Wb" and "Rb" their biases, "P" peepholes.
+    """
+
+    parameter: str
+    array: str
+    gates: Gates
+
+
+def slots(cell: Cell) -> list[Slot]:
+    """The parameters of one direction of a layer."""
+    parts, found = trace(cell).parts, []
+    for name, matrix in parts.matrices.items():
+        array, gates = "W" if isinstance(matrix, Input) else "R", matrix.gates or _ALONE[name]
+        found.append(Slot(f"weight_{parts.names[name]}", array, gates))
+        found.append(Slot(f"bias_{parts.names[name]}", f"{array}b", gates))
+    return found + [Slot(name, "P", vector.gates) for name, vector in parts.vectors.items()]
+
+
+def ends(module: Any) -> list[str]:
     """What the names of parameters end in, one for each layer and direction, in the order of ``parameters()``."""
     suffixes = ("", "_reverse") if module.bidirectional else ("",)
     return [f"l{layer}{suffix}" for layer in range(module.num_layers) for suffix in suffixes]
 
 
-def reorder(tensor: Tensor, have: Sequence[str], want: Sequence[str]) -> Tensor:
+def reorder(tensor: Tensor, have: Gates, want: Gates) -> Tensor:
     """The blocks of rows, one a gate, in another order.  What cannot be cut so stays, for ``write`` to refuse."""
     if tensor.dim() == 0 or len(tensor) % len(have) or not len(tensor):
         return tensor
@@ -38,7 +53,37 @@ def reorder(tensor: Tensor, have: Sequence[str], want: Sequence[str]) -> Tensor:
     return torch.cat([blocks[gate] for gate in want])
 
 
-def write(module: nn.RNNBase, values: dict[str, Tensor]) -> None:
+def orders(gates: Gates, **others: Gates) -> dict[str, Gates]:
+    """The order of gates in every array of a library that has one for all, but for ``others``."""
+    return {**dict.fromkeys(("W", "R", "Wb", "Rb"), gates), **others}
+
+
+def scatter(cell: Cell, end: str, arrays: Mapping[str, Tensor], order: Mapping[str, Gates]) -> dict[str, Tensor]:
+    """Values for the parameters of one layer and direction, from arrays with their gates in these orders."""
+    return {
+        f"{slot.parameter}_{end}": reorder(arrays[slot.array], order[slot.array], slot.gates)
+        for slot in slots(cell)
+        if slot.array in arrays
+    }
+
+
+def gather(module: nn.Module, cell: Cell, end: str, order: Mapping[str, Gates]) -> dict[str, Tensor]:
+    """The arrays of one layer and direction with their gates in these orders, the inverse of :func:`scatter`; a gate
+    that the cell has not is zeros."""
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for slot in slots(cell):
+        tensor = getattr(module, f"{slot.parameter}_{end}", None)  # there may be no biases
+        if tensor is not None:
+            own = tensor.detach().chunk(len(slot.gates))
+            blocks.setdefault(slot.array, {}).update(zip(slot.gates, own, strict=True))
+    found = {}
+    for array, own in blocks.items():
+        zeros = torch.zeros_like(next(iter(own.values())))
+        found[array] = torch.cat([own.get(gate, zeros) for gate in order[array]])
+    return found
+
+
+def write(module: nn.Module, values: dict[str, Tensor]) -> None:
     """Copies values into the module's parameters, all or none: shapes are checked before the first is written."""
     own = dict(module.named_parameters(recurse=False))
     for name, value in values.items():

@@ -1,24 +1,32 @@
 """ONNX's LSTM, GRU and RNN nodes: into modules, and modules into a graph of them.
 
 A node keeps ``W`` (D, G*H, I), ``R`` (D, G*H, H) and ``B`` (D, 2*G*H), the two biases in one row, with the gates i, o,
-f, c of an LSTM and z, r, h of a GRU where torch has i, f, g, o and r, z, n.  Its output ``Y`` is (T, D, B, H) where
-torch's is (T, B, D*H).
+f, c of an LSTM and z, r, h of a GRU where torch has i, f, g, o and r, z, n, and an LSTM's ``P`` (D, 3*H), its peepholes
+i, o, f.  Its output ``Y`` is (T, D, B, H) where torch's is (T, B, D*H).
+
+What torch's equations do not say is a :class:`fastrnn.Network`: of :class:`fastrnn.cells.PeepholeLSTM`, ``CoupledLSTM``
+or ``ResetBeforeGRU`` where these say it, else of one of :mod:`fastrnn.interop.cells`.
 
 Source: the operators LSTM, GRU and RNN of the ONNX specification, opset 1 to 22.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.interop.layout import as_array, reorder, require_layers, write
-from fastrnn.interop.onnx_node import GATES, read
-from fastrnn.modes import CELLS
+from fastrnn.cell import Cell
+from fastrnn.checks import is_tokens
+from fastrnn.interop.equations import Equations, described, make
+from fastrnn.interop.layout import as_array, ends, gather, orders, scatter, write
+from fastrnn.interop.onnx_activations import written
+from fastrnn.interop.onnx_node import ACTIVATIONS, GATES, PEEPHOLES, read
 from fastrnn.modules import GRU, LSTM, RNN
+from fastrnn.network import Network
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -26,39 +34,53 @@ if TYPE_CHECKING:
 
 class Reversed(nn.Module):
     """A module of one direction run from the last step to the first, as ONNX's ``direction="reverse"``; torch has this
-    direction only beside the other.  Input, states and output are those of the module, the output in the order of the
-    input.  A PackedSequence is refused with TypeError."""
+    direction only beside the other.  Input, states, ``lengths`` and output are those of the module, the output in the
+    order of the input.  A PackedSequence is refused with TypeError."""
 
-    def __init__(self, module: nn.RNNBase) -> None:
+    module: Any
+
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        require_layers(module, "Reversed")
-        if module.bidirectional:
+        described(module, "Reversed")
+        if getattr(module, "bidirectional", False):
             raise ValueError("Reversed expects a module of one direction, got bidirectional=True")
         self.module = module
 
-    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, input: Tensor, hx: Any = None, *, lengths: Any = None) -> tuple[Tensor, Any]:
         if isinstance(input, PackedSequence):
             raise TypeError("Reversed expects a Tensor, got a PackedSequence")
-        time = 1 if self.module.batch_first and input.dim() == 3 else 0
-        y, state = self.module(input.flip(time), hx)
-        return y.flip(time), state
+        time = 1 if self.module.batch_first and input.dim() + is_tokens(input) == 3 else 0
+        if lengths is None:
+            y, state = self.module(input.flip(time), hx)
+            return y.flip(time), state
+        last = torch.as_tensor(lengths, device=input.device).unsqueeze(-1) - 1
+        step = torch.arange(input.shape[time], device=input.device)
+        source = torch.where(step <= last, last - step, step)  # (B, T), or (T,): padding stays where it is
+        source = source if time or source.dim() == 1 else source.t()
+
+        def turned(x: Tensor) -> Tensor:
+            return x.gather(time, source if x.dim() == source.dim() else source.unsqueeze(-1).expand_as(x))
+
+        y, state = self.module(turned(input), hx, lengths=lengths)
+        return turned(y), state
 
 
 class FromOnnx(NamedTuple):
     """A module and the first states to call it with: ``h0``, of an LSTM ``(h0, c0)``, each (D, B, H)."""
 
-    module: RNN | LSTM | GRU | Reversed
+    module: RNN | LSTM | GRU | Network | Reversed
     hx: Tensor | tuple[Tensor, Tensor] | None
 
 
 def from_onnx(node: NodeProto, graph: GraphProto) -> FromOnnx:
-    """A fastrnn module that computes what an LSTM, GRU or RNN node computes, and its constant first states.
+    """A fastrnn module that computes what an LSTM, GRU or RNN node computes, and its constant first states: one of
+    torch's classes, ours, or where torch has no such network a :class:`fastrnn.Network`.
 
     Weights and biases are looked up among the graph's initializers and Constant nodes.  ``batch_first`` is the node's
     ``layout``; ``direction="reverse"`` gives a :class:`Reversed`; the module's dtype is that of the weights.  ``hx`` is
     None where the node has no first states, or has zeros that the graph expands to the batch, or has them from an input
     of the graph: then they come from the caller, as X does, and as lengths or a PackedSequence in the place of
-    ``sequence_lens``.
+    ``sequence_lens``.  With ``input_forget`` the rows of the forget gate, which nothing reads, are left out.
 
     Args:
         node: of any opset from 1 to 22.
@@ -66,50 +88,55 @@ def from_onnx(node: NodeProto, graph: GraphProto) -> FromOnnx:
 
     Raises:
         TypeError: another operator or domain; no node, or no graph.
-        ValueError: what torch's equations have no place for: peepholes (P), ``clip``, ``input_forget``, activations
-            other than the default (for an RNN also Relu), a GRU with ``linear_before_reset=0``; what a module does not
-            hold: ``sequence_lens`` that the graph holds or computes from constants and shapes, first states that it
-            computes so (other than zeros), one of two first states; weights that are no constants of the graph; any
-            attribute, input, shape or dtype that the specification does not have, and values that cannot be read.
+        ValueError: activations that differ between directions, or none of the specification's; ``activation_alpha`` or
+            ``activation_beta`` with another number of values than functions that take one, or without, for Affine,
+            ThresholdedRelu and ScaledTanh, for which runtimes have different defaults; a ``clip`` that is not positive;
+            what a module does not hold: ``sequence_lens`` that the graph holds or computes from constants and shapes,
+            first states that it computes so (other than zeros), one of two first states; weights that are no constants
+            of the graph; any attribute, input, shape or dtype that the specification does not have, and values that
+            cannot be read.
     """
     found = read(node, graph)
-    mode, w = found.mode, found.weights["W"]
-    both = found.directions == 2
-    options: dict[str, Any] = dict(
-        bias="B" in found.weights, batch_first=found.batch_first, bidirectional=both, dtype=w.dtype
+    equations, w = found.equations, found.weights["W"]
+    order = orders(GATES[equations.kind], P=PEEPHOLES)
+    module = make(
+        equations,
+        w.shape[2],
+        w.shape[1] // len(order["W"]),
+        bias="B" in found.weights,
+        batch_first=found.batch_first,
+        bidirectional=found.directions == 2,
+        dtype=w.dtype,
     )
-    kind = {"LSTM": LSTM, "GRU": GRU}.get(mode, RNN)
-    if kind is RNN:
-        options["nonlinearity"] = mode.removeprefix("RNN_").lower()
-    own, wanted = GATES[mode], CELLS[mode].gates
-    module = kind(w.shape[2], w.shape[1] // len(own), **options)
-
-    values = {"weight_ih": w, "weight_hh": found.weights["R"]}
+    cell, _ = described(module, "from_onnx")
+    arrays = {name: array for name, array in found.weights.items() if name != "B"}
     if module.bias:
-        values["bias_ih"], values["bias_hh"] = found.weights["B"].chunk(2, 1)
-    suffixes = ("", "_reverse")[: found.directions]
-    write(
-        module,
-        {
-            f"{name}_l0{suffix}": reorder(value[d], own, wanted)
-            for name, value in values.items()
-            for d, suffix in enumerate(suffixes)
-        },
-    )
-    return FromOnnx(Reversed(module) if found.direction == "reverse" else module, _first_states(mode, found.states))
+        arrays["Wb"], arrays["Rb"] = found.weights["B"].chunk(2, 1)
+    values: dict[str, Tensor] = {}
+    for d, end in enumerate(ends(module)):
+        values |= scatter(cell, end, {name: array[d] for name, array in arrays.items()}, order)
+    write(module, values)
+    hx = _first_states(_states(cell), found.states)
+    return FromOnnx(Reversed(module) if found.direction == "reverse" else module, hx)
 
 
-def _first_states(mode: str, given: dict[str, Tensor]) -> Tensor | tuple[Tensor, Tensor] | None:
+def _states(cell: Cell) -> tuple[str, ...]:
+    return tuple(cell.parts().states)
+
+
+def _first_states(names: tuple[str, ...], given: dict[str, Tensor]) -> Any:
     if not given:
         return None
     one = next(iter(given.values()))
-    h, c = (given.get(name, torch.zeros_like(one)) for name in ("initial_h", "initial_c"))
-    return (h, c) if CELLS[mode].has_cell_state else h
+    found = [given.get(f"initial_{name}", torch.zeros_like(one)) for name in names]
+    return tuple(found) if len(found) > 1 else found[0]
 
 
-def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bool = False) -> GraphProto:
-    """An ONNX graph that computes what an RNN, LSTM or GRU, torch.nn's or ours, computes in eval mode: one node of its
-    kind a layer, and what brings their outputs into torch's shapes.
+def to_onnx(module: nn.Module, name: str = "rnn", initial_states: bool = False) -> GraphProto:
+    """An ONNX graph that computes what an RNN, LSTM or GRU, torch.nn's or ours, a :class:`fastrnn.Network` of a cell
+    that ONNX has, or a :class:`Reversed` computes in eval mode: one node of its kind a layer, and what brings their
+    outputs into torch's shapes.  Cells that ONNX has are those of :mod:`fastrnn.interop.cells` and ``RNN``, ``LSTM``,
+    ``GRU``, ``PeepholeLSTM``, ``CoupledLSTM`` and ``ResetBeforeGRU`` of :mod:`fastrnn.cells`.
 
     The graph's input is ``x`` and, with ``initial_states``, ``h_0`` and for an LSTM ``c_0``; its outputs are ``y``,
     ``h_n`` and for an LSTM ``c_n``, all shaped as the module's.  Names of the values inside begin with ``name``.
@@ -118,26 +145,31 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
 
     Raises:
         TypeError: ``module`` is none of these, or its dtype is no float16, bfloat16, float32 or float64.
-        ValueError: an LSTM has a projection, which ONNX has not.
+        ValueError: what ONNX has not: an LSTM's projection, a Network's zoneout, an activation; the message names it.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     backwards = isinstance(module, Reversed)
-    layers: nn.RNNBase = module.module if backwards else module
-    require_layers(layers, "to_onnx")
+    layers: Any = module.module if backwards else module
+    cell, equations = described(layers, "to_onnx")
     types = {torch.float16: TensorProto.FLOAT16, torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE}
     types[torch.bfloat16] = TensorProto.FLOAT
     dtype = layers.weight_ih_l0.dtype
     if dtype not in types:
         raise TypeError(f"to_onnx expects parameters of float16, bfloat16, float32 or float64, got {dtype}")
-    kind, hidden, directions = layers.mode.split("_")[0], layers.hidden_size, 2 if layers.bidirectional else 1
-    states = ("h", "c") if CELLS[layers.mode].has_cell_state else ("h",)
+    kind, hidden, directions = equations.kind, layers.hidden_size, 2 if layers.bidirectional else 1
+    states = _states(cell)
     attributes: dict[str, Any] = {"hidden_size": hidden}
     attributes["direction"] = "reverse" if backwards else ("forward", "bidirectional")[directions - 1]
-    if layers.mode == "GRU":
-        attributes["linear_before_reset"] = 1
-    if layers.mode == "RNN_RELU":
-        attributes["activations"] = ["Relu"] * directions
+    functions = written(equations.activations, directions)
+    if functions["activations"] != ACTIVATIONS[kind] * directions:
+        attributes |= functions
+    if kind == "GRU":
+        attributes["linear_before_reset"] = int(equations.reset_after)
+    if equations.coupled:
+        attributes["input_forget"] = 1
+    if not math.isinf(equations.clip):
+        attributes["clip"] = equations.clip
 
     nodes, constants = [], []
 
@@ -159,8 +191,10 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
     value = add("Transpose", ["x"], [f"{name}.x"], perm=[1, 0, 2]) if layers.batch_first else "x"
     for k in range(layers.num_layers):
         own = f"{name}.l{k}"
-        weights = [constant(f"l{k}.{label}", tensor) for label, tensor in _stacked(layers, k).items()]
-        inputs = [value, *weights, *[""] * (3 - len(weights)), "", *(firsts[state][k] for state in states)]
+        stacked = _stacked(layers, cell, equations, k)
+        weights = {label: constant(f"l{k}.{label}", tensor) for label, tensor in stacked.items()}
+        inputs = [value, weights["W"], weights["R"], weights.get("B", ""), "", *(firsts[state][k] for state in states)]
+        inputs += [weights["P"]] if "P" in weights else []
         outputs = [f"{own}.y", *(f"{own}.{state}_n" for state in states)]
         turned = add("Transpose", [add(kind, inputs, outputs, **attributes)], [f"{own}.turned"], perm=[0, 2, 1, 3])
         last = k == layers.num_layers - 1 and not layers.batch_first
@@ -180,13 +214,10 @@ def to_onnx(module: nn.RNNBase | Reversed, name: str = "rnn", initial_states: bo
     return helper.make_graph(nodes, name, [info("x", *lead, layers.input_size), *given], found, constants)
 
 
-def _stacked(layers: nn.RNNBase, layer: int) -> dict[str, Tensor]:
-    """W, R and, with biases, B of one layer."""
-    have, want = CELLS[layers.mode].gates, GATES[layers.mode]
-
-    def stack(kind: str) -> Tensor:
-        suffixes = ("", "_reverse") if layers.bidirectional else ("",)
-        return torch.stack([reorder(getattr(layers, f"{kind}_l{layer}{end}").detach(), have, want) for end in suffixes])
-
-    found = {"W": stack("weight_ih"), "R": stack("weight_hh")}
-    return found | {"B": torch.cat([stack("bias_ih"), stack("bias_hh")], 1)} if layers.bias else found
+def _stacked(layers: Any, cell: Cell, equations: Equations, layer: int) -> dict[str, Tensor]:
+    """W, R and, with biases, B and, with peepholes, P of one layer."""
+    own = [end for end in ends(layers) if end.removesuffix("_reverse") == f"l{layer}"]
+    each = [gather(layers, cell, end, orders(GATES[equations.kind], P=PEEPHOLES)) for end in own]
+    found = {name: torch.stack([arrays[name] for arrays in each]) for name in each[0]}
+    biases = [found.pop(name) for name in ("Wb", "Rb") if name in found]
+    return found | ({"B": torch.cat(biases, 1)} if biases else {})

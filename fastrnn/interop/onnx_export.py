@@ -48,7 +48,7 @@ def _node(
         raise ValueError(f"ONNX has no node for {mode} with a projection")
     if batch_sizes is not None or len(x.shape) != 3:
         raise ValueError("ONNX has no node for packed input or tokens")
-    have, want = CELLS[mode].gates, GATES[mode]
+    have, want = CELLS[mode].gates, GATES[mode.split("_")[0]]
     hidden = weights[1].shape[0] // len(have)
     rows = [have.index(gate) * hidden + k for gate in want for k in range(hidden)]
 

@@ -1,26 +1,29 @@
 """What an LSTM, GRU or RNN node of ONNX says, read as the specification has it, opset 1 to 22.
 
-Nothing that a node holds is passed over: an attribute, an input or a shape that torch's equations have no place for, or
+Nothing that a node holds is passed over: an attribute, an input or a shape that no cell of ours has a place for, or
 that is none of the specification's, raises an error that names it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from fastrnn.interop.equations import Equations
 from fastrnn.interop.layout import as_tensor
+from fastrnn.interop.onnx_activations import read_activations
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
-GATES = {"RNN_TANH": ("h",), "RNN_RELU": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
+GATES = {"RNN": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
+PEEPHOLES = ("i", "o", "f")
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h")
-_ACTIVATIONS = {"LSTM": [["sigmoid", "tanh", "tanh"]], "GRU": [["sigmoid", "tanh"]], "RNN": [["tanh"], ["relu"]]}
-# output_sequence is of opset 1 to 6: whether Y may be left out.  Of the activations that are taken none has an alpha or
-# a beta, so a list of these is one that nothing reads.
+ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+# output_sequence is of opset 1 to 6: whether Y may be left out.
 _ATTRIBUTES = {
     "activation_alpha": "FLOATS",
     "activation_beta": "FLOATS",
@@ -38,10 +41,10 @@ _SHAPING += ("Unsqueeze",)
 
 
 class Node(NamedTuple):
-    """``weights`` are W, R and maybe B as the node has them; ``states`` the constant first states, each (D, B, H), by
-    the names of the node's inputs."""
+    """``weights`` are W, R and maybe B and P as the node has them; ``states`` the constant first states, each
+    (D, B, H), by the names of the node's inputs."""
 
-    mode: str
+    equations: Equations
     direction: str
     directions: int
     batch_first: bool
@@ -57,7 +60,7 @@ def read(node: NodeProto, graph: GraphProto) -> Node:
         if not isinstance(value, wanted):
             raise TypeError(f"from_onnx expects {name} to be an onnx.{wanted.__name__}, got {type(value).__name__}")
     kind = node.op_type
-    if kind not in _ACTIVATIONS or node.domain not in ("", "ai.onnx"):
+    if kind not in ACTIVATIONS or node.domain not in ("", "ai.onnx"):
         domain = f" of the domain {node.domain!r}" if node.domain else ""
         raise TypeError(f"from_onnx expects an LSTM, GRU or RNN node, got {kind}{domain}")
     return _Reader(node, graph).read()
@@ -85,15 +88,16 @@ class _Reader:
         inputs = self._inputs()
         direction = attributes.get("direction", "forward")
         directions = 2 if direction == "bidirectional" else 1
-        mode, batch_first = self._mode(attributes, directions), attributes.get("layout", 0) == 1
-        weights = {name: self._tensor(name, inputs[name]) for name in ("W", "R", "B") if name in inputs}
-        self._check_weights(weights, len(GATES[mode]), directions, attributes.get("hidden_size"))
+        equations, batch_first = self._equations(attributes, directions, "P" in inputs), attributes.get("layout") == 1
+        weights = {name: self._tensor(name, inputs[name]) for name in ("W", "R", "B", "P") if name in inputs}
+        self._check_weights(weights, len(GATES[self.kind]), directions, attributes.get("hidden_size"))
         if "sequence_lens" in inputs and not self._is_from_outside(inputs["sequence_lens"]):
             self.refuse(
                 "sequence_lens is held or computed by the graph itself, and a module holds no lengths; take it out of "
                 "node.input and give the lengths to each call"
             )
-        return Node(mode, direction, directions, batch_first, weights, self._states(inputs, weights["R"], batch_first))
+        states = self._states(inputs, weights["R"], batch_first)
+        return Node(equations, direction, directions, batch_first, weights, states)
 
     def _attributes(self) -> dict[str, Any]:
         from onnx import AttributeProto, helper
@@ -130,30 +134,28 @@ class _Reader:
         for name in ("X", "W", "R"):
             if name not in found:
                 self.refuse(f"expected an input {name}, got none")
-        if "P" in found:
-            self.refuse("peepholes (input P) have no place in torch's LSTM")
         return found
 
-    def _mode(self, attributes: dict[str, Any], directions: int) -> str:
-        """The mode of fastrnn that the attributes ask for; raises where torch has no such network."""
-        if "clip" in attributes:
-            self.refuse(f"expected no clip, got {attributes['clip']}")
-        if attributes.get("input_forget", 0):
-            self.refuse("expected input_forget=0, got 1 (input and forget gate coupled)")
-        if self.kind == "GRU" and not attributes.get("linear_before_reset", 0):
-            self.refuse(
-                "expected linear_before_reset=1, got 0: the reset gate multiplies h before the recurrent product; "
-                "torch's cannot"
-            )
-        known = _ACTIVATIONS[self.kind]
-        given = [name.lower() for name in attributes.get("activations", ())] or known[0] * directions
+    def _equations(self, attributes: dict[str, Any], directions: int, peepholes: bool) -> Equations:
+        """What network the attributes ask for; raises where it is none of ours."""
+        clip = attributes.get("clip", math.inf)
+        if not clip > 0:
+            self.refuse(f"expected clip to be a positive number, got {clip}")
+        usual = ACTIVATIONS[self.kind]
+        given = attributes.get("activations") or usual * directions
         if self.kind == "RNN" and len(given) == 2:
             given = given[:directions]  # the specification's default has two, whatever the direction
-        for activations in known:
-            if given == activations * directions:
-                return f"RNN_{activations[0].upper()}" if self.kind == "RNN" else self.kind
-        expected = " or ".join(str(activations * directions) for activations in known)
-        self.refuse(f"expected activations {expected}, got {given}")
+        if len(given) != len(usual) * directions:
+            self.refuse(f"expected {len(usual) * directions} activations, got {given}")
+        alphas, betas = (attributes.get(f"activation_{each}") for each in ("alpha", "beta"))
+        activations = read_activations(given, alphas, betas, self.refuse)
+        first, last = activations[: len(usual)], activations[-len(usual) :]
+        if first != last:
+            self.refuse(f"expected the same activations in both directions, got {list(first)} and {list(last)}")
+        found = Equations(self.kind, first, peepholes=peepholes, clip=clip)
+        if self.kind == "GRU":
+            return found._replace(reset_after=attributes.get("linear_before_reset", 0) == 1)
+        return found._replace(coupled=attributes.get("input_forget", 0) == 1)
 
     def _check_weights(self, weights: dict[str, Tensor], gates: int, directions: int, hidden: int | None) -> None:
         w, r = weights["W"], weights["R"]
@@ -167,6 +169,7 @@ class _Reader:
         hidden = r.shape[2]
         inputs, rows = w.shape[2] if w.dim() == 3 else "I", gates * hidden
         shapes = {"W": (directions, rows, inputs), "R": (directions, rows, hidden), "B": (directions, 2 * rows)}
+        shapes["P"] = directions, len(PEEPHOLES) * hidden
         for name, tensor in weights.items():
             if tensor.shape != shapes[name] or not tensor.numel():
                 expected = "({})".format(", ".join(map(str, shapes[name])))
