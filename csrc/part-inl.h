@@ -3,15 +3,6 @@
 // Floor: 2 K Z flops a row and term. Packed weights are read once for every tile of rows, so with one row a product
 // goes as fast as weights come out of cache: all results of all panels then come one behind the other, two streams at
 // a time.
-// Where the rows of an array are at a step.
-struct View {
-  char* place;
-  int64_t stride;  // bytes from row to row
-};
-
-// Views of an array come in pairs: as it is read, and as it is written.
-FASTRNN_INLINE int64_t view_of(int64_t array, bool write) { return 2 * array + write; }
-
 // Units [begin, end) of a part, all of one head; `width` is their number in whole vectors, `offset` the widths before.
 struct UnitPanel {
   int64_t begin, end, width, offset;
@@ -63,6 +54,7 @@ struct PartPlan {
   const PhasePart* part;
   const int64_t* sizes;
   const Array* arrays;
+  bool has_means;
   int64_t units, count, heads;  // count: of results; heads: no panel crosses the bound of one of so many
   const int64_t* bounds;        // (threads + 1) units: what each thread computes
   const UnitPanel* panels;
@@ -78,6 +70,7 @@ struct PartPlan {
   const int64_t* first_row_product;  // (threads + 1)
 
   int64_t head(const UnitPanel& p, int64_t of_heads) const { return p.begin / (units / of_heads); }
+  Part panels_of(int64_t share) const { return {first_panel[share], first_panel[share + 1]}; }
   const S* bias_of(const UnitPanel& p, int64_t j) const { return bias + p.offset * count + p.width * j; }
 
   // Row `row` of the chunk.
@@ -178,7 +171,7 @@ struct PartPlan {
   }
 
   // Products of one row for all panels of a thread; results lie panel by panel. `in_chunk` is its row of the chunk.
-  void multiply_one_row(int thread, const View* views, int64_t row, int64_t in_chunk, S* c) const {
+  void multiply_one_row(int64_t thread, const View* views, int64_t row, int64_t in_chunk, S* c) const {
     if (ahead_count) {
       S* to = c;
       for (int64_t p = first_panel[thread]; p < first_panel[thread + 1]; ++p)
@@ -224,6 +217,7 @@ struct PartPlan {
 
   // The means among the results of some rows, at all units of a panel.
   void take_means(const UnitPanel& p, const View* views, int64_t row, int64_t rows, S* c) const {
+    if (!has_means) return;
     for (int64_t j = 0; j < count; ++j, c += rows * p.width) {
       const Result& r = part->results[j];
       if (r.terms.count) continue;

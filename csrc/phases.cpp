@@ -24,6 +24,7 @@ namespace FASTRNN_NAMESPACE {
 #include "pack-inl.h"
 #include "kept-inl.h"
 #include "plan-inl.h"
+#include "arrays-inl.h"
 #include "part-inl.h"
 #include "schedule-inl.h"
 #include "phases-inl.h"

@@ -1,12 +1,5 @@
 // How a run is laid out before it starts: who computes what, and where it finds it. All in the call's scratch memory.
 
-template <class T>
-FASTRNN_INLINE T* take_copy(Scratch& scratch, int64_t count) {
-  T* all = scratch.take<T>(count);
-  for (int64_t i = 0; i < count; ++i) all[i] = T{};
-  return all;
-}
-
 FASTRNN_INLINE int64_t common_divisor(int64_t a, int64_t b) {
   while (b) {
     const int64_t rest = a % b;
@@ -61,7 +54,7 @@ struct Planner {
     plan.heads = 1;
     const auto respect = [&](int64_t heads) { plan.heads *= heads / common_divisor(plan.heads, heads); };
     for (const Result& result : part.results) {
-      if (!result.terms.count) respect(result.mean_heads);
+      if (!result.terms.count) respect(result.mean_heads), plan.has_means = true;
       for (const Term& term : result.terms) respect(term.heads);
     }
     plan.bounds = share_units<S>(plan.units, threads, scratch);
@@ -100,7 +93,7 @@ struct Planner {
     int64_t count = 0;
     each_panel(plan, threads, [&](int, const UnitPanel&) { ++count; });
     UnitPanel* panels = scratch.take<UnitPanel>(count);
-    int64_t* first = take_copy<int64_t>(scratch, threads + 1);
+    int64_t* first = take_cleared<int64_t>(scratch, threads + 1);
     count = 0;
     each_panel(plan, threads, [&](int t, const UnitPanel& panel) {
       panels[count++] = panel;
@@ -146,7 +139,7 @@ struct Planner {
       factors = result.end;
     }
     plan.results = results;
-    plan.factors = take_copy<Factor<S>>(scratch, factors);
+    plan.factors = take_cleared<Factor<S>>(scratch, factors);
     for (int64_t j = 0; j < plan.count; ++j) {
       int64_t ahead = results[j].first, own = results[j].own;
       for (const Term& term : plan.part->results[j].terms)
@@ -199,7 +192,7 @@ struct Planner {
     int64_t most = 0, count = 0;
     for (int64_t j = 0; j < plan.count; ++j) most += plan.results[j].end - plan.results[j].own;
     plan.row_products = scratch.take<RowProduct<S>>(most * plan.first_panel[threads]);
-    int64_t* first = take_copy<int64_t>(scratch, threads + 1);
+    int64_t* first = take_cleared<int64_t>(scratch, threads + 1);
     for (int t = 0; t < threads; ++t) {
       for (int64_t place = 0, more = 1; more; ++place) {
         more = 0;
