@@ -175,14 +175,29 @@ def test_a_cell_of_an_unknown_nonlinearity_raises_in_forward():
     assert outcome(ours, x[0]) == outcome(theirs, x[0]) == (RuntimeError, "Unknown nonlinearity: sin")
 
 
+# Of a parameter: others, and as many numbers of another shape.
+WRONG_SHAPES: dict[str, Any] = {
+    "fewer": lambda weight: weight[:3],
+    "turned": lambda weight: weight.t(),
+    "flat": lambda weight: weight.flatten(),
+    "one more dimension": lambda weight: weight[None],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SHAPES)
+@pytest.mark.parametrize("parameter", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_parameter_of_a_wrong_shape_never_reaches_a_kernel(target, name: str):
-    theirs, ours = both(name, {})
-    for module in (theirs, ours):
-        module.weight_hh_l0 = nn.Parameter(torch.zeros(3, 5))
-    with fastrnn.use_backend(target.name):
-        found = outcome(ours, x)
-    assert found == (Unfit, f"Expected a parameter of size ({len(ours.weight_ih_l0)}, 5), got [3, 5]")
+def test_a_parameter_of_a_wrong_shape_never_reaches_a_kernel(target, name: str, parameter: str, wrong: str):
+    ours = getattr(fastrnn, name)(4, 5)
+    right = getattr(ours, parameter)
+    new = nn.Parameter(WRONG_SHAPES[wrong](right.detach()).contiguous())
+    if new.shape == right.shape:
+        pytest.skip("a bias is flat")
+    setattr(ours, parameter, new)
+    expected = Unfit, f"Expected a parameter of size {tuple(right.shape)}, got {list(new.shape)}"
+    for grad in (False, True):
+        with fastrnn.use_backend(target.name), torch.set_grad_enabled(grad):
+            assert outcome(ours, x) == expected
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (3, 0), (0, 0)], ids=str)
