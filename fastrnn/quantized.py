@@ -280,7 +280,7 @@ def _layer(
         # numbers may be stored with the wrong sign, of which only operators know
         c_first = None if c0 is None else c0.resolve_neg().contiguous()
         x, h_first = x.resolve_neg().contiguous(), h0.resolve_neg().contiguous()
-        own = [weight.contiguous() for weight in weights]
+        own = [weight.resolve_neg().contiguous() for weight in weights]
         cpp.forward_int8(layer, x, h_first, c_first, own, y, hn, cn)
     return y, hn, cn, cn
 

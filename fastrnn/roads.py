@@ -66,7 +66,7 @@ def plan(
                 return _torch_or_error(f"it got a {type(tensor).__name__}, not a plain Tensor")
             if tensor.layout is not torch.strided:
                 return _torch_or_error(f"it got a tensor of layout {tensor.layout}")
-            negative = negative or tensor.is_neg()
+        negative = negative or tensor.is_neg()
     if torch._C._is_any_autocast_enabled() and (dtype := autocast_dtype(x)):
         if any(tensor.is_floating_point() and tensor.dtype is not dtype for tensor in tensors):
             if not _casts_products(mode, tensors, dtype):
