@@ -124,7 +124,7 @@ def run(
         elif sorted_indices is not None:
             h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
 
-    if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, packed, sizes)):
+    if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, batch_sizes, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     road = (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
     if x.is_cuda and not (tokens or cells or planned or isinstance(road, Exception)) and requested() is None:
