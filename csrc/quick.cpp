@@ -1,5 +1,7 @@
 #include "quick.h"
 
+#include <new>
+
 #include "kept.h"
 #include "quick_call.h"
 
@@ -142,6 +144,8 @@ PyObject* quick(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;

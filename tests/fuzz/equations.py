@@ -12,7 +12,7 @@ from fuzz.cases import PACKED, Case, packing
 from torch import Tensor
 from torch.nn import functional as F
 
-_FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda value: value}
+FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda value: value}
 
 
 def results(
@@ -111,9 +111,9 @@ def _step(case: Case, x: Tensor, state: Sequence[Tensor], weights: dict[str, Ten
         r, z = torch.sigmoid(ar + br), torch.sigmoid(az + bz)
         n = torch.tanh(an + r * bn)
         return [(h - n) * z + n]
-    u = _FUNCTIONS[case.nonlinearity](a + b)
+    u = FUNCTIONS[case.nonlinearity](a + b)
     if case.kind == "JordanRNN":
-        return [_FUNCTIONS[case.output](F.linear(u, own["weight_hr"], own["bias_hr"]))]
+        return [FUNCTIONS[case.output](F.linear(u, own["weight_hr"], own["bias_hr"]))]
     return [u]
 
 

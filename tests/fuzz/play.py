@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from fuzz import equations
@@ -49,7 +51,25 @@ def judge(case: Case, data: Data, ours: Results) -> None:
     exact, _ = run(case, widened(data, torch.float64), oracle)
     # The oracle has no wider type for float64: float32's noise is scaled down.
     rough, _ = run(case, widened(data, torch.float32 if case.dtype == "f64" else DTYPES[case.dtype]), oracle)
+    if case.mode == "grad" and at_a_kink(case, data):
+        ours, exact = ({n: t for n, t in each.items() if not n.startswith("grad")} for each in (ours, exact))
     compare(case, ours, exact, rough)
+
+
+def at_a_kink(case: Case, data: Data) -> bool:
+    """Whether some argument of a relu is so near 0 that a rounding decides whether it has a slope."""
+    if "relu" not in (case.nonlinearity, case.output):
+        return False
+    shares = [1.0]
+
+    def relu(values: Tensor) -> Tensor:
+        if values.numel():
+            shares.append((values.abs().min() / values.abs().max()).item())
+        return torch.relu(values)
+
+    with mock.patch.dict(equations.FUNCTIONS, relu=relu):
+        run(replace(case, mode="no_grad", narrow=False, dropout=0.0), widened(data, torch.float64), None)
+    return min(shares) < 16 * torch.finfo(torch.bfloat16 if case.autocast else DTYPES[case.dtype]).eps
 
 
 def play_changes(case: Case, data: Data, module: Any) -> None:
@@ -280,6 +300,8 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
         wrong = finite & ~value.isfinite() | odd & ~same
         assert not wrong.any(), f"{name}: {value[wrong][:4].tolist()} where {right[wrong][:4].tolist()} is right"
         noise, scale = largest(near - right, finite), largest(right, finite)
+        if case.dtype == "f64":  # whose noise nobody measures, of terms that cancel least of all
+            scale = max(scale, 1.0)
         summed = "grad weight", "grad bias", "grad initial", "grad table", "grad twice"
         width = chain if name.startswith(summed) else 1.0
         budget = 8 * share * noise + 8 * eps * scale * width + 16 * least + (0.05 * scale if case.narrow else 0.0)
