@@ -73,7 +73,7 @@ def plan(
                 return _torch_or_error("autocast is on, and torch.nn casts no tensor here")
             if problem := misfit(mode, *_widened(x, batch_sizes, h0, c0, weights), sizes):
                 return problem
-            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
                 return functools.partial(
                     _with_products_cast, functools.partial(ops.layer, "cpp_bfloat16", cells, not negative)
                 )

@@ -129,6 +129,26 @@ def test_where_torch_casts_each_product_so_do_kernels(case, dtype: torch.dtype):
     assert sum(shares) / len(shares) <= 1
 
 
+@names
+@pytest.mark.parametrize("gradients", [False, True])
+def test_numbers_stored_with_the_wrong_sign(name: str, gradients: bool):
+    """Each argument and each parameter by itself: a copy to another dtype sets them right, where there is one."""
+    _, ours = pair(name)
+    x, state = inputs(name), torch.randn(*(() if name in CELLS else (1,)), 3, 5)
+
+    def call(x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
+            return first(ours(x, (h, c) if "LSTM" in name else h)).detach().resolve_neg()
+
+    given = [x, state, state.cos()]
+    exact = call(*given)
+    for at, tensor in enumerate(given):
+        assert torch.equal(call(*given[:at], torch._neg_view(-tensor), *given[at + 1 :]), exact)
+    for parameter in ours.parameters():
+        parameter.data = torch._neg_view(-parameter.data)
+        assert torch.equal(call(*given), exact)
+
+
 def test_layers_run_on_the_backend_asked_for(target, monkeypatch):
     if target.device.type != "cpu":
         pytest.skip("the modules are on the CPU")
