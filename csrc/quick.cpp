@@ -1,5 +1,7 @@
 #include "quick.h"
 
+#include <new>
+
 #include "kept.h"
 #include "quick_call.h"
 
@@ -55,8 +57,6 @@ void run_stack(const std::vector<Forward<bfloat16>>& all) {
 // How many there are for each direction of each layer; more layers than weights are no network.
 size_t share(const Network& network, const Held& held) {
   require(network.count() <= static_cast<int64_t>(held.size()) && held.size() % network.count() == 0);
-  for (const py::object& tensor : held)
-    if (reinterpret_cast<PyObject*>(Py_TYPE(tensor.ptr())) != torch.parameter) require_true_signs(tensor.ptr());
   return held.size() / network.count();
 }
 
@@ -144,6 +144,8 @@ PyObject* quick(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;

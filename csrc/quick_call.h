@@ -43,7 +43,6 @@ struct Names {
   PyObject* buffers = interned("_buffers");
   PyObject* order = interned("_order");
   PyObject* new_empty = interned("new_empty");
-  PyObject* is_neg = interned("is_neg");
   PyObject* of_cell[4] = {interned("weight_ih"), interned("weight_hh"), interned("bias_ih"), interned("bias_hh")};
 };
 inline const Names& names() {
@@ -90,7 +89,8 @@ inline bool undisturbed(const Guards& guards) {
   return true;
 }
 
-// A dense tensor on the CPU; a Parameter only where `weight`. All in C, so no other thread gets in meanwhile.
+// A dense tensor on the CPU whose numbers are what is stored; a Parameter only where `weight`. All in C, so no other
+// thread gets in meanwhile.
 inline TensorView view(PyObject* tensor, bool weight = false) {
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   require(type == torch.tensor || (weight && type == torch.parameter));
@@ -99,18 +99,12 @@ inline TensorView view(PyObject* tensor, bool weight = false) {
     PyErr_Clear();
     throw Unusual();
   }
-  require(found.on_cpu() && found.dense() && found.lanes == 1);
+  require(found.on_cpu() && found.dense() && found.lanes == 1 && !has_wrong_sign(tensor));
   return found;
 }
 
-// That it is a plain tensor which does not store numbers with the wrong sign, of which an operator alone
-// knows.
-inline void require_true_signs(PyObject* tensor) {
-  require(reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == torch.tensor);
-  const auto negative = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, names().is_neg));
-  if (!negative) throw py::error_already_set();
-  require(negative.ptr() == Py_False);
-}
+// Before anything is asked of a tensor by Python, where a class of others may do anything.
+inline void require_plain(PyObject* tensor) { require(reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == torch.tensor); }
 
 template <class N>
 constexpr uint8_t kCode = std::is_integral_v<N> ? 0 : 2;
@@ -203,17 +197,16 @@ struct Call {
     require(steps > 0 && batch > 0 && x.shape[x.rank - 1] == of.inputs && holds<S>(x));
     const double others = (of.layers - 1.0) * (of.width(1) + of.outputs);
     work = (of.inputs + of.outputs + others) * of.rows * of.directions * steps * batch;
-    require_true_signs(input);
     if (hx == Py_None) return;
     if (of.lstm()) {
       require((PyTuple_CheckExact(hx) || PyList_CheckExact(hx)) && PySequence_Fast_GET_SIZE(hx) == 2);
       h0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 0));
       c0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 1));
-      require_true_signs(c0.ptr());
+      require_plain(c0.ptr());
     } else {
       h0 = py::reinterpret_borrow<py::object>(hx);
     }
-    require_true_signs(h0.ptr());
+    require_plain(h0.ptr());
   }
 
   bool is_long() const { return work >= kLong; }

@@ -20,6 +20,8 @@ struct Torch {
                   void*** to) = nullptr;
   int32_t (*release)(void** tensor) = nullptr;
   size_t place = 0;  // of the implementation's address in Python's object; 0 where this torch has no such interface
+  size_t sign_place = 0;  // in the implementation, of the word which says that the signs are stored wrong,
+  uint64_t wrong_sign = 0;  // and its bit there
 
   Handle handle(PyObject* tensor) const {
     return reinterpret_cast<Handle>(reinterpret_cast<const char*>(tensor) + place);
@@ -48,6 +50,33 @@ size_t place_of_implementation() {
   return found;
 }
 
+// Finds the word and the bit of it that change where a tensor is told that its signs are wrong: nothing in C tells it.
+// False where they are not the same of several tensors.
+bool find_wrong_sign(Torch& torch) {
+  const py::object empty = py::module_::import("torch").attr("empty");
+  const py::object parameter = py::module_::import("torch.nn").attr("Parameter");
+  const py::object set = py::module_::import("torch._C").attr("_set_neg");
+  for (int i = 0; i < 4; ++i) {
+    py::object tensor = empty(i, py::arg("device") = "cpu");
+    if (i % 2) tensor = parameter(tensor);
+    const char* const implementation = static_cast<const char*>(*torch.handle(tensor.ptr()));
+    uint64_t before[26], word;  // torch's own are no shorter
+    std::memcpy(before, implementation, sizeof(before));
+    set(tensor, true);
+    size_t at = 0;
+    for (; at < sizeof(before); at += sizeof(word)) {
+      std::memcpy(&word, implementation + at, sizeof(word));
+      if (word != before[at / sizeof(word)]) break;
+    }
+    set(tensor, false);
+    if (at == sizeof(before)) return false;
+    const uint64_t changed = word ^ before[at / sizeof(word)];
+    if ((changed & (changed - 1)) || (i && (at != torch.sign_place || changed != torch.wrong_sign))) return false;
+    torch.sign_place = at, torch.wrong_sign = changed;
+  }
+  return true;
+}
+
 Torch find_torch() {
   Torch torch;
 #if defined(__APPLE__)
@@ -67,6 +96,7 @@ Torch find_torch() {
       find(torch.storage_offset, "aoti_torch_get_storage_offset") &&
       find(torch.view, "aoti_torch__reinterpret_tensor") && find(torch.release, "aoti_torch_delete_tensor_object"))
     torch.place = place_of_implementation();
+  if (torch.place && !find_wrong_sign(torch)) torch.place = 0;
 #endif
   return torch;
 }
@@ -79,6 +109,13 @@ const Torch& torch() {
 }  // namespace
 
 bool storages_are_at_hand() { return tensor_reader().read && torch().place; }
+
+bool has_wrong_sign(PyObject* tensor) {
+  const Torch& all = torch();
+  uint64_t word;
+  std::memcpy(&word, static_cast<const char*>(*all.handle(tensor)) + all.sign_place, sizeof(word));
+  return word & all.wrong_sign;
+}
 
 bool has_memory(PyObject* tensor, __int128 count, size_t item) {
   const Torch& all = torch();

@@ -93,6 +93,10 @@ inline const TensorReader& tensor_reader() {
 // Python's, in a microsecond.
 bool storages_are_at_hand();
 
+// Whether a tensor's numbers are stored with the wrong sign, as the imaginary part of a conjugate's are; where storages
+// are at hand.
+bool has_wrong_sign(PyObject* tensor);
+
 // Whether the storage of a tensor has `count` elements of `item` bytes from the tensor's first one on. Its shape does
 // not say so: `tensor.untyped_storage().resize_(0)` frees the memory under it.
 bool has_memory(PyObject* tensor, __int128 count, size_t item);

@@ -28,6 +28,7 @@ from fastrnn import modules
 from fastrnn.backends import choose, reference
 from fastrnn.checks import Sizes, is_tokens, shapes_misfit, weight_shapes
 from fastrnn.dynamo import constant, left_to_python, transformed
+from fastrnn.options import NoOptions
 from fastrnn.roads import Road
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -100,7 +101,7 @@ for _module in (modules.RNN, modules.LSTM, modules.GRU):
     left_to_python(_module.forward)
 
 
-class Compilable(nn.RNNBase):
+class Compilable(NoOptions, nn.RNNBase):
     """What the three share: the forward, and the construction of torch.nn's class ``_base``."""
 
     _base: type[Any]

@@ -180,7 +180,7 @@ def _network(
         zeros = first_states(mode, x, rows, x.dtype if autocast and not tokens else weights[0].dtype, sizes)
         h0 = zeros[0] if h0 is None else h0
         c0 = zeros[1] if c0 is None else c0
-    if autocast and (dtype := casts(mode, x, batch_sizes is not None, sizes)):
+    if autocast and (dtype := casts(mode, x, batch_sizes, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     seen = watched()
     road = None if seen else plan(mode, x, batch_sizes, h0, c0, weights, sizes, return_cells)

@@ -86,8 +86,12 @@ def run(
     rank = x.dim() + tokens  # tokens lack the dimension of their one-hot rows
     single = rank == 2 and not packed
     if not (single or rank == (2 if packed else 3)) or not is_state(hx, mode, 2 if single else 3):
-        if packed and rank != 2 and mode == "LSTM":
-            raise RuntimeError(f"input must have 2 dimensions, got {rank}")  # as torch.nn's RNN and GRU do
+        if packed and mode == "LSTM":  # torch.nn's asks nothing of these, and reads memory beyond them
+            if rank != 2:
+                raise RuntimeError(f"input must have 2 dimensions, got {rank}")  # as torch.nn's RNN and GRU do
+            for state in hx if isinstance(hx, (tuple, list)) else ():
+                if isinstance(state, Tensor) and state.dim() > 3:
+                    raise RuntimeError(f"LSTM: Expected hidden states of 3 dimensions, got {state.dim()}")
         return theirs(module, base, input, hx)
     turn = module.batch_first and rank == 3
     if turn:
@@ -124,7 +128,7 @@ def run(
         elif sorted_indices is not None:
             h0, c0 = h0.index_select(1, sorted_indices), c0 if c0 is None else c0.index_select(1, sorted_indices)
 
-    if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, packed, sizes)):
+    if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, batch_sizes, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     road = (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
     if x.is_cuda and not (tokens or cells or planned or isinstance(road, Exception)) and requested() is None:

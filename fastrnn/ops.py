@@ -126,7 +126,8 @@ def unread(count: int, each: int, need_x: bool, carried: bool) -> tuple[int, ...
     for the gradient of x, W_hh where no gradient is ``carried`` from a step to the one before.  A direction has
     ``each``, as :func:`fastrnn.modes.split_weights` knows them.
 
-    They may be changed in place between forward and backward, as with torch.nn.
+    They may be changed in place between forward and backward, as with torch.nn; where no parameter has a gradient, so
+    may x.
     """
     biases = {4: (2, 3), 5: (2, 3), 6: (2, 3, 5)}.get(each, ())
     kinds = *((0,) * (not need_x)), *((1,) * (not carried)), *biases
@@ -216,9 +217,11 @@ class _Layer(Function):
         held = unread(
             len(weights), len(weights) // int(h0.shape[0]), needed[3], carried
         )  # D, in a graph, too, is known
+        tensors = (x, batch_sizes, h0, c0, gates, cells, hidden, *weights)
+        held += () if any(needed[7:]) else (-len(tensors),)
         # `reference` runs the equations again, which read all.
-        ctx.copies = [weights[k].clone() for k in held] if backend == "reference" else []
-        save(ctx, (x, batch_sizes, h0, c0, gates, cells, hidden, *weights), held)
+        ctx.copies = [tensors[k].clone() for k in held] if backend == "reference" else []
+        save(ctx, tensors, held)
         return out
 
     @staticmethod
@@ -226,13 +229,14 @@ class _Layer(Function):
         seeds = resolved(*grads[:3], grads[4])
         if all(seed is None for seed in seeds):
             return (None,) * len(ctx.needs_input_grad)
-        x, batch_sizes, h0, c0, gates, cells, hidden, *weights = saved_by(ctx)
-        none = (None,) * len(weights)
+        tensors = saved_by(ctx)
         if by_equations(seeds):
             check_unread(ctx)
         else:
             for k, copy in zip(ctx.kept[1], ctx.copies, strict=False):
-                weights[k] = copy
+                tensors[k] = copy
+        x, batch_sizes, h0, c0, gates, cells, hidden, *weights = tensors
+        none = (None,) * len(weights)
         needed = ctx.needs_input_grad
         needs = needed[3], needed[5] or needed[6], any(needed[7:])
         inputs, saved = (x, batch_sizes, h0, c0, weights), Saved(gates, cells, hidden)

@@ -88,6 +88,25 @@ def refuse(module: nn.Module, what: str, where: str = "", harmless: bool = False
         raise ValueError(f"{where or type(module).__name__} has {' and '.join(used)} on, which {what}")
 
 
+def _absent(name: str) -> property:
+    def refuse(module: Any, value: bool) -> None:
+        if value:
+            own = f"{type(module).__module__}.{type(module).__name__}"
+            raise ValueError(f"{own} has no {name}: set it on the module that it was made from")
+
+    return property(lambda module: False, refuse)
+
+
+class NoOptions:
+    """For modules that serve none of them: setting one to True is an error, which in silence would change nothing.
+
+    Raises:
+        ValueError: an option is set to True.
+    """
+
+    learn_initial_state, return_cell_states, recompute = map(_absent, NAMES)
+
+
 class Options:
     """A module's options beyond torch.nn's.  They are attributes, which modules from elsewhere need not have."""
 

@@ -37,9 +37,11 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The scales (R,) float32 and the integers (R, C) int8 of a matrix (R, C): ``weight ~ integers * scales[:, None]``.
 
     Raises:
-        ValueError: a weight is NaN or infinite.
+        ValueError: a weight is NaN or infinite, or there is none.
     """
     weight = weight.detach()
+    if not weight.numel():
+        raise ValueError(f"weights to be quantized must be some, got a matrix of size {list(weight.shape)}")
     if not bool(weight.isfinite().all()):
         raise ValueError("weights to be quantized must be finite, got NaN or infinity")
     scales = weight.abs().amax(1) / 127
@@ -70,7 +72,7 @@ class _Errors:
         raise RuntimeError(f"{kind}: Expected hx to be {wanted}, 2-D for one sequence, else 3-D, got {shapes}")
 
 
-class _Int8(nn.Module):
+class _Int8(options.NoOptions, nn.Module):
     """What the modules below share: their weights, and where they run."""
 
     _float: type[nn.Module]
@@ -107,7 +109,7 @@ class _Int8(nn.Module):
 
         Raises:
             TypeError: it is not of that class.
-            ValueError: its weights are not float32 on a CPU, not finite, or neither parameters nor computed by
+            ValueError: its weights are none, not float32 on a CPU, not finite, or neither parameters nor computed by
                 ``torch.nn.utils.parametrize``; or an option of :mod:`fastrnn.options` is on that changes its numbers.
             BackendError: the compiled core is missing.
         """
@@ -280,7 +282,7 @@ def _layer(
         # numbers may be stored with the wrong sign, of which only operators know
         c_first = None if c0 is None else c0.resolve_neg().contiguous()
         x, h_first = x.resolve_neg().contiguous(), h0.resolve_neg().contiguous()
-        own = [weight.contiguous() for weight in weights]
+        own = [weight.resolve_neg().contiguous() for weight in weights]
         cpp.forward_int8(layer, x, h_first, c_first, own, y, hn, cn)
     return y, hn, cn, cn
 

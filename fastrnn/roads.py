@@ -66,14 +66,14 @@ def plan(
                 return _torch_or_error(f"it got a {type(tensor).__name__}, not a plain Tensor")
             if tensor.layout is not torch.strided:
                 return _torch_or_error(f"it got a tensor of layout {tensor.layout}")
-            negative = negative or tensor.is_neg()
+        negative = negative or tensor.is_neg()
     if torch._C._is_any_autocast_enabled() and (dtype := autocast_dtype(x)):
         if any(tensor.is_floating_point() and tensor.dtype is not dtype for tensor in tensors):
             if not _casts_products(mode, tensors, dtype):
                 return _torch_or_error("autocast is on, and torch.nn casts no tensor here")
             if problem := misfit(mode, *_widened(x, batch_sizes, h0, c0, weights), sizes):
                 return problem
-            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
                 return functools.partial(
                     _with_products_cast, functools.partial(ops.layer, "cpp_bfloat16", cells, not negative)
                 )
@@ -118,7 +118,18 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def casts(mode: str, x: Tensor, packed: bool, sizes: Sizes) -> torch.dtype | None:
+@functools.cache
+def _onednn_takes_packed() -> bool:
+    """Whether torch.nn hands a packed LSTM whose sequences are of one length to oneDNN: some releases do."""
+    ones = torch.ones(4, 1, device="cpu", dtype=torch.float32)
+    weights = [ones, ones, ones[:, 0], ones[:, 0]]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        sizes, state = torch.ones(1, device="cpu", dtype=torch.int64), ones[:1, None]
+        y, *_ = torch._VF.lstm(ones[:1], sizes, (state, state), weights, True, 1, 0.0, False, False)
+    return y.dtype is torch.bfloat16
+
+
+def casts(mode: str, x: Tensor, batch_sizes: Tensor | None, sizes: Sizes) -> torch.dtype | None:
     """The dtype to which torch.nn's modules cast a whole layer here: that of autocast, where they do; else None.
 
     On a CPU they cast RNN always, LSTM where oneDNN takes it, and of GRU and other LSTMs each product by itself.
@@ -126,8 +137,11 @@ def casts(mode: str, x: Tensor, packed: bool, sizes: Sizes) -> torch.dtype | Non
     dtype = autocast_dtype(x)
     if dtype is None or x.is_cuda or mode.startswith("RNN"):
         return dtype
-    served = mode == "LSTM" and not packed and sizes.outputs == sizes.hidden and x.dtype in (torch.float32, dtype)
-    return dtype if served and _ONEDNN and dtype is torch.bfloat16 else None
+    served = mode == "LSTM" and sizes.outputs == sizes.hidden and x.dtype in (torch.float32, dtype)
+    if not (served and _ONEDNN and dtype is torch.bfloat16):
+        return None
+    even = batch_sizes is None or bool(batch_sizes[0] == batch_sizes[-1]) and _onednn_takes_packed()
+    return dtype if even else None
 
 
 def _casts_products(mode: str, tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:

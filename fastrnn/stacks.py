@@ -60,7 +60,9 @@ class _Stack(Function):
         carried = carried or needed[3] or needed[4]
         held = ops.unread(len(weights), each, True, carried)
         held += () if needed[1] else (-len(weights),)  # the lowest layer's W_ih is for the gradient of x
-        ops.save(ctx, (x, batch_sizes, h0, c0, *ys[:-1], *gates, *cells, hidden[-1], *weights), held)
+        tensors = (x, batch_sizes, h0, c0, *ys[:-1], *gates, *cells, hidden[-1], *weights)
+        held += () if any(needed[5 : 5 + each]) else (-len(tensors),)
+        ops.save(ctx, tensors, held)
         return *ys, hn, cn, None if c0 is None else cells[-1]
 
     @staticmethod

@@ -54,12 +54,40 @@ def test_dtypes_and_errors_are_torchs(name: str):
         assert (own.double() - right).abs().max().item() <= 2 * (noise + band)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"proj_size": 2}], ids=str)
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (1,), (4, 4, 3)], ids=str)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_packed_input_is_cast_where_torch_casts_it(name: str, options: dict[str, Any], lengths: tuple[int, ...]):
+    """Which for an LSTM depends on whether all sequences are of one length."""
+    if "proj_size" in options and name != "LSTM":
+        pytest.skip(f"{name} has no projection")
+    theirs, ours = getattr(nn, name)(4, 5, **options), getattr(fastrnn, name)(4, 5, **options)
+    ours.load_state_dict(theirs.state_dict())
+    packed = nn.utils.rnn.pack_sequence([torch.randn(length, 4) for length in lengths])
+    function = getattr(fastrnn, name.lower())
+    layers = dict(num_layers=ours.num_layers, bidirectional=ours.bidirectional)
+
+    def flat(found: Any) -> list[Tensor]:
+        y, state = found
+        return [y if isinstance(y, Tensor) else y.data, *(state if isinstance(state, tuple) else (state,))]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = flat(theirs(packed))
+        by_function = function(packed.data, None, ours._flat_weights, batch_sizes=packed.batch_sizes, **layers)
+        for found in (flat(ours(packed)), flat(by_function)):
+            for own, other in zip(found, expected, strict=True):
+                assert own.dtype is other.dtype
+                torch.testing.assert_close(own, other, atol=2**-6, rtol=2**-6)  # two roundings to 8 bits
+
+
 CAST_BY_PRODUCTS = [
     ("GRU", {}, 1, False),
     ("GRU", {"num_layers": 2, "bidirectional": True}, 6, False),
     ("GRU", {"bidirectional": True}, 6, True),
     ("LSTM", {"proj_size": 3, "num_layers": 2}, 6, False),
     ("LSTM", {"bidirectional": True}, 6, True),
+    ("LSTM", {"proj_size": 3}, 6, "evenly"),
     ("GRUCell", {}, 1, False),
     ("LSTMCell", {}, 1, False),
 ]
@@ -79,7 +107,8 @@ def test_where_torch_casts_each_product_so_do_kernels(case, dtype: torch.dtype):
     def every(module: Any, x: Tensor, enabled: bool) -> list[Tensor]:
         leaf = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            out = module(nn.utils.rnn.pack_padded_sequence(leaf, torch.tensor([6, 5, 5, 1])) if packed else leaf)
+            lengths = [6, 6, 6, 6] if packed == "evenly" else [6, 5, 5, 1]
+            out = module(nn.utils.rnn.pack_padded_sequence(leaf, torch.tensor(lengths)) if packed else leaf)
         flat = [out] if isinstance(out, Tensor) else [out[0].data if packed else out[0]]
         flat += [] if isinstance(out, Tensor) else [out[1]] if isinstance(out[1], Tensor) else [*out[1]]
         total = torch.stack([each.double().square().sum() for each in flat]).sum()
@@ -98,6 +127,26 @@ def test_where_torch_casts_each_product_so_do_kernels(case, dtype: torch.dtype):
             shares.append(((own.double() - right).norm() / (other.double() - right).norm()).item())
     # One result alone may be off by more than torch.nn's, by luck of its roundings.
     assert sum(shares) / len(shares) <= 1
+
+
+@names
+@pytest.mark.parametrize("gradients", [False, True])
+def test_numbers_stored_with_the_wrong_sign(name: str, gradients: bool):
+    """Each argument and each parameter by itself: a copy to another dtype sets them right, where there is one."""
+    _, ours = pair(name)
+    x, state = inputs(name), torch.randn(*(() if name in CELLS else (1,)), 3, 5)
+
+    def call(x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
+            return first(ours(x, (h, c) if "LSTM" in name else h)).detach().resolve_neg()
+
+    given = [x, state, state.cos()]
+    exact = call(*given)
+    for at, tensor in enumerate(given):
+        assert torch.equal(call(*given[:at], torch._neg_view(-tensor), *given[at + 1 :]), exact)
+    for parameter in ours.parameters():
+        parameter.data = torch._neg_view(-parameter.data)
+        assert torch.equal(call(*given), exact)
 
 
 def test_layers_run_on_the_backend_asked_for(target, monkeypatch):

@@ -4,7 +4,7 @@ it raises, as there.  What is saved for backward is tensors and nothing else."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,12 @@ NETWORKS += [("LSTM", {"proj_size": 2}), ("GRU", {"num_layers": 2}), ("RNN", {"n
 # steps; whether x has a gradient; the state: none, given, given and with a gradient; whether input is packed
 CALLS = [(1, False, "none", False), (3, False, "none", False), (3, True, "given", False), (1, True, "none", False)]
 CALLS += [(1, False, "grad", False), (3, True, "grad", True)]
+# Parameters without a gradient.
+FROZEN: dict[str, Callable[[str], bool]] = {
+    "none": lambda name: False,
+    "all": lambda name: True,
+    "the first layer's": lambda name: "_l1" not in name,
+}
 
 
 def flat(results: Any) -> list[Tensor]:
@@ -33,10 +39,20 @@ def flat(results: Any) -> list[Tensor]:
 class Call:
     """One call of a network, whose backward is still to come."""
 
-    def __init__(self, library: Any, kind: str, options: dict[str, Any], call: tuple[int, bool, str, bool], **own: Any):
+    def __init__(
+        self,
+        library: Any,
+        kind: str,
+        options: dict[str, Any],
+        call: tuple[int, bool, str, bool],
+        frozen: str = "none",
+        **own: Any,
+    ):
         steps, of_x, of_state, packed = call
         torch.manual_seed(0)
         self.module = getattr(library, kind)(3, 4, **options, **own).double()
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(not FROZEN[frozen](name))
         steps = 0 if kind in CELLS else steps
         x = torch.randn(*((steps,) if steps else ()), 2, 3, dtype=torch.float64, requires_grad=of_x)
         self.tensors: dict[str, Tensor] = {"x": x}
@@ -90,6 +106,21 @@ def test_runs_and_is_right_where_torch_is_and_raises_elsewhere(target, kind: str
                 continue
             for own, exact in zip(ours, right, strict=True):
                 torch.testing.assert_close(own, exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "options"), NETWORKS, ids=str)
+@pytest.mark.parametrize("frozen", ["all", "the first layer's"])
+def test_an_input_of_frozen_layers(target, kind: str, options: dict[str, Any], frozen: str):
+    if options.get("num_layers") != 2 and frozen != "all":
+        pytest.skip("it has but one layer")
+    for call in [(3, True, "none", False), (1, True, "grad", False), (3, True, "given", True)]:
+        right = Call(nn, kind, options, call, frozen).gradients()
+        theirs = Call(nn, kind, options, call, frozen).gradients_with("x")
+        with on(target):
+            ours = Call(fastrnn, kind, options, call, frozen).gradients_with("x")
+        assert theirs is not None and ours is not None
+        for own, exact in zip(ours, right, strict=True):
+            torch.testing.assert_close(own, exact, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])

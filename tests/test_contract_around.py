@@ -266,6 +266,32 @@ def test_dense_numbers_stored_with_the_wrong_sign(target, name: str, needs_grad:
             torch.testing.assert_close(call(*given[:at], wrong, *given[at + 1 :]), exact)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "RNNCell", "LSTMCell", "GRUCell"])
+def test_parameters_stored_with_the_wrong_sign(target, name: str):
+    theirs, ours = pair(name, torch.float32)
+    ours.to(target.device)
+    x = (inputs(torch.float32)[0] if "Cell" in name else inputs(torch.float32)[:2, :1]).to(target.device)
+
+    def results(module: nn.Module, x: Tensor) -> list[Tensor]:
+        found = module(x)
+        y = found if isinstance(found, Tensor) else found[0]
+        grads = torch.autograd.grad(y.square().sum(), list(module.parameters())) if y.requires_grad else ()
+        return [each.resolve_neg().cpu() for each in (y, *grads)]
+
+    for k, (parameter, own) in enumerate(list(ours.named_parameters())):
+        wrong = torch._neg_view(-own.detach())
+        assert wrong.is_contiguous()
+        if k % 2:
+            setattr(ours, parameter, nn.Parameter(wrong))
+        else:
+            own.data = wrong
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients), fastrnn.use_backend(target.name):
+                found = results(ours, x)
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(found, results(theirs, x.cpu()))
+
+
 def test_threads_have_backends_of_their_own():
     ours = fastrnn.LSTM(4, 5)
     x = inputs(torch.float32)

@@ -70,13 +70,17 @@ LAYER_CALLS: dict[str, Any] = {
     "packed hx rows": lambda name: (packed, states(name, (1, 3, 5))),
     "packed hx units": lambda name: (packed, states(name, (1, 2, 6))),
     "packed hx 2-D": lambda name: (packed, states(name, (2, 5))),
+    "packed hx 4-D": lambda name: (packed, states(name, (1, 1, 2, 5))),
+    "packed hx 4-D, cx 3-D": lambda name: (packed, states(name, (1, 2, 5, 1), good)),
+    "packed cx 4-D": lambda name: (packed, states(name, good, (1, 1, 2, 5))),
+    "packed cx of many": lambda name: (packed, states(name, good, (1, 2, 5, 5))),
     "packed 3-D data": lambda name: (PackedSequence(torch.zeros(3, 2, 4), torch.tensor([1, 1, 1])),),
     "packed sum of lengths": lambda name: (PackedSequence(torch.zeros(4, 4), torch.tensor([2, 1])),),
     "packed lengths grow": lambda name: (PackedSequence(torch.zeros(3, 4), torch.tensor([1, 2])),),
 }
 # Where torch.nn's LSTM asks nothing of sizes, and reads memory beyond them.
 UNCHECKED = ("packed input size", "packed hx rows", "packed hx units", "packed 3-D data", "packed sum of lengths")
-UNCHECKED += ("packed lengths grow",)
+UNCHECKED += ("packed lengths grow", "packed hx 4-D", "packed cx 4-D", "packed cx of many")
 INTEGRAL = torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool
 LAYER_CALLS |= {f"input {dtype}": lambda name, dtype=dtype: (x.to(dtype),) for dtype in INTEGRAL}
 # One sequence; of int64 and int32, it would be tokens.
@@ -105,7 +109,7 @@ for dtype in (*INTEGRAL, torch.complex64):
         f"state {dtype}": lambda name, dtype=dtype: (x[0], states(name, (2, 5), dtype=dtype)),
     }
 CALLS = [(name, call) for name in LAYERS for call in LAYER_CALLS] + [(n, call) for n in CELLS for call in CELL_CALLS]
-CALLS = [(name, call) for name, call in CALLS if name.startswith("LSTM") or not call.startswith("cx")]
+CALLS = [(name, call) for name, call in CALLS if name.startswith("LSTM") or "cx" not in call]
 
 
 @pytest.mark.parametrize(("name", "call"), CALLS, ids=str)
@@ -175,14 +179,29 @@ def test_a_cell_of_an_unknown_nonlinearity_raises_in_forward():
     assert outcome(ours, x[0]) == outcome(theirs, x[0]) == (RuntimeError, "Unknown nonlinearity: sin")
 
 
+# Of a parameter: others, and as many numbers of another shape.
+WRONG_SHAPES: dict[str, Any] = {
+    "fewer": lambda weight: weight[:3],
+    "turned": lambda weight: weight.t(),
+    "flat": lambda weight: weight.flatten(),
+    "one more dimension": lambda weight: weight[None],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SHAPES)
+@pytest.mark.parametrize("parameter", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_parameter_of_a_wrong_shape_never_reaches_a_kernel(target, name: str):
-    theirs, ours = both(name, {})
-    for module in (theirs, ours):
-        module.weight_hh_l0 = nn.Parameter(torch.zeros(3, 5))
-    with fastrnn.use_backend(target.name):
-        found = outcome(ours, x)
-    assert found == (Unfit, f"Expected a parameter of size ({len(ours.weight_ih_l0)}, 5), got [3, 5]")
+def test_a_parameter_of_a_wrong_shape_never_reaches_a_kernel(target, name: str, parameter: str, wrong: str):
+    ours = getattr(fastrnn, name)(4, 5)
+    right = getattr(ours, parameter)
+    new = nn.Parameter(WRONG_SHAPES[wrong](right.detach()).contiguous())
+    if new.shape == right.shape:
+        pytest.skip("a bias is flat")
+    setattr(ours, parameter, new)
+    expected = Unfit, f"Expected a parameter of size {tuple(right.shape)}, got {list(new.shape)}"
+    for grad in (False, True):
+        with fastrnn.use_backend(target.name), torch.set_grad_enabled(grad):
+            assert outcome(ours, x) == expected
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (3, 0), (0, 0)], ids=str)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastrnn
+from fastrnn import options
 
 NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
@@ -102,3 +103,18 @@ def test_a_copy_can_be_converted_alone():
     assert type(model[0]) is nn.GRU and type(converted[0]) is fastrnn.GRU
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(converted(x), model(x))
+
+
+@pytest.mark.parametrize("name", options.NAMES)
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_an_option_set_later_where_there_are_none_is_an_error(kind: str, name: str):
+    compilable = fastrnn.convert(getattr(nn, kind)(3, 4), compilable=True)
+    modules = [compilable, *(fastrnn.quantize_dynamic(getattr(nn, k)(3, 4)) for k in (kind, f"{kind}Cell"))]
+    for module in modules:
+        setattr(module, name, False)
+        with pytest.raises(ValueError, match=f"{type(module).__name__} has no {name}: set it on the module"):
+            setattr(module, name, True)
+        assert getattr(module, name) is False
+    reverted = fastrnn.convert(fastrnn.revert(compilable))
+    setattr(reverted, name, True)
+    assert options.on(reverted) == [name]

@@ -176,6 +176,15 @@ def test_options(backend: str, monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(found[2], found[0])
 
 
+def test_matrices_begin_within_the_root_of_their_columns():
+    network = fastrnn.JordanRNN(900, 400, 100)
+    columns = {"weight_ih_l0": 900, "weight_hh_l0": 100, "weight_hr_l0": 400}
+    for name, parameter in network.named_parameters():
+        bound = columns.get(name, 400) ** -0.5  # of a bias by the hidden units
+        # The largest of n >= 100 uniform draws is below 0.6 of the bound with probability 0.6^100 = 7e-23.
+        assert 0.6 * bound < parameter.abs().max() <= bound, name
+
+
 def test_errors():
     with pytest.raises(ValueError, match="return_cell_states is for an LSTM"):
         network = fastrnn.JordanRNN(3, 8, 5)

@@ -231,6 +231,14 @@ def test_in_a_model():
     assert other.weight_ih_l0.dtype is torch.int8
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("kind, sizes, matrix", [("LSTMCell", (0, 4), "16, 0"), ("GRUCell", (3, 0), "0, 3")])
+def test_no_weights(kind: str, sizes: tuple[int, int], matrix: str):
+    """torch.nn has cells of no size, and no layers."""
+    with pytest.raises(ValueError, match=rf"to be quantized must be some, got a matrix of size \[{matrix}\]"):
+        fastrnn.quantize_dynamic(getattr(nn, kind)(*sizes))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
 def test_what_it_refuses():
     _, narrow = made("LSTM", 4, 6)

@@ -129,6 +129,16 @@ def test_what_it_leaves_to_python():
     assert seen == [True]
 
 
+def test_weights_stored_with_the_wrong_sign():
+    module, x = made("LSTM", proj_size=5), torch.randn(3, 2, 19)
+    exact, buffers = module(x)[0], module._buffers
+    for name, right in list(buffers.items()):
+        assert right is not None
+        buffers[name] = torch._neg_view(-right)
+        assert torch.equal(module(x)[0], exact)
+        buffers[name] = right
+
+
 def test_numbers_stored_with_the_wrong_sign():
     module, x, h = made("GRU"), torch.randn(1, 2, 19), torch.rand(1, 2, 33)
     assert same(flat(module(torch._neg_view(x), torch._neg_view(h))), flat(module(-x, -h)))

@@ -158,6 +158,12 @@ def test_what_it_leaves_to_python():
         assert left()
         lstm.weight_hh_l0 = nn.Parameter(weight.detach().t().contiguous().t())
         assert left()
+        lstm.weight_hh_l0 = nn.Parameter(torch._neg_view(weight.detach()))
+        assert left()
+        lstm.weight_hh_l0 = weight
+        assert not left()
+        weight.data = torch._neg_view(weight.detach())
+        assert left()
     with pytest.raises(TypeError, match="3 or 4"):
         core.quick(attributes)
 

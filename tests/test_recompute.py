@@ -109,6 +109,18 @@ def test_keeps_a_fraction_of_what_torch_keeps(name: str, options: dict[str, Any]
     assert ours <= 0.4 * theirs
 
 
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 8}], ids=str)
+def test_cell_states_are_kept_once_and_no_gates(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """Asked for all cell states, recomputation keeps no more than these beside what it keeps without."""
+    monkeypatch.setattr(recompute, "CHUNK_ROWS", 64)
+    x = torch.randn(64, 16, 32)
+    lstm = fastrnn.LSTM(32, 32, recompute=True, **options)
+    without = saved_bytes(lstm, x)
+    lstm.return_cell_states = True
+    cells = lstm(x)[2]
+    assert saved_bytes(lstm, x) <= without + cells.nbytes
+
+
 def test_chunks_cover_all_steps_in_order():
     for steps, rows in ((1, 1), (7, 3), (100, 1), (100, 50)):
         bounds = recompute._bounds(torch.empty(steps, rows, 1), None, rows)

@@ -42,6 +42,7 @@ class Case:
     tokens: str = ""  # "onehot", or "embedding", "weight": what is given as embedding=
     vocabulary: int = 5
     cells: bool = False  # return_cell_states
+    narrow: bool = False  # weights of 8 bits
     recompute: bool = False
     learned: bool = False  # learn_initial_state
     states: str = "none"  # tuple, list: given; else a layout of LAYOUTS
@@ -51,6 +52,7 @@ class Case:
     mode: str = "grad"  # no_grad, inference
     needs: str = "xhw"  # which of x, the states and the weights want gradients
     seeds: str = "yhc"  # which results have a gradient coming in
+    twice: bool = False  # gradients of the gradients, too
     training: bool = True
     backend: str = ""
     threads: int = 1
@@ -85,9 +87,8 @@ class Case:
     @property
     def torch_has_it(self) -> bool:
         """Whether torch.nn has this network and this way to call it."""
-        return self.kind != "JordanRNN" and not (
-            self.tokens or self.cells or self.learned or self.reset or (self.lengths and self.form == "padded")
-        )
+        own = self.tokens or self.cells or self.learned or self.reset or self.narrow
+        return self.kind != "JordanRNN" and not (own or (self.lengths and self.form == "padded"))
 
     @property
     def ragged(self) -> tuple[int, ...]:
@@ -232,9 +233,15 @@ def network(case: Case, library: Any, weights: dict[str, Tensor]) -> Any:
 
 def by_road(case: Case, weights: dict[str, Tensor]) -> Any:
     """Our module, come by one of the roads that lead to it."""
+
+    def new(weights: dict[str, Tensor]) -> Any:
+        if case.narrow:
+            return fastrnn.quantize_dynamic(network(case, nn if case.seed % 2 else fastrnn, weights))
+        return network(case, fastrnn, weights)
+
     if case.road in ("converted", "compilable"):
         return fastrnn.convert(network(case, nn, weights), compilable=case.road == "compilable")
-    module = network(case, fastrnn, weights)
+    module = new(weights)
     if case.road == "again":
         return fastrnn.convert(fastrnn.revert(module))
     if case.road == "deepcopy":
@@ -242,7 +249,7 @@ def by_road(case: Case, weights: dict[str, Tensor]) -> Any:
     if case.road == "pickle":
         return pickle.loads(pickle.dumps(module))
     if case.road == "state_dict":
-        other = network(case, fastrnn, {name: torch.zeros_like(value) for name, value in weights.items()})
+        other = new({name: torch.zeros_like(value) for name, value in weights.items()})
         other.load_state_dict(module.state_dict())
         return other
     return module

@@ -12,7 +12,7 @@ from fuzz.cases import PACKED, Case, packing
 from torch import Tensor
 from torch.nn import functional as F
 
-_FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda value: value}
+FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda value: value}
 
 
 def results(
@@ -98,19 +98,32 @@ def _step(case: Case, x: Tensor, state: Sequence[Tensor], weights: dict[str, Ten
     """(h_t,), of an LSTM (h_t, c_t), from x_t (B, I) and the state before."""
     h = state[0]
     own = {name: weights.get(f"{name}{suffix}") for name in ("bias_ih", "bias_hh", "weight_hr", "bias_hr")}
-    a = F.linear(x, weights[f"weight_ih{suffix}"], own["bias_ih"])
-    b = F.linear(h, weights[f"weight_hh{suffix}"], own["bias_hh"])
+    linear = _linear_of_8_bits if case.narrow else F.linear
+    a = linear(x, weights[f"weight_ih{suffix}"], own["bias_ih"])
+    b = linear(h, weights[f"weight_hh{suffix}"], own["bias_hh"])
     if case.name == "LSTM":
         i, f, g, o = (a + b).chunk(4, 1)
         c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
-        return [h if own["weight_hr"] is None else F.linear(h, own["weight_hr"]), c]
+        return [h if own["weight_hr"] is None else linear(h, own["weight_hr"], None), c]
     if case.name == "GRU":
         (ar, az, an), (br, bz, bn) = a.chunk(3, 1), b.chunk(3, 1)
         r, z = torch.sigmoid(ar + br), torch.sigmoid(az + bz)
         n = torch.tanh(an + r * bn)
         return [(h - n) * z + n]
-    u = _FUNCTIONS[case.nonlinearity](a + b)
+    u = FUNCTIONS[case.nonlinearity](a + b)
     if case.kind == "JordanRNN":
-        return [_FUNCTIONS[case.output](F.linear(u, own["weight_hr"], own["bias_hr"]))]
+        return [FUNCTIONS[case.output](F.linear(u, own["weight_hr"], own["bias_hr"]))]
     return [u]
+
+
+def _linear_of_8_bits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Both rounded to integers from -127 to 127 by the largest of each row, a unit's or a sequence's."""
+
+    def integers(rows: Tensor) -> tuple[Tensor, Tensor]:
+        scales = rows.abs().amax(1, keepdim=True) / 127
+        return (rows / torch.where(scales == 0, 1.0, scales)).round(), scales
+
+    (q, s), (p, r) = integers(weight), integers(x)
+    product = p @ q.t() * (r * s.t())
+    return product if bias is None else product + bias

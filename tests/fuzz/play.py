@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from fuzz import equations
@@ -13,6 +15,7 @@ from fuzz.changes import CHANGES
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 import fastrnn
 
@@ -43,11 +46,30 @@ def play(case: Case) -> None:
 
 
 def judge(case: Case, data: Data, ours: Results) -> None:
-    oracle: Any = nn if case.torch_has_it else None
+    # torch.nn's LSTM in float32 has no second derivatives where oneDNN runs it.
+    oracle: Any = nn if case.torch_has_it and not case.twice else None
     exact, _ = run(case, widened(data, torch.float64), oracle)
     # The oracle has no wider type for float64: float32's noise is scaled down.
     rough, _ = run(case, widened(data, torch.float32 if case.dtype == "f64" else DTYPES[case.dtype]), oracle)
+    if case.mode == "grad" and at_a_kink(case, data):
+        ours, exact = ({n: t for n, t in each.items() if not n.startswith("grad")} for each in (ours, exact))
     compare(case, ours, exact, rough)
+
+
+def at_a_kink(case: Case, data: Data) -> bool:
+    """Whether some argument of a relu is so near 0 that a rounding decides whether it has a slope."""
+    if "relu" not in (case.nonlinearity, case.output):
+        return False
+    shares = [1.0]
+
+    def relu(values: Tensor) -> Tensor:
+        if values.numel():
+            shares.append((values.abs().min() / values.abs().max()).item())
+        return torch.relu(values)
+
+    with mock.patch.dict(equations.FUNCTIONS, relu=relu):
+        run(replace(case, mode="no_grad", narrow=False, dropout=0.0), widened(data, torch.float64), None)
+    return min(shares) < 16 * torch.finfo(torch.bfloat16 if case.autocast else DTYPES[case.dtype]).eps
 
 
 def play_changes(case: Case, data: Data, module: Any) -> None:
@@ -163,6 +185,8 @@ def call(
     try:
         if library is fastrnn and case.road == "functional":
             found = functional(case, module, x, hx)
+        elif library is fastrnn and case.road == "vmap":
+            found = among_others(case, module, x, hx)
         elif library is fastrnn and case.road == "functional_call":
             found = torch.func.functional_call(module, dict(module.named_parameters()), (given(case, x), hx), options)
         else:
@@ -181,6 +205,14 @@ def call(
     if isinstance(y, PackedSequence):
         y, cells = y.data, [each.data for each in cells]
     return y, states if case.name == "LSTM" else (states,), cells[0] if cells else None
+
+
+def among_others(case: Case, module: Any, x: Tensor, hx: Any) -> Any:
+    """The call as one of three by vmap, which maps over one dimension or another."""
+    place, dim = case.seed % 3, case.seed % (x.dim() + 1)
+    inputs = [x if k == place else torch.full_like(x, 0.1 * k) for k in range(3)]
+    found = torch.func.vmap(lambda x: module(x, hx), dim)(torch.stack(inputs, dim))
+    return tree_map(lambda tensor: tensor[place], found)
 
 
 def embedding(table: Tensor) -> nn.Embedding:
@@ -216,15 +248,22 @@ def gradients(case: Case, data: Data, found: Results, leaves: dict[str, Tensor])
     if "cells" in found:
         seeds["cells"] = torch.linspace(-1, 1, found["cells"].numel()).view(found["cells"].shape)
     seeds = {name: grad.to(found[name].dtype) for name, grad in seeds.items() if found[name].requires_grad}
+    if case.twice:
+        seeds = {name: grad.detach().requires_grad_() for name, grad in seeds.items()}
     wanted = {name: tensor for name, tensor in leaves.items() if tensor.requires_grad}
     if not seeds or not wanted:
         return {}
     outputs = [found[name] for name in seeds]
-    grads = torch.autograd.grad(outputs, list(wanted.values()), list(seeds.values()), allow_unused=True)
-    return {
-        f"grad {name}": torch.zeros_like(tensor) if grad is None else grad
-        for (name, tensor), grad in zip(wanted.items(), grads, strict=False)
-    }
+    given, options = list(seeds.values()), dict(allow_unused=True, create_graph=case.twice)
+    grads = torch.autograd.grad(outputs, list(wanted.values()), given, **options)
+    results = {f"grad {name}": (tensor, grad) for (name, tensor), grad in zip(wanted.items(), grads, strict=True)}
+    if case.twice:
+        wanted |= {f"seed {name}": seed for name, seed in seeds.items()}
+        parts = [grad for grad in grads if grad is not None and grad.requires_grad]
+        outer = [torch.linspace(-1, 1, part.numel()).to(part).view(part.shape) for part in parts]
+        again = torch.autograd.grad(parts, list(wanted.values()), outer, allow_unused=True)
+        results |= {f"grad twice {n}": (t, grad) for (n, t), grad in zip(wanted.items(), again, strict=True)}
+    return {name: torch.zeros_like(tensor) if grad is None else grad for name, (tensor, grad) in results.items()}
 
 
 def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
@@ -232,7 +271,9 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
 
         8 * noise + 8 * eps * max |exact| * (of a weight's gradient: sqrt(rows of x))
 
-    where ``noise`` is the largest error of torch.nn, or of the equations, in the same dtype.
+    where ``noise`` is the largest error of torch.nn, or of the equations, in the same dtype.  With weights of 8 bits, a
+    value near the middle of two integers may go to either, and moves a gate by a weight's share of a 127th: a
+    twentieth of the largest result is allowed, which a wrong row, unit, step or state exceeds.
     """
     assert ours.keys() == exact.keys(), f"results {sorted(ours)}, expected {sorted(exact)}"
     dtype = DTYPES[case.dtype]
@@ -254,11 +295,18 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
         same = value.isclose(right, rtol=0, atol=0, equal_nan=True)
         if name.startswith("grad"):
             same = ~value.isfinite()  # inf or NaN there depends on the order of factors
+            if case.odd and case.seeds == "c":  # of the last step's output gate, which has a gradient of no kind
+                finite &= (right != 0) | value.isfinite()
         wrong = finite & ~value.isfinite() | odd & ~same
         assert not wrong.any(), f"{name}: {value[wrong][:4].tolist()} where {right[wrong][:4].tolist()} is right"
         noise, scale = largest(near - right, finite), largest(right, finite)
-        width = chain if name.startswith(("grad weight", "grad bias", "grad initial", "grad table")) else 1.0
-        budget = 8 * share * noise + 8 * eps * scale * width + 16 * least
+        if case.dtype == "f64":  # whose noise nobody measures, of terms that cancel least of all
+            scale = max(scale, 1.0)
+        if case.odd == "1e4" and name.startswith(("grad weight_ih", "grad twice")):
+            scale = max(scale, 1e4)  # of x, times a slope that is hardly more than nothing
+        summed = "grad weight", "grad bias", "grad initial", "grad table", "grad twice"
+        width = chain if name.startswith(summed) else 1.0
+        budget = 8 * share * noise + 8 * eps * scale * width + 16 * least + (0.05 * scale if case.narrow else 0.0)
         error = torch.where(finite, value - right, 0.0).abs()
         assert largest(error, finite) <= budget, (
             f"{name}: off by {largest(error, finite):.3g} of {scale:.3g}, expected at most {budget:.3g} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from fuzz.bad import BadCall, bad_calls, play_bad
 from fuzz.cases import Case
 from fuzz.play import play
-from fuzz.strategies import cases
+from fuzz.strategies import cases, of_8_bits
 from hypothesis import HealthCheck, given, settings
 
 import fastrnn
@@ -19,9 +20,18 @@ SHORT: dict[str, Any] = dict(
 )
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
+
 @settings(max_examples=300, **SHORT)
 @given(cases())
 def test_networks_and_calls(case: Case):
+    play(case)
+
+
+@settings(max_examples=100, **SHORT)
+@given(of_8_bits())
+def test_weights_of_8_bits(case: Case):
     play(case)
 
 
@@ -39,6 +49,8 @@ FORMS = [
     Case(outputs=2, cells=True, tokens="embedding", vocabulary=2, steps=5),
     Case(kind="LSTMCell", states="list"),
     Case(kind="GRUCell", dtype="bf16", form="single"),
+    Case(kind="GRU", twice=True),
+    Case(kind="RNN", road="vmap"),
 ]
 
 
@@ -72,6 +84,39 @@ def test_a_difference_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch):
         altered(change)
         with pytest.raises(AssertionError):
             play(case)
+
+
+def test_a_wrong_derivative_of_the_derivative_is_seen(monkeypatch: pytest.MonkeyPatch):
+    class Kept(torch.autograd.Function):
+        """y, whose gradient forgets where it came from."""
+
+        @staticmethod
+        def forward(ctx: Any, y: torch.Tensor) -> torch.Tensor:
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            return grads[0].detach()
+
+    case, forward = Case(kind="RNN"), fastrnn.RNN.forward
+
+    def wrong(*arguments: Any) -> Any:
+        y, hn = forward(*arguments)
+        return Kept.apply(y), hn
+
+    monkeypatch.setattr(fastrnn.RNN, "forward", wrong)
+    play(case)
+    with pytest.raises((AssertionError, RuntimeError)):
+        play(replace(case, twice=True))
+
+
+def test_another_result_of_8_bits_is_seen(monkeypatch: pytest.MonkeyPatch):
+    case = Case(kind="GRU", narrow=True, needs="")
+    play(case)
+    forward = fastrnn.QuantizedGRU.forward
+    monkeypatch.setattr(fastrnn.QuantizedGRU, "forward", lambda *given: (forward(*given)[0] * 1.25, forward(*given)[1]))
+    with pytest.raises(AssertionError):
+        play(case)
 
 
 def test_an_error_of_another_type_is_seen(monkeypatch: pytest.MonkeyPatch):

@@ -99,4 +99,20 @@ FAULTS = [
         "            call_with(a.set_mode, own_mode)\n",
         "test_teams.py -k denormals",
     ),
+    Fault(
+        "numba-backward-in-its-own-mode",
+        "backward, the threads of a team take denormals as they are",
+        "kernels/numba_backward.py",
+        "            call_with(a.set_mode, a.work + a.modes)\n",
+        "            call_with(a.set_mode, own_mode)\n",
+        "test_teams.py -k denormals",
+    ),
+    Fault(
+        "numba-keeps-a-mode",
+        "the threads of a team keep the floating-point mode of the last caller",
+        "kernels/numba_forward.py",
+        "        if me:\n            call_with(a.set_mode, own_mode)\n",
+        "",
+        "test_teams.py -k denormals",
+    ),
 ]

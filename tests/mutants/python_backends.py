@@ -63,7 +63,7 @@ FAULTS = [
         "roads-wrong-sign",
         "tensors whose numbers are stored with the wrong sign go to kernels as they are stored",
         "fastrnn/roads.py",
-        "            negative = negative or tensor.is_neg()\n",
+        "        negative = negative or tensor.is_neg()\n",
         "",
         "test_contract_around.py -k sign",
     ),
