@@ -9,7 +9,7 @@ from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Part
 
 # Operations that a pointwise function of a tanh, say, is counted as: those of its polynomial and its division.
-_COSTLY: tuple[str, ...] = ("exp", "log", "tanh", "sigmoid", "softplus")
+_COSTLY = "exp log tanh sigmoid softplus".split()
 WEIGHTS = dict.fromkeys(_COSTLY, 20)
 
 

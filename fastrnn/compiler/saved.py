@@ -16,8 +16,8 @@ from fastrnn.compiler.normal import Loop
 # In hundredths of what it costs to write and read a number: a tanh is some 25 instructions a vector, and a number that
 # goes out to the far caches and back takes about twice as long.
 SAVE, COSTLY, DIVISION, CHEAP = 100, 60, 30, 5
-_COSTLY: tuple[str, ...] = ("exp", "log", "tanh", "sigmoid", "softplus")
-_DIVISIONS: tuple[str, ...] = ("div", "sqrt")
+_COSTLY = "exp log tanh sigmoid softplus".split()
+_DIVISIONS = "div sqrt".split()
 COSTS = dict.fromkeys(_COSTLY, COSTLY) | dict.fromkeys(_DIVISIONS, DIVISION)
 NEVER = 1_000_000
 Vertex = tuple[str, Node | None]
