@@ -103,7 +103,7 @@ class Definition(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled", "_plain")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -18,6 +18,7 @@ from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import check_state, given_states, read
 from fastrnn.network.definition import Definition
 from fastrnn.network.layers import run_layers
+from fastrnn.network.plain import plain_call
 
 
 class Network(Definition):
@@ -138,7 +139,11 @@ class Network(Definition):
             TypeError, ValueError, RuntimeError: an argument, shape, dtype or device does not fit; the message has what
                 was expected and what came.
         """
-        if not torch.compiler.is_compiling() and traced():
+        compiling = torch.compiler.is_compiling()
+        plain = lengths is reset is embedding is None and not (extras or return_states or compiling)
+        if plain and (found := plain_call(self, input, hx)) is not None:
+            return found
+        if not compiling and traced():
             raise NotImplementedError(
                 f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export "
                 "the module, for one T"

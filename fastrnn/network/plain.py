@@ -1,0 +1,137 @@
+"""A plain call of a network: one layer, one direction, no gradients, a batch as it is.
+
+A short sequence of few rows is over sooner than the looks at all other forms take, so this one is looked for first, with
+all that can be known before a call made once.  Whatever is out of the ordinary goes the general way, which also raises
+the errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from fastrnn import fused
+from fastrnn.backends import asked
+from fastrnn.cell.kinds import Dense
+from fastrnn.compiler.program import is_product_of_x
+from fastrnn.dynamo import UNDISTURBED
+from fastrnn.fused import cpp
+from fastrnn.fused.functions import REAL
+
+
+class Plain:
+    """What such calls of one network have in common.
+
+    Attributes:
+        engine: the program.
+        sizes: the numbers of units, in the engine's order.
+        weights: the place of each array that is a parameter, and the parameter's name.
+        outputs: the place and the units of what the loop emits; the first is the output.
+        states: the place and the units of each state.
+        x: the place of x.
+    """
+
+    def __init__(self, net: Any, dtype: torch.dtype) -> None:
+        compiled, parts = net._compiled, net.parts
+        self.dtype, self.inputs = dtype, net.input_size
+        self.engine = cpp.engine(compiled, "ahead", dtype)
+        self.sizes = [net.sizes[name] for name in self.engine.sizes]
+        self.weights: list[tuple[int, str]] = []
+        self.states: list[tuple[int, int]] = []
+        outputs: dict[str, tuple[int, int]] = {}
+        self.x = self.engine.arrays.index("x")
+        loop = compiled.loop
+        for place, array in enumerate(self.engine.arrays):
+            kind, _, name = array.partition(":")
+            if kind in ("matrix", "bias"):
+                what = "weight" if kind == "matrix" else "bias"
+                self.weights.append((place, f"{what}_{parts.names[name]}_l0"))
+            elif kind == "out":
+                outputs[array] = place, net.sizes[loop.emitted[int(name)].size]
+        self.outputs = [outputs[f"out:{k}"] for k in range(len(loop.emitted))]
+        self.output = loop.emitted.index(loop.traced.output)
+        for name, size in zip(net.state_names, net.state_sizes, strict=True):
+            self.states.append((self.engine.arrays.index(f"state:{name}"), size))
+
+    def __call__(self, net: Any, input: Tensor, hx: Any) -> Any:
+        """The results, or None where this is no plain call after all."""
+        steps, batch, _ = input.shape
+        rows = steps * batch
+        if not rows or not input.is_contiguous() or input.is_neg():
+            return None
+        arrays: list[Any] = [None] * len(self.engine.arrays)
+        parameters = net._parameters
+        for place, name in self.weights:
+            weight = parameters.get(name)
+            if type(weight) is not Parameter or weight.dtype is not self.dtype or not weight.is_contiguous():
+                return None
+            arrays[place] = weight
+        given = (None,) * len(self.states)
+        if hx is not None:
+            given = (hx,) if type(hx) is Tensor else hx
+            if type(given) is not tuple or len(given) != len(self.states):
+                return None
+        ends = []
+        for (place, size), state in zip(self.states, given, strict=True):
+            if state is not None:
+                if type(state) is not Tensor or state.dtype is not self.dtype or state.shape != (1, batch, size):
+                    return None
+                if not state.is_contiguous() or state.is_neg() or not state.is_cpu:
+                    return None
+                state = state.view(batch, size)
+            end = input.new_empty(batch, size)
+            arrays[place] = {"initial": state, "final": end}
+            ends.append(end.unsqueeze(0))
+        emitted = []
+        for place, size in self.outputs:
+            arrays[place] = out = input.new_empty(rows, size)
+            emitted.append(out)
+        arrays[self.x] = input.view(rows, self.inputs)
+        self.engine.program.run(
+            steps=steps, batch=batch, rows=rows, batch_sizes=None, reverse=False, threads=torch.get_num_threads(),
+            sizes=self.sizes, arrays=arrays, keep=True,
+        )  # fmt: skip
+        return emitted[self.output].view(steps, batch, -1), ends[0] if len(ends) == 1 else tuple(ends)
+
+
+def plain_call(net: Any, input: Any, hx: Any) -> Any:
+    """What the network gives for a plain call; None for any other."""
+    if torch.is_grad_enabled() or type(input) is not Tensor or input.dim() != 3 or not input.is_cpu:
+        return None
+    if input.dtype not in REAL or input.shape[2] != net.input_size or net.batch_first:
+        return None
+    for ask, calm in UNDISTURBED:
+        if ask() != calm:
+            return None
+    if torch._C._is_any_autocast_enabled() or asked() not in (None, "cpp") or fused.watching.get() is not None:
+        return None
+    own = net.__dict__.get("_plain")
+    if own is None or own.dtype is not input.dtype:
+        if not _is_plain(net, input):
+            return None
+        own = net.__dict__["_plain"] = Plain(net, input.dtype)
+    if net.zoneout or net.training and (net.recurrent_dropout or net.weight_dropout):
+        return None
+    return own(net, input, hx)
+
+
+def _is_plain(net: Any, input: Tensor) -> bool:
+    """Whether calls of a network can be plain."""
+    loop = net._compiled.loop
+    kinds = net.parts.kinds
+    matrices = {node.about[0] for node in loop.traced.graph.nodes if node.op == "product"}
+    return (
+        net.num_layers == 1
+        and not net.bidirectional
+        and not net.learn_initial_state
+        and not net.extras
+        and net.bias
+        and loop.traced.output in loop.emitted
+        and all(is_product_of_x(group) for group in net._compiled.groups)
+        and len(net._compiled.groups) > 0
+        and all(type(kinds[name]) is Dense for name in matrices)
+        and fused.unsupported(net.cell, "cpp", input.device, input.dtype) is None
+    )
