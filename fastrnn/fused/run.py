@@ -317,24 +317,20 @@ def _of_matrices(
             pieces = _before(steps, histories[operand.about], first_of[operand.about], len(gates) * units)
         else:
             pieces = [(slice(None), _rows_of(compiled, operand, emitted, kept, histories, sizes))]
-        alone = name not in matrices and len(runs) == 1 and len(gates) == declared.blocks
-        if not alone:
-            matrices.setdefault(name, torch.zeros_like(given.matrices[name]))
+        fresh, whole = name not in matrices, len(gates) == declared.blocks
+        if fresh:
+            matrices[name] = (torch.empty_like if whole else torch.zeros_like)(given.matrices[name])
+            if name in given.biases:
+                biases[name] = (torch.empty_like if whole else torch.zeros_like)(given.biases[name])
         for run in runs:
-            start = gates[run[0]]
+            start, own = gates[run[0]], slice(run[0] * units, (run[-1] + 1) * units)
             grad = results[str(start.array)].narrow(-1, start.block * units, len(run) * units)
-            products = (_outer(grad[where], values, len(run), heads) for where, values in pieces)
-            bias = grad.sum(0) if name in given.biases else None
-            if alone:
-                matrices[name] = functools.reduce(torch.Tensor.add_, products)
-                if bias is not None:
-                    biases[name] = bias
-                continue
-            own = slice(run[0] * units, (run[-1] + 1) * units)
-            for product in products:
-                matrices[name][own] += product
-            if bias is not None:
-                biases.setdefault(name, torch.zeros_like(given.biases[name]))[own] += bias
+            for number, (where, values) in enumerate(pieces):
+                _add_outer(matrices[name][own], grad[where], values, len(run), heads, fresh and number == 0)
+            if name in given.biases and fresh:
+                torch.sum(grad, 0, out=biases[name][own])
+            elif name in given.biases:
+                biases[name][own] += grad.sum(0)
     return [matrices.get(name) for name in given.matrices], [biases.get(name) for name in given.biases]
 
 
@@ -350,12 +346,18 @@ def _runs(gates: dict[int, Address]) -> list[list[int]]:
     return found
 
 
-def _outer(grad: Tensor, values: Tensor, gates: int, heads: int) -> Tensor:
-    """The sum over rows of grad's units times values' columns, block by block of the heads."""
+def _add_outer(to: Tensor, grad: Tensor, values: Tensor, gates: int, heads: int, fresh: bool) -> None:
+    """Adds the sum over rows of grad's units times values' columns, block by block of the heads; what is ``fresh``
+    holds nothing yet."""
     if heads == 1:
-        return grad.t() @ values
+        if fresh:
+            torch.mm(grad.t(), values, out=to)
+        else:
+            to.addmm_(grad.t(), values)
+        return
     own = grad.unflatten(-1, (gates, heads, -1))
-    return torch.einsum("nghz,nhk->ghzk", own, values.unflatten(-1, (heads, -1))).flatten(0, 2)
+    found = torch.einsum("nghz,nhk->ghzk", own, values.unflatten(-1, (heads, -1))).flatten(0, 2)
+    to.copy_(found if fresh else to + found)
 
 
 def _before(steps: Steps, history: Tensor, first: Tensor, width: int) -> list[tuple[Any, Tensor]]:
