@@ -58,6 +58,7 @@ class _Layout(NamedTuple):
         biases: the matrices whose products add a bias.
         emitted: the size of each thing that the loop emits.
         kept: the arrays that backward reads, with size and blocks.
+        gradients: for each group whose gradient backward writes as it is wanted, the array and the first block.
     """
 
     sizes: dict[str, tuple[str, Any, int]]
@@ -65,6 +66,7 @@ class _Layout(NamedTuple):
     biases: frozenset[str]
     emitted: tuple[str, ...]
     kept: tuple[tuple[str, str, int], ...]
+    gradients: tuple[tuple[str, int] | None, ...]
 
 
 def layout(compiled: Compiled) -> _Layout:
@@ -93,7 +95,19 @@ def _make_layout(compiled: Compiled) -> _Layout:
     arrays = compiled.keeping.arrays.items()
     kept = tuple((name, str(a.size), a.blocks) for name, a in arrays if name.startswith(("history:", "saved:")))
     biases = frozenset(name for name, matrix in parts.matrices.items() if matrix.bias)
-    return _Layout(sizes, tuple(groups), biases, tuple(str(node.size) for node in loop.emitted), kept)
+    emitted = tuple(str(node.size) for node in loop.emitted)
+    gradients = tuple(_in_one_piece(compiled, number) for number in range(len(groups)))
+    return _Layout(sizes, tuple(groups), biases, emitted, kept, gradients)
+
+
+def _in_one_piece(compiled: Compiled, number: int) -> tuple[str, int] | None:
+    """The array and the first block of a group's gradient, if its blocks follow one another there."""
+    group = compiled.groups[number]
+    found = [compiled.input_gradients.get((number, k), []) for k in range(group.blocks)]
+    if any(len(own) != 1 for own in found) or not next(iter(group.nodes.values())).size:
+        return None
+    first = found[0][0]
+    return (str(first.array), first.block) if side_by_side([own[0] for own in found]) else None
 
 
 def sizes_of(compiled: Compiled, given: Operands) -> dict[str, int]:
@@ -285,12 +299,14 @@ def _of_group(
     """The gradient of a group's tensor."""
     group = compiled.groups[number]
     node = next(iter(group.nodes.values()))
+    whole = layout(compiled).gradients[number]
+    if whole is not None:
+        array, first = whole
+        units = sizes[str(node.size)]
+        return results[array].narrow(-1, first * units, group.blocks * units)
     found = [compiled.input_gradients.get((number, k), []) for k in range(group.blocks)]
     if not any(found):
         return None
-    if all(len(own) == 1 for own in found) and side_by_side([own[0] for own in found]) and node.size:
-        first, units = found[0][0], sizes[node.size]
-        return results[str(first.array)].narrow(-1, first.block * units, group.blocks * units)
     blocks = []
     for own in found:
         terms = [block(address) if node.size else block(address).sum(-1, keepdim=True) for address in own]

@@ -1,8 +1,8 @@
 """A plain call of a network: one layer, one direction, no gradients, a batch as it is.
 
 A short sequence of few rows is over sooner than the looks at all other forms take, so this one is looked for first,
-with all that can be known before a call made once.  Whatever is out of the ordinary goes the general way, which also raises
-the errors.
+with all that can be known before a call made once.  Whatever is out of the ordinary goes the general way, which also
+raises the errors.
 """
 
 from __future__ import annotations
