@@ -3,14 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastrnn import backends, cell, diagnostics, init, interop
+from fastrnn import backends
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.convert import convert, quantize_dynamic, revert
 from fastrnn.functional import gru, jordan_rnn, lstm, rnn
 from fastrnn.jordan import JordanRNN
 from fastrnn.modules import GRU, LSTM, RNN
-from fastrnn.network import Network, NetworkCell
 from fastrnn.quantized import (
     QuantizedGRU,
     QuantizedGRUCell,
@@ -21,7 +20,8 @@ from fastrnn.quantized import (
 )
 
 if TYPE_CHECKING:
-    from fastrnn import cells
+    from fastrnn import cell, cells, diagnostics, init, interop
+    from fastrnn.network import Network, NetworkCell
 
 __version__ = "0.1.0"
 
@@ -59,8 +59,19 @@ __all__ = [
 ]
 
 
+# What many programs never ask for is imported when one does: any cell and its compiler, and what knows of them.
+_LATER = {
+    **dict.fromkeys(("cell", "cells", "diagnostics", "init", "interop"), None),
+    **dict.fromkeys(("Network", "NetworkCell"), "network"),
+}
+
+
 def __getattr__(name: str) -> Any:
-    """The library of cells, imported when it is first asked for: each is traced then."""
-    if name == "cells":
-        return importlib.import_module("fastrnn.cells")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = importlib.import_module(f"fastrnn.{_LATER[name] or name}")
+    return getattr(found, name) if _LATER[name] else found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -54,7 +54,9 @@ def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, d
     compiled = cfunc(types.void(types.CPointer(from_dtype(table.dtype))), **numba_cells.OPTIONS)(kernel)
     code = compiled.inspect_llvm()
     lanes = numba_tiles.VECTOR_BYTES // 4
-    assert len(re.findall(rf"= fdiv (?:\w+ )*<{lanes} x float>", code)) >= divisions
+    # Of some processors with AVX-512 LLVM holds vectors of half the width to be faster, where it chooses itself.
+    widths = f"{lanes}|{lanes // 2}" if numba_tiles.VECTOR_BYTES == 64 else str(lanes)
+    assert len(re.findall(rf"= fdiv (?:\w+ )*<(?:{widths}) x float>", code)) >= divisions
     assert not re.search(r"call [^\n]*@[\w.]*(exp|tanh)", code), "exp and tanh are to be inlined"
     assert f"alloca <{lanes} x float>" not in code, "the sums of a tile are to live in registers"
 

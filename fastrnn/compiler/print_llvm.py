@@ -250,7 +250,10 @@ def print_llvm(name: str, part: Part, args: Sequence[Operand], real: str, lanes:
     out = Printer(real, lanes)
     width = 4 if real == "float" else 8
     lines = out.lines
-    lines.append(f"define void @{name}(i64 %rows, i64 %units, ptr %pointers, ptr %strides) {{\nentry:")
+    # Else LLVM splits the vectors of processors for which it prefers narrower ones.
+    bits = f'"{lanes * out.bits}"'
+    attributes = f'"min-legal-vector-width"={bits} "prefer-vector-width"={bits}'
+    lines.append(f"define void @{name}(i64 %rows, i64 %units, ptr %pointers, ptr %strides) {attributes} {{\nentry:")
     for k in range(len(args)):
         for what, kind in (("pointers", "ptr"), ("strides", "i64")):
             lines.append(f"  %{what}{k}at = getelementptr {kind}, ptr %{what}, i64 {k}")
