@@ -99,6 +99,13 @@ def test_functions_are_torchs(name: str):
     assert trace(made()).output.size == "hidden_size"
 
 
+def test_a_number_beside_a_tensor_is_of_its_dtype():
+    """0.9 of float32 is another number."""
+    a = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    assert language.minimum(a, 0.9).tolist() == [0.5, 0.9]
+    assert language.maximum(0.9, a).tolist() == [0.9, 1.5]
+
+
 def test_every_operation_has_a_function_or_an_operator():
     operators = {"add", "sub", "mul", "div", "gt", "ge"}
     assert set(POINTWISE) <= operators | set(functions.FUNCTIONS)

@@ -210,16 +210,21 @@ def maximum(a: Any, b: Any) -> Any:
     """The larger of both, unit by unit; a NaN stays; where both are equal each has half of the gradient."""
     if isinstance(a, Value) or isinstance(b, Value):
         return _apply("maximum", a, b)
-    like = a if isinstance(a, Tensor) else b
-    return torch.maximum(torch.as_tensor(a).to(like), torch.as_tensor(b).to(like))
+    return torch.maximum(*_alike(a, b))
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of both, unit by unit; a NaN stays; where both are equal each has half of the gradient."""
     if isinstance(a, Value) or isinstance(b, Value):
         return _apply("minimum", a, b)
+    return torch.minimum(*_alike(a, b))
+
+
+def _alike(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    """Both as tensors of one dtype, to which a number is rounded at once: by way of float32 it would be another."""
     like = a if isinstance(a, Tensor) else b
-    return torch.minimum(torch.as_tensor(a).to(like), torch.as_tensor(b).to(like))
+    first, second = (torch.as_tensor(each, dtype=like.dtype, device=like.device) for each in (a, b))
+    return first, second
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
