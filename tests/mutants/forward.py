@@ -100,8 +100,8 @@ FAULTS = [
         "weights-projection-mark",
         "all panels of the projection share the mark by which one knows that its weights have not changed",
         "csrc/weights-inl.h",
-        "2 * panels + p,",
-        "2 * panels + (PLANTED ? 0 : p),",
+        "2 * panels + p),",
+        "2 * panels + (PLANTED ? 0 : p)),",
         "test_kernel_edges.py -k alike",
     ),
     Fault(

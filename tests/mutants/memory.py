@@ -62,9 +62,9 @@ FAULTS = [
     Fault(
         "core-batch-sizes",
         "steps of a packed batch may have more rows than the one before",
-        "csrc/module.cpp",
-        "if (size < 1 || size > before ||",
-        "if (size < 1 || (size > before && !PLANTED) ||",
+        "csrc/tensors.cpp",
+        "if (sizes[t] < 1 || sizes[t] > before ||",
+        "if (sizes[t] < 1 || (sizes[t] > before && !PLANTED) ||",
         "test_core_checks.py",
     ),
     Fault(
