@@ -9,8 +9,7 @@ from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Part
 
 # Operations that a pointwise function of a tanh, say, is counted as: those of its polynomial and its division.
-_COSTLY = "exp log tanh sigmoid softplus".split()
-WEIGHTS = dict.fromkeys(_COSTLY, 20)
+WEIGHTS: dict[str, int] = dict(exp=20, log=20, tanh=20, sigmoid=20, softplus=20)
 
 
 def explain(compiled: Compiled, sizes: Mapping[str, int]) -> str:

@@ -16,9 +16,9 @@ from fastrnn.compiler.normal import Loop
 # In hundredths of what it costs to write and read a number: a tanh is some 25 instructions a vector, and a number that
 # goes out to the far caches and back takes about twice as long.
 SAVE, COSTLY, DIVISION, CHEAP = 100, 60, 30, 5
-_COSTLY = "exp log tanh sigmoid softplus".split()
-_DIVISIONS = "div sqrt".split()
-COSTS = dict.fromkeys(_COSTLY, COSTLY) | dict.fromkeys(_DIVISIONS, DIVISION)
+COSTS: dict[str, int] = dict(
+    exp=COSTLY, log=COSTLY, tanh=COSTLY, sigmoid=COSTLY, softplus=COSTLY, div=DIVISION, sqrt=DIVISION
+)
 NEVER = 1_000_000
 Vertex = tuple[str, Node | None]
 

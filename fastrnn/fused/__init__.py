@@ -16,7 +16,7 @@ from fastrnn.dynamo import transformed, watched
 from fastrnn.fused import op
 from fastrnn.fused.engines import ENGINES, automatic, unsupported
 from fastrnn.fused.layer import Scan, plan, scan_by_torch
-from fastrnn.fused.run import layout
+from fastrnn.fused.layout import layout
 
 
 def prepare(cell: Cell, every_state: bool = False) -> Compiled:

@@ -15,7 +15,8 @@ from torch import Tensor
 from fastrnn.compiler.program import Compiled, compiled_of
 from fastrnn.fused.engines import run_of
 from fastrnn.fused.layer import Operands, Steps
-from fastrnn.fused.run import layout, run_backward, run_forward, sizes_of, unpack
+from fastrnn.fused.layout import layout, sizes_of
+from fastrnn.fused.run import run_backward, run_forward, unpack
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
 _STEPS = "SymInt count, SymInt batch, SymInt rows, Tensor? batch_sizes, bool reverse"
