@@ -189,7 +189,9 @@ class Case:
         random = self.random
         total: Any = ("const", random.uniform(-1, 1))
         for k in random.sample(range(readable), min(readable, random.randint(1, 4))):
-            factor = ("load", k) if random.random() < 0.7 else ("mul", ("load", k), ("load", random.randrange(readable)))
+            factor = (
+                ("load", k) if random.random() < 0.7 else ("mul", ("load", k), ("load", random.randrange(readable)))
+            )
             total = (random.choice(("add", "sub")), total, ("mul", ("const", random.uniform(-1, 1)), factor))
         return "div", total, ("add", ("const", 1.0), ("mul", total, total))
 

@@ -105,7 +105,9 @@ def check(case: Case, dtype: torch.dtype, threads: tuple[int, ...] = (1, 2, 3)) 
                 wanted = expected[key] if key else expected
                 scale = max(1.0, float(np.abs(wanted).max()))
                 where = f"array {i} {case.forms[i]} {key}, {count} threads"
-                np.testing.assert_allclose(tensor.double().numpy(), wanted, rtol=0, atol=500 * eps * scale, err_msg=where)
+                np.testing.assert_allclose(
+                    tensor.double().numpy(), wanted, rtol=0, atol=500 * eps * scale, err_msg=where
+                )
             if i in case.spaced:
                 gap = torch.as_strided(
                     got, (got.shape[0], GAP), (got.stride(0), 1), got.storage_offset() + got.shape[1]
