@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,11 +95,12 @@ def compile_variant(variant: Variant) -> Usage:
     built: Any = triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(road))
     loop = built.asm["ttgir"].partition("scf.while")[2]
     reloads = len(re.findall(r"= ttg\.(?:local_load|convert_layout) [^\n]*-> [^\n]*opIdx = 1", loop))
-    registers, spilled = _amd(built.asm["amdgcn"]) if lanes == 64 else _nvidia(built.asm["cubin"])
+    registers, spilled = amd_usage(built.asm["amdgcn"]) if lanes == 64 else nvidia_usage(built.asm["cubin"])
     return Usage(registers, spilled, built.metadata.shared, reloads, built.asm.get("ptx", "").count("ex2.approx"))
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int]:
+def nvidia_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and spilled bytes of a thread."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -111,7 +113,8 @@ def _nvidia(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _amd(assembly: str) -> tuple[int, int]:
+def amd_usage(assembly: str) -> tuple[int, int]:
+    """Registers and spilled bytes of a thread."""
     found = [re.search(rf"\.{name}:\s*(\d+)", assembly) for name in ("vgpr_count", "private_segment_fixed_size")]
     assert all(found), assembly[-4000:]
     registers, spilled = (int(match[1]) for match in found if match)
@@ -120,11 +123,17 @@ def _amd(assembly: str) -> tuple[int, int]:
 
 def compile_all(variants: list[Variant]) -> list[Usage]:
     """In a process of its own, without the interpreter."""
+    return [Usage(*usage) for usage in run_script(__file__, variants)]
+
+
+def run_script(script: str, variants: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What a script prints as JSON of variants that it gets as JSON, in a process without the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, json.dumps(variants)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(variants)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [Usage(*usage) for usage in json.loads(done.stdout)]
+    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fastrnn.backends import triton as backend
 from fastrnn.backends.triton_launch import on_device
 from fastrnn.compiler.print_triton import identifier, print_triton, sizes_of, workspaces
 from fastrnn.compiler.program import Compiled, Program
+from fastrnn.compiler.schedule import Part
 from fastrnn.fused import machine
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import scan_with
@@ -28,7 +29,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ROWS = 16  # of a program: what a matrix instruction takes at least
 WHOLE = 256  # the most units of any size that a kernel computes at once, with states in registers
 BLOCK = 64  # of more, how many it computes at once
-SUMS = 1024  # numbers that products of one row sum up at once, beside which registers have room for all else
+HELD = 176  # numbers of its tiles that a thread has registers for, of 255
 
 
 def unavailable() -> str | None:
@@ -53,21 +54,37 @@ class Form(NamedTuple):
 
     def constants(self, sizes: dict[str, int]) -> dict[str, int]:
         found = {f"Z_{name}": sizes[name] for name in self.units}
-        return (
-            found | {f"UNITS_{name}": units for name, units in self.units.items()} | dict(ROWS=ROWS, DEPTH=self.depth)
-        )
+        found |= {f"UNITS_{name}": units for name, units in self.units.items()}
+        return found | dict(ROWS=ROWS, DEPTH=self.depth)
+
+    def options(self) -> dict[str, Any]:
+        return dict(num_warps=self.warps, num_stages=1, enable_fp_fusion=True)
 
 
 def choose_form(program: Program, sizes: dict[str, int], dtype: torch.dtype) -> Form:
-    """The form of a program's kernel, by the numbers of units that its sizes stand for."""
-    units = {name: max(16, 1 << (sizes[name] - 1).bit_length()) for name in sizes_of(program)}
-    results = max(len(part.results) for phase in program.phases for part in phase)
-    most = max(16, SUMS // (1 << (max(results, 1) - 1).bit_length()))
-    whole = max(units.values()) <= min(WHOLE, most)
-    if not whole:
-        units = {name: min(width, BLOCK, most) for name, width in units.items()}
-    depth = 16 if dtype == torch.float64 else 32
-    return Form(whole, units, depth, 4 if max(units.values()) <= 128 else 8)
+    """The form of a program's kernel, by the numbers of units that its sizes stand for and by what it holds."""
+    widths = {name: max(16, 1 << (sizes[name] - 1).bit_length()) for name in sizes_of(program)}
+    heads = any(result.heads > 1 and result.terms for part in _parts(program) for result in part.results)
+    widest, depth = max(widths.values()), 16 if heads or dtype == torch.float64 else 32
+    for most in (WHOLE, BLOCK, BLOCK // 2, 16):
+        whole, at_once = most == WHOLE, min(widest, most)
+        for warps in (4, 8):
+            fits = ROWS * at_once * held(program, whole) <= HELD * 32 * warps
+            if fits and (widest <= most or not whole):
+                return Form(whole, {name: min(units, most) for name, units in widths.items()}, depth, warps)
+    return Form(False, dict.fromkeys(widths, 16), depth, 8)
+
+
+def held(program: Program, whole: bool) -> int:
+    """How many tiles a kernel has in registers at once: what a part reads, the sums of heads beside those of all, and
+    of a whole kernel its states and what phases hand on."""
+    parts = _parts(program)
+    kept = sum(array.kind in ("state", "row") for array in program.arrays.values()) if whole else 0
+    return kept + max(len(p.loads) + sum(r.heads > 1 and bool(r.terms) for r in p.results) for p in parts)
+
+
+def _parts(program: Program) -> list[Part]:
+    return [part for phase in program.phases for part in phase]
 
 
 @functools.lru_cache(maxsize=512)
@@ -122,9 +139,7 @@ def run(
             REAL=tl.float64 if like.dtype == torch.float64 else tl.float32,
             PACKED=offsets is not None,
             REVERSE=steps.reverse,
-            num_warps=form.warps,
-            num_stages=1,
-            enable_fp_fusion=True,
+            **form.options(),
         )
     for name, tensor in partial.items():
         places[name] += tensor.sum(0)

@@ -1,0 +1,341 @@
+"""Any cell on Triton: its printed kernels through the interpreter, or on a GPU where there is one, and the machine code
+that they become, compiled for GPUs that need not be there."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from cell_oracles import Case, Row, judge, measured, verify
+from cell_rows import ROWS
+from cell_runs import RUNS, compiled_run
+from support import assert_close
+from test_compiler import Gru, Headed, Lstm, Projected, ReadOut, ResetBefore
+from test_random_cells import safe
+from torch import Tensor
+from triton_cells_offline import Usage, Variant, compile_all
+
+import fastrnn
+from fastrnn import backends
+from fastrnn.backends import triton as backend
+from fastrnn.backends.triton_launch import INTERPRETED
+from fastrnn.cell import (
+    Cell,
+    Heads,
+    Input,
+    Recurrent,
+    Scalar,
+    SequenceInput,
+    State,
+    StepInput,
+    Vector,
+    abs,
+    equations,
+    exp,
+    log,
+    maximum,
+    mean,
+    minimum,
+    relu,
+    sigmoid,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
+from fastrnn.cell.trace import trace
+from fastrnn.compiler.print_triton import print_triton
+from fastrnn.compiler.program import compile_cell
+from fastrnn.fused import machine
+from fastrnn.fused import triton as engine
+from fastrnn.fused.layer import Steps, direction
+
+pytest.importorskip("triton", minversion="3.6")
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+runs = pytest.mark.skipif(not (GPU or INTERPRETED), reason="runs on a GPU or through Triton's interpreter")
+
+
+class Everything(Cell):
+    """Every pointwise function, every kind of input, states of two sizes, one that nothing reads, and heads."""
+
+    W, U, V = Input("a b"), Recurrent("a b", kind=Heads(2)), Recurrent(size="low_size", bias=False)
+    d = State("low_size")
+    p, q, s = Vector("a b"), Vector(size="low_size"), Scalar(0.3)
+    k, m, n = StepInput("low_size"), SequenceInput("hidden_size"), SequenceInput()
+    output = "y"
+
+    def step(self, x, h, c, d, last, *, k, m, n, t):
+        a, b = self.W(x), self.U(relu(h * m))
+        g = sigmoid(a.a + b.a + self.p.a * c) * exp(-softplus(t * b.b))
+        c = where(g > 0.5, c * g, c - self.s * g) + mean(abs(c), 2) / (1 + mean(c * c)) * 0.1
+        h = maximum(minimum(tanh(a.b + self.p.b * n + c), 0.9), -0.7 * g)
+        d = self.V(h) * self.q / sqrt(1.5 + d * d) + log(2 + relu(k) + n * n)
+        return dict(h=h, c=c, d=d, last=h + 0.1 * c, y=d + 0.1)
+
+
+class Form(NamedTuple):
+    """One direction of a layer; ``lengths``, never increasing, makes it packed; ``block`` units at a time, or 0 for all
+    at once."""
+
+    isolates: str
+    steps: int = 3
+    rows: int = 3
+    hidden: int = 20
+    lengths: tuple[int, ...] = ()
+    reverse: bool = False
+    block: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return self.isolates.replace(" ", "-")
+
+
+FORMS = [
+    Form("whole"),
+    Form("float64, rows end early", lengths=(3, 1), dtype=torch.float64),
+    Form("blocks of units", block=16, hidden=34),
+    Form("packed, rows end early", lengths=(4, 2, 2, 1)),
+    Form("packed, rows enter late", lengths=(4, 2, 2, 1), reverse=True),
+    Form("blocks, two tiles of rows, packed", lengths=(3,) + (2,) * 10 + (1,) * 7, reverse=True, block=16),
+]
+
+
+class Inputs(NamedTuple):
+    parameters: dict[str, Tensor]
+    x: Tensor
+    states: list[Tensor]
+    extras: dict[str, Tensor]
+    batch_sizes: list[int]
+    seeds: list[Tensor]
+
+    def leaves(self) -> dict[str, Tensor]:
+        states = {f"state {k}": state for k, state in enumerate(self.states)}
+        return {"x": self.x, **states, **self.parameters, **self.extras}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Inputs:
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device, dtype).requires_grad_()
+
+        parameters, extras = ({n: own(t) for n, t in each.items()} for each in (self.parameters, self.extras))
+        states, seeds = ([own(tensor) for tensor in each] for each in (self.states, self.seeds))
+        return Inputs(parameters, own(self.x), states, extras, self.batch_sizes, seeds)
+
+
+def make(cell: Cell, form: Form, seed: int) -> Inputs:
+    """Random inputs, rounded to the form's dtype."""
+    generator, traced = torch.Generator().manual_seed(seed), trace(cell)
+    sizes = dict(input_size=5, hidden_size=form.hidden, proj_size=7, out_size=3, low_size=form.hidden // 2 + 1)
+    lengths = form.lengths or (form.steps,) * form.rows
+    batch_sizes = [sum(length > t for length in lengths) for t in range(lengths[0])]
+    rows, batch = sum(batch_sizes), batch_sizes[0]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(form.dtype)
+
+    shapes = equations.parameter_shapes(traced.parts, traced.columns, sizes)
+    parameters = {name: normal(*shape) / form.hidden**0.5 for name, shape in shapes.items()}
+    states = [normal(batch, sizes[size]) for size in traced.parts.states.values()]
+    extras = {
+        name: normal(
+            rows if isinstance(each, StepInput) else batch, *(() if each.size is None else (sizes[each.size],))
+        )
+        for name, each in traced.parts.extras.items()
+    }
+    seeds = [normal(rows, sizes[str(traced.output.size)]), *(normal(*state.shape) for state in states)]
+    return Inputs(parameters, normal(rows, sizes["input_size"]), states, extras, batch_sizes, seeds)
+
+
+def results(inputs: Inputs, y: Tensor, states: list[Tensor]) -> dict[str, Tensor]:
+    leaves = inputs.leaves()
+    grads = torch.autograd.grad([y, *states], list(leaves.values()), inputs.seeds, allow_unused=True)
+    found = {"y": y, **{f"last state {k}": state for k, state in enumerate(states)}}
+    found |= {
+        f"grad {name}": torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def by_equations(cell: Cell, form: Form, inputs: Inputs) -> dict[str, Tensor]:
+    arguments = inputs.parameters, inputs.x, inputs.batch_sizes, inputs.states, inputs.extras, form.reverse
+    return results(inputs, *equations.direction(cell, trace(cell).parts, *arguments))
+
+
+def by_triton(cell: Cell, form: Form, inputs: Inputs) -> dict[str, Tensor]:
+    sizes = torch.tensor(inputs.batch_sizes) if form.lengths else None
+    steps = Steps(len(inputs.batch_sizes), inputs.batch_sizes[0], len(inputs.x), sizes, form.reverse)
+    compiled = compile_cell(cell)
+    y, states, _ = direction(engine.scan, compiled, inputs.parameters, inputs.x, steps, inputs.states, inputs.extras)
+    return results(inputs, y, states)
+
+
+@functools.cache
+def expected(cell: Cell, form: Form) -> tuple[Inputs, dict[str, Tensor], dict[str, float]]:
+    """Inputs, what is right of them, in float64, and by how much each result may be off.
+
+    As in :func:`support.expect`: twice the largest error of the equations in the dtype over some draws, and one
+    rounding more, or, of what is summed up over the rows of x, that of a chain of so many.  In float64, where nothing
+    wider is at hand, errors are those of float32 by the ratio of both roundings, and once more for the exact one.
+    """
+    dtype = form.dtype
+    narrow, eps = torch.float32 if dtype == torch.float64 else dtype, torch.finfo(dtype).eps
+    share = 2 * eps / torch.finfo(narrow).eps if dtype == torch.float64 else 1.0
+    draws = [make(cell, form, seed) for seed in range(4)]
+    cpu = torch.device("cpu")
+    exacts = [by_equations(cell, form, draw.to(torch.float64, cpu)) for draw in draws]
+    noise: dict[str, float] = {}
+    for draw, exact in zip(draws, exacts, strict=True):
+        for name, value in by_equations(cell, form, draw.to(narrow, cpu)).items():
+            noise[name] = max(noise.get(name, 0.0), (value.double() - exact[name]).abs().max().item())
+    chain, inputs = max(1.0, (len(draws[0].x) / 12) ** 0.5), draws[0].to(dtype, DEVICE)
+    budgets = {
+        name: 2
+        * (share * noise[name] + eps * (chain if name[5:] in inputs.parameters else 1) * value.abs().max().item())
+        for name, value in exacts[0].items()
+    }
+    return inputs, exacts[0], budgets
+
+
+@runs
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("cell", [Lstm, Projected, ResetBefore, Headed, ReadOut, Everything], ids=lambda c: c.__name__)
+def test_kernels_are_the_equations(monkeypatch: pytest.MonkeyPatch, cell: type[Cell], form: Form):
+    if form.block:
+        monkeypatch.setattr(engine, "WHOLE", 0)
+        monkeypatch.setattr(engine, "BLOCK", form.block)
+    inputs, exact, budgets = expected(cell(), form)
+    found = by_triton(cell(), form, inputs)
+    for name, value in exact.items():
+        assert_close(found[name], value, budgets[name], form.dtype, name)
+
+
+LATE = Case("packed, backwards: rows enter late", lengths=(3, 2, 1), reverse=True)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs through Triton's interpreter")
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.needs], ids=str)
+def test_cells_of_the_library_are_what_their_sources_say(row):
+    """Forward and backward, in float64, as ``test_cells.py`` judges the other engines."""
+    judge(compiled_run(engine.scan), row, LATE)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs through Triton's interpreter")
+@pytest.mark.parametrize("seed", range(6))
+def test_cells_that_nobody_has_written(seed: int):
+    row = Row(safe(seed), f"seed{seed}", step=lambda *_: None, sizes={"other_size": 4}, multiple=2)  # type: ignore[arg-type, return-value]
+    verify(measured(compiled_run(engine.scan), row, LATE), measured(RUNS["equations"], row, LATE))
+
+
+@runs
+def test_what_is_infinite_concerns_its_own_head_and_row():
+    class Pair(Cell):
+        U = Recurrent("", kind=Heads(2))
+
+        def step(self, x, h):
+            return dict(h=0.5 * self.U(h) + x)
+
+        square = True
+
+    inputs = make(Pair(), Form(""), 0)._replace(x=torch.randn(9, 20))
+    inputs.states[0][1, 3] = math.inf
+    y = [
+        scan(Pair(), Form(""), inputs.to(torch.float32, device))["y"].cpu()
+        for scan, device in ((by_equations, torch.device("cpu")), (by_triton, DEVICE))
+    ]
+    assert not y[0].isfinite().all()
+    assert torch.equal(y[0].isfinite(), y[1].isfinite())
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_network_runs_on_triton_where_it_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    """Narrow numbers are float32 within the loop on both sides: layers differ by a rounding of their outputs each."""
+    torch.manual_seed(0)
+    network = fastrnn.Network(Lstm, 5, 8, num_layers=2, bidirectional=True, device=DEVICE, dtype=dtype)
+    x = torch.randn(3, 2, 5, device=DEVICE, dtype=dtype)
+    with fastrnn.use_backend("reference"):
+        wanted, _ = network(x)
+    launched = []
+    monkeypatch.setattr(engine, "run", lambda *args, run=engine.run: launched.append(args[1]) or run(*args))
+    with fastrnn.use_backend("triton"):
+        y, _ = network(x)
+    y.sum().backward()
+    assert launched == ["keeping"] * 4 + ["backward"] * 4
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    torch.testing.assert_close(y, wanted, rtol=0, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_what_triton_cannot_serve_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch):
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [engine.unsupported(cuda, dtype) for dtype in engine.DTYPES] == [None] * 4
+    assert "int8" in str(engine.unsupported(cuda, torch.int8))
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    assert "cpu" in str(engine.unsupported(cpu, torch.float32))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with backends.use_backend("triton"), pytest.raises(backends.BackendError, match="kernels run on a GPU"):
+        fastrnn.Network(Lstm, 3, 4)(torch.zeros(1, 1, 3))
+
+
+@pytest.mark.parametrize("hidden", [1, 16, 17, 128, 200, 256, 257, 500, 1024])
+@pytest.mark.parametrize("cell", [Lstm, Gru, Projected, Everything], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("which", ["keeping", "backward"])
+def test_a_form_holds_what_it_computes_at_once(cell: type[Cell], which: str, hidden: int):
+    program = getattr(compile_cell(cell()), which)
+    sizes = dict.fromkeys(("input_size", "hidden_size", "low_size"), hidden) | dict(proj_size=hidden // 2 + 1)
+    form = engine.choose_form(program, sizes, torch.float32)
+    held = engine.held(program, form.whole)
+    for name, units in form.units.items():
+        assert units & (units - 1) == 0 and units >= 16
+        assert units >= sizes[name] or not form.whole
+        assert held * units * engine.ROWS <= engine.HELD * 32 * form.warps or units == 16
+    assert form.whole or hidden > 64
+
+
+def test_a_printed_file_lies_in_the_folder_of_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FASTRNN_CACHE_DIR", str(tmp_path / "cache"))
+    text = print_triton(compile_cell(Gru()).forward, True)
+    assert engine.load(text) is not None
+    (file,) = (tmp_path / "cache").glob("*.py")
+    assert file.read_text() == text
+    file.write_text("another text")  # half of a file, or somebody else's
+    assert engine.load(text) is not None
+    assert file.read_text() == text
+    assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.is_file()] == [".py"]
+    monkeypatch.setattr(machine, "folder", lambda: None)
+    assert engine.load(text) is not None
+    assert engine.load(text).fn.__code__.co_filename != str(file)
+
+
+# Whole and in blocks, products and means of heads, packed, the wider type, and another maker's.
+VARIANTS = [
+    *(Variant("LSTM", which, 128, "fp32") for which in ("keeping", "backward")),
+    Variant("GRU", "backward", 512, "fp32", packed=True),
+    Variant("SLSTM", "forward", 768, "fp32"),
+    Variant("BlockGRU", "backward", 64, "fp32"),
+    Variant("GRU", "backward", 64, "fp64"),
+    Variant("GRU", "backward", 64, "fp32", target="gfx942"),
+]
+
+
+@pytest.fixture(scope="module")
+def usages() -> dict[Variant, Usage]:
+    return dict(zip(VARIANTS, compile_all(VARIANTS), strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v)))
+def test_machine_code_stays_within_limits(usages: dict[Variant, Usage], variant: Variant):
+    """What float64 takes in registers is twice as much, of which some is spilled."""
+    usage = usages[variant]
+    assert usage.registers <= (512 if variant.target == "gfx942" else 255)
+    assert usage.spilled <= (512 if variant.dtype == "fp64" else 16)
+    assert usage.shared <= 48 * 1024
+
+
+def test_a_new_length_or_batch_size_compiles_nothing(usages: dict[Variant, Usage]):
+    assert all(usage.unspecialized == ["T", "B"] for usage in usages.values())
