@@ -19,16 +19,24 @@ STEPS, BATCH = 9, 5
 
 
 class Network:
-    """Two results, of two matrices on h and one on x; h becomes their bounded sum."""
+    """Two results, of two matrices on h and one on x; h becomes their bounded sum.  Both on h are terms of the one
+    result, or with ``apart`` each of one, so that as many packed weights stand in another order."""
 
-    def __init__(self, dtype: str = "float32") -> None:
+    def __init__(self, dtype: str = "float32", apart: bool = False) -> None:
         total = ("add", ("load", 0), ("load", 1))
         bounded = "div", total, ("add", ("const", 1.0), ("mul", total, total))
         self.function = Compiled(dtype, [True] * 4, {2: bounded, 3: bounded})
         matrix = {"kind": "matrix", "size": 0, "columns_size": 0, "blocks": 2}
-        arrays = [{"kind": "state", "size": 0}, {"kind": "step", "size": 0}, {"kind": "step", "size": 0}, matrix, matrix]
+        arrays = [
+            {"kind": "state", "size": 0},
+            {"kind": "step", "size": 0},
+            {"kind": "step", "size": 0},
+            matrix,
+            matrix,
+        ]
         on_h = [{"array": 0, "matrix": 3, "row_block": 1}, {"array": 0, "matrix": 4}]
-        results = [{"terms": on_h}, {"terms": [{"array": 1, "matrix": 3}]}]
+        on_x = [{"array": 1, "matrix": 3}]
+        results = [{"terms": on_h[:1]}, {"terms": on_h[1:] + on_x}] if apart else [{"terms": on_h}, {"terms": on_x}]
         operands: list[dict[str, Any]] = [{"result": 0}, {"result": 1}]
         operands += [{"array": 0, "write": True}, {"array": 2, "write": True}]
         part = {"size": 0, "results": results, "operands": operands, "function": self.function.address}
@@ -73,10 +81,10 @@ def change(weights: list[nn.Parameter], rng: random.Random) -> None:
 def test_every_change_is_noticed(seed: int) -> None:
     rng = random.Random(seed)
     dtype = rng.choice(("float32", "float64"))
-    networks = [Network(dtype), Network(dtype)]
+    networks = [Network(dtype), Network(dtype), Network(dtype, apart=True)]
     sets = [parameters(size, networks[0].dtype) for size in (rng.choice((31, 64, 100)), rng.choice((16, 70, 200)))]
     for _ in range(30):
-        weights, network = rng.choice(sets), networks[rng.random() < 0.2]
+        weights, network = rng.choice(sets), rng.choices(networks, (6, 1, 1))[0]
         if rng.random() < 0.5:
             change(weights, rng)
         threads, steps = rng.choice((1, 1, 2)), rng.choice((STEPS, 40))
