@@ -26,7 +26,13 @@ class Network:
         bounded = "div", total, ("add", ("const", 1.0), ("mul", total, total))
         self.function = Compiled(dtype, [True] * 4, {2: bounded, 3: bounded})
         matrix = {"kind": "matrix", "size": 0, "columns_size": 0, "blocks": 2}
-        arrays = [{"kind": "state", "size": 0}, {"kind": "step", "size": 0}, {"kind": "step", "size": 0}, matrix, matrix]
+        arrays = [
+            {"kind": "state", "size": 0},
+            {"kind": "step", "size": 0},
+            {"kind": "step", "size": 0},
+            matrix,
+            matrix,
+        ]
         on_h = [{"array": 0, "matrix": 3, "row_block": 1}, {"array": 0, "matrix": 4}]
         results = [{"terms": on_h}, {"terms": [{"array": 1, "matrix": 3}]}]
         operands: list[dict[str, Any]] = [{"result": 0}, {"result": 1}]
