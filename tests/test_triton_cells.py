@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy
 import pytest
 import torch
 from cell_oracles import Case, Row, judge, measured, verify
@@ -22,7 +23,7 @@ from triton_cells_offline import Usage, Variant, compile_all
 import fastrnn
 from fastrnn import backends
 from fastrnn.backends import triton as backend
-from fastrnn.backends.triton_launch import INTERPRETED
+from fastrnn.backends.triton_launch import INTERPRETED, on_device
 from fastrnn.cell import (
     Cell,
     Heads,
@@ -54,7 +55,9 @@ from fastrnn.fused import machine
 from fastrnn.fused import triton as engine
 from fastrnn.fused.layer import Steps, direction
 
-pytest.importorskip("triton", minversion="3.6")
+triton = pytest.importorskip("triton", minversion="3.6")
+import triton.language as tl  # noqa: E402
+from fastrnn.kernels import triton_functions, triton_phases  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -230,6 +233,57 @@ def test_cells_of_the_library_are_what_their_sources_say(row):
 def test_cells_that_nobody_has_written(seed: int):
     row = Row(safe(seed), f"seed{seed}", step=lambda *_: None, sizes={"other_size": 4}, multiple=2)  # type: ignore[arg-type, return-value]
     verify(measured(compiled_run(engine.scan), row, LATE), measured(RUNS["equations"], row, LATE))
+
+
+@triton.jit
+def functions(p_x, p_y, N: tl.constexpr):
+    o = tl.arange(0, N)
+    x = tl.load(p_x + o)
+    tl.store(p_y + o, triton_functions.exp(x))
+    tl.store(p_y + N + o, triton_functions.sigmoid(x))
+    tl.store(p_y + 2 * N + o, triton_functions.tanh(x))
+    tl.store(p_y + 3 * N + o, triton_functions.softplus(x))
+    tl.store(p_y + 4 * N + o, triton_functions.relu(x))
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_functions_are_good_to_a_few_ulp(dtype: torch.dtype):
+    """Of all sizes, and at either end; the hardware's exponential, of an argument within 0.35, may be off by two."""
+    ends = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1e30, -1e30, 100.0, -100.0]
+    sizes = torch.logspace(-8, 1.9, 1019, dtype=torch.float64)
+    x = torch.cat([torch.tensor(ends + [0.0], dtype=torch.float64), sizes, -sizes]).to(dtype)[:2048].to(DEVICE)
+    y = torch.empty(5, 2048, dtype=dtype, device=DEVICE)
+    with on_device(DEVICE):
+        functions[(1,)](x, y, 2048)
+    wide = x.cpu().double()
+    exact = [wide.exp(), wide.sigmoid(), wide.tanh(), torch.logaddexp(wide, wide * 0), wide.relu()]
+    exact[3][:2] = torch.tensor([math.inf, 0.0])  # infinity less infinity is none
+    tiny = torch.finfo(dtype).tiny  # below, a GPU has none
+    for found, right in zip(y.cpu().double(), exact, strict=True):
+        right = torch.where(right > torch.finfo(dtype).max, math.inf, right)
+        torch.testing.assert_close(found, right, rtol=6 * torch.finfo(dtype).eps, atol=tiny, equal_nan=True)
+
+
+@triton.jit
+def far_product(p_x, p_w, p_y, i_u, K: tl.constexpr, Z: tl.constexpr, TRANSPOSED: tl.constexpr):
+    o = tl.arange(0, 16)[:, None]
+    total = triton_phases.zeros_each(1, 16, 16, tl.float32)
+    total = triton_phases.multiply(total, p_x + o * K, o < 16, p_w, i_u, K, Z, TRANSPOSED, 1, 1, 16, 16)
+    tl.store(p_y + o * 16 + tl.arange(0, 16)[None, :], total[0])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs through Triton's interpreter")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_numbers_of_a_matrix_are_told_apart_beyond_2_to_the_31(transposed: bool):
+    """Of which memory is touched where this product reads: the last units of a matrix of 16 columns, or rows."""
+    units = 160_000_000
+    w = torch.from_numpy(numpy.empty(units * 16, numpy.int8)).view((16, units) if transposed else (units, 16))
+    own = w[:, -16:] if transposed else w[-16:].t()
+    own.copy_(torch.randint(-9, 10, (16, 16)))
+    x, y = torch.randn(16, 16), torch.empty(16, 16)
+    far_product[(1,)](x, w, y, units - 16, K=16, Z=units, TRANSPOSED=transposed)
+    torch.testing.assert_close(y, x @ own.float())
 
 
 @runs
