@@ -45,7 +45,11 @@ def conclusions(out: Path) -> dict[str, dict]:
     return results
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+# Each takes some ten seconds; in the quick suite one runs of each kind of task.
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=slow), pytest.param("rnn", marks=slow)])
 def test_character_language_model(cell: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     printed = run("examples/char_language_model.py", "--quick", "--cell", cell, "--out", str(tmp_path))
@@ -54,22 +58,25 @@ def test_character_language_model(cell: str, tmp_path: Path) -> None:
     assert "Both write the same text:" in printed
 
 
-# A module with the data of each, which the example reads without importing it.
+# A module with the data of each, which the example reads without importing it; whether it runs in the quick suite.
 EXAMPLES = [
-    ("one_to_one.py", "names"),
-    ("name_generation.py", "names"),
-    ("classify.py --task names", "names"),
-    ("classify.py --task sentiment", "vaderSentiment"),
-    ("source_labels.py", "matplotlib"),
-    ("translation.py", "django"),
-    ("forecasting.py --series co2 --cell lstm", "statsmodels"),
-    ("forecasting.py --series sunspots --cell gru", "statsmodels"),
-    ("chorale_melodies.py", "music21"),
-    ("classics.py --problem adding", "matplotlib"),
+    ("one_to_one.py", "names", False),
+    ("name_generation.py", "names", False),
+    ("classify.py --task names", "names", True),
+    ("classify.py --task sentiment", "vaderSentiment", False),
+    ("source_labels.py", "matplotlib", False),
+    ("translation.py", "django", True),
+    ("forecasting.py --series co2 --cell lstm", "statsmodels", False),
+    ("forecasting.py --series sunspots --cell gru", "statsmodels", True),
+    ("chorale_melodies.py", "music21", False),
+    ("classics.py --problem adding", "matplotlib", True),
 ]
 
 
-@pytest.mark.parametrize(("command", "data"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("command", "data"),
+    [pytest.param(*one, id=one[0], marks=() if quick else slow) for *one, quick in EXAMPLES],
+)
 def test_example(command: str, data: str, tmp_path: Path) -> None:
     for package in ("matplotlib", data):
         if importlib.util.find_spec(package) is None:
@@ -81,6 +88,7 @@ def test_example(command: str, data: str, tmp_path: Path) -> None:
         assert result["beaten"], f"{name} learned no more than its baseline\n{printed}"
 
 
+@slow
 def test_copy_problem(tmp_path: Path) -> None:
     """RMSprop divides even gradients that are mere rounding by their own size, so here the two sides part early."""
     pytest.importorskip("matplotlib")
