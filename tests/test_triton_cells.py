@@ -21,7 +21,7 @@ from torch import Tensor
 from triton_cells_offline import Usage, Variant, compile_all
 
 import fastrnn
-from fastrnn import backends
+from fastrnn import backends, fused
 from fastrnn.backends import triton as backend
 from fastrnn.backends.triton_launch import INTERPRETED, on_device
 from fastrnn.cell import (
@@ -205,9 +205,17 @@ def expected(cell: Cell, form: Form) -> tuple[Inputs, dict[str, Tensor], dict[st
     return inputs, exacts[0], budgets
 
 
+# Each definition in two forms, the one that has everything in all.
+PAIRS = [(Everything, form) for form in FORMS]
+PAIRS += [
+    (cell, FORMS[(2 * number + k) % len(FORMS)])
+    for number, cell in enumerate((Lstm, Projected, ResetBefore, Headed, ReadOut))
+    for k in (0, 1)
+]
+
+
 @runs
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("cell", [Lstm, Projected, ResetBefore, Headed, ReadOut, Everything], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("cell", "form"), PAIRS, ids=lambda each: getattr(each, "__name__", str(each)))
 def test_kernels_are_the_equations(monkeypatch: pytest.MonkeyPatch, cell: type[Cell], form: Form):
     if form.block:
         monkeypatch.setattr(engine, "WHOLE", 0)
@@ -334,6 +342,15 @@ def test_what_triton_cannot_serve_is_refused_with_the_reason(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with backends.use_backend("triton"), pytest.raises(backends.BackendError, match="kernels run on a GPU"):
         fastrnn.Network(Lstm, 3, 4)(torch.zeros(1, 1, 3))
+
+
+def test_tensors_on_a_gpu_choose_triton_and_others_do_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "unavailable", lambda: None)
+    fused._fuses.cache_clear()
+    compiled = fused.prepare(Gru())
+    assert fused.choose(compiled, torch.device("cuda"), torch.float32) is engine.scan
+    assert fused.choose(compiled, torch.device("cpu"), torch.float32) is not engine.scan
+    fused._fuses.cache_clear()
 
 
 @pytest.mark.parametrize("hidden", [1, 16, 17, 128, 200, 256, 257, 500, 1024])
