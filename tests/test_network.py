@@ -264,6 +264,21 @@ def test_graphs_hold_the_loop_as_one_operator():
     torch.testing.assert_close(exported.module()(x.detach())[0], other(x)[0])
 
 
+def test_torch_fx_records_one_call():
+    net, other = pair("LSTM", torch.float32)
+    model = nn.Sequential(net)
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+    x = torch.randn(T, B, X)
+    torch.testing.assert_close(graph(x)[0], other(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_torch_jit_script_is_refused():
+    with pytest.raises(NotImplementedError, match="torch.jit.script knows no LSTM"):
+        torch.jit.script(pair("LSTM", torch.float32)[0])
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 def test_a_trace_is_refused():
     net, _ = pair("LSTM", torch.float32)

@@ -102,6 +102,10 @@ class Definition(nn.Module):
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles: nothing, since no cell stands in TorchScript."""
+        raise NotImplementedError(f"torch.jit.script knows no {self.cell}; torch.export the module, for one T")
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled", "_plain")}
 
