@@ -12,6 +12,7 @@ from fastrnn import fused
 from fastrnn.cell.declare import Cell, Parts, SequenceInput, StepInput
 from fastrnn.cell.equations import parameter_shapes
 from fastrnn.cell.trace import trace
+from fastrnn.storage import require_memory
 
 
 class Definition(nn.Module):
@@ -117,7 +118,9 @@ class Definition(nn.Module):
         """The parameters of one direction, by name without its ending."""
         own = self._parameters  # of torch.nn.Module: its attributes take a microsecond each
         found = {name: own.get(name + ending) for name in self._names}
-        return {name: getattr(self, name + ending) if each is None else each for name, each in found.items()}
+        found = {name: getattr(self, name + ending) if each is None else each for name, each in found.items()}
+        require_memory(*found.values())
+        return found
 
     def first_parameter(self) -> Tensor:
         """The first parameter, whose dtype and device are those of all."""
