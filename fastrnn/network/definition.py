@@ -117,8 +117,10 @@ class Definition(nn.Module):
     def of_direction(self, ending: str) -> dict[str, Tensor]:
         """The parameters of one direction, by name without its ending."""
         own = self._parameters  # of torch.nn.Module: its attributes take a microsecond each
-        found = {name: own.get(name + ending) for name in self._names}
-        found = {name: getattr(self, name + ending) if each is None else each for name, each in found.items()}
+        found: dict[str, Any] = {name: own.get(name + ending) for name in self._names}
+        for name, parameter in found.items():
+            if parameter is None:  # computed, by a parametrization
+                found[name] = getattr(self, name + ending)
         require_memory(*found.values())
         return found
 
