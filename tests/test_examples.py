@@ -98,6 +98,17 @@ def test_copy_problem(tmp_path: Path) -> None:
         assert result["values"][1] == pytest.approx(result["values"][0], rel=0.05)
 
 
+def test_own_cell(tmp_path: Path) -> None:
+    """RMSprop again, so the two sides part; but both have learned where the LSTM has not."""
+    pytest.importorskip("matplotlib")
+    printed = run("examples/own_cell.py", "--quick", "--out", str(tmp_path))
+    for result in conclusions(tmp_path).values():
+        assert result["beaten"] and max(result["values"]) < 0.5 * result["baseline"][1], printed
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.count(" ") > 4}
+    assert {"loop", "fastrnn", "LSTM"} <= rows.keys() and float(rows["LSTM"][2]) > float(rows["fastrnn"][2]), printed
+    assert float(rows["loop"][2]) == pytest.approx(float(rows["fastrnn"][2]), rel=0.2), printed
+
+
 def test_a_few_steps_renew_the_times_in_the_table(tmp_path: Path) -> None:
     for package in ("matplotlib", "names"):
         if importlib.util.find_spec(package) is None:

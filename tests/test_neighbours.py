@@ -40,6 +40,7 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "fastrnn.quantize_dynamic": {**OPTIONS, **ARGUMENTS},
     "from_float": {**OPTIONS, "int8": None, "JordanRNN": None},
     "fastrnn.interop.keras_weights": OTHERS_WEIGHTS,
+    "fastrnn.interop.keras_options": OTHERS_WEIGHTS,
     "fastrnn.interop.load_keras_weights": OTHERS_WEIGHTS,
     "fastrnn.interop.to_onnx": OTHERS_WEIGHTS,
     "fastrnn.interop.Reversed": OTHERS_WEIGHTS,
