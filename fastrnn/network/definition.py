@@ -86,7 +86,8 @@ class Definition(nn.Module):
         own = self.sizes | {"input_size": inputs}
         shapes = parameter_shapes(self._traced.parts, self._traced.columns, own, self.bias)
         for name, shape in shapes.items():
-            self.register_parameter(name + ending, nn.Parameter(torch.empty(shape, **factory)))
+            empty = torch.empty(shape, device=factory["device"], dtype=factory["dtype"])
+            self.register_parameter(name + ending, nn.Parameter(empty))
         return list(shapes)
 
     def reset_parameters(self) -> None:

@@ -105,7 +105,7 @@ class Network(Definition):
         if learn_initial_state:
             for name, size in zip(self.state_names, self.state_sizes, strict=True):
                 shape = num_layers * directions, size
-                self.register_parameter(f"initial_{name}", nn.Parameter(torch.empty(shape, **factory)))
+                self.register_parameter(f"initial_{name}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def forward(
