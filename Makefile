@@ -71,16 +71,16 @@ native: | .venv/installed  ## run the native tests of the C++ kernels
 sanitize: | .venv/installed  ## the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call run_native,-DFASTRNN_SANITIZE=address$(comma)undefined)
 
-# The core for the best instruction set of this machine. Its sanitizer has to be loaded before anything else, and leaks
-# are Python's own.
+# The core for the best instruction set of this machine. Its sanitizer has to be loaded before anything else, with the
+# library whose exceptions it watches, which Python itself does not load. Leaks are Python's own.
 sanitize-memory: .venv/installed  ## the memory stress with a core under sanitizers (ARGS: seconds for each module)
 	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
 	  -DFASTRNN_INSTRUCTION_SETS=$$($(BIN)/python -c 'import fastrnn._core; print(fastrnn._core.isa())') \
 	  -DFASTRNN_SANITIZE=address$(comma)undefined
 	$(BIN)/cmake --build build/$@
-	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-	  FASTRNN_CORE=$$(ls $(abspath build/$@)/_core.*) $(BIN)/python tests/memory_programs.py everything $(or $(ARGS),5)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 FASTRNN_CORE=$$(ls $(abspath build/$@)/_core.*) $(BIN)/python tests/memory_programs.py everything $(or $(ARGS),5)
 
 mutants: .venv/installed  ## plant faults one at a time, and say which tests see them
 	$(BIN)/python tests/mutants $(ARGS)

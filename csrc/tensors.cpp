@@ -20,7 +20,7 @@ struct Torch {
                   void*** to) = nullptr;
   int32_t (*release)(void** tensor) = nullptr;
   size_t place = 0;  // of the implementation's address in Python's object; 0 where this torch has no such interface
-  size_t sign_place = 0;  // in the implementation, of the word which says that the signs are stored wrong,
+  size_t sign_place = 0;    // in the implementation, of the word which says that the signs are stored wrong,
   uint64_t wrong_sign = 0;  // and its bit there
 
   Handle handle(PyObject* tensor) const {
@@ -50,6 +50,8 @@ size_t place_of_implementation() {
   return found;
 }
 
+constexpr size_t kImplementation = 176;  // bytes of a tensor's implementation, at least
+
 // Finds the word and the bit of it that change where a tensor is told that its signs are wrong: nothing in C tells it.
 // False where they are not the same of several tensors.
 bool find_wrong_sign(Torch& torch) {
@@ -60,17 +62,22 @@ bool find_wrong_sign(Torch& torch) {
     py::object tensor = empty(i, py::arg("device") = "cpu");
     if (i % 2) tensor = parameter(tensor);
     const char* const implementation = static_cast<const char*>(*torch.handle(tensor.ptr()));
-    uint64_t before[26], word;  // torch's own are no shorter
-    std::memcpy(before, implementation, sizeof(before));
-    set(tensor, true);
-    size_t at = 0;
-    for (; at < sizeof(before); at += sizeof(word)) {
-      std::memcpy(&word, implementation + at, sizeof(word));
-      if (word != before[at / sizeof(word)]) break;
-    }
-    set(tensor, false);
-    if (at == sizeof(before)) return false;
-    const uint64_t changed = word ^ before[at / sizeof(word)];
+    const auto word = [&](size_t at) {
+      uint64_t found;
+      std::memcpy(&found, implementation + at, sizeof(found));
+      return found;
+    };
+    const auto flipped = [&](size_t at) {
+      const uint64_t before = word(at);
+      set(tensor, true);
+      const uint64_t after = word(at);
+      set(tensor, false);
+      return before ^ after;
+    };
+    size_t at = 0;  // word by word up to that one: nobody knows how much there is behind it
+    while (at < kImplementation && !flipped(at)) at += sizeof(uint64_t);
+    if (at == kImplementation) return false;
+    const uint64_t changed = flipped(at);
     if ((changed & (changed - 1)) || (i && (at != torch.sign_place || changed != torch.wrong_sign))) return false;
     torch.sign_place = at, torch.wrong_sign = changed;
   }

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 
-OURS = (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN)
+OURS = (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN, fastrnn.Network)
 BLOCK = 10  # steps that one side runs before the other has its turn
 
 
@@ -145,7 +145,9 @@ class Side:
         self.seconds: list[float] = []
         self.recurrent_seconds: list[float] = []
         self.stopwatches = [
-            Stopwatch(module) for module in model.modules() if isinstance(module, nn.RNNBase | fastrnn.JordanRNN)
+            Stopwatch(module)
+            for module in model.modules()
+            if isinstance(module, nn.RNNBase | fastrnn.JordanRNN | fastrnn.Network)
         ]
 
     def step(self, loss_of: Callable[[nn.Module, Any, Any], tuple[Tensor, Any]], batch: Any, clip: float) -> None:

@@ -42,6 +42,7 @@ COMMANDS = (
     "classics.py --problem adding --length 1000 --networks lstm gru --hidden 32 --batch 16 --steps 1200",
     "classics.py --problem copy",
     "classics.py --problem copy --length 200 --networks gru --steps 1000",
+    "own_cell.py",
 )
 TIMED_STEPS = 60
 

@@ -68,7 +68,7 @@ def account(argv: list[str]) -> str:
         parser.error(f"{args.cell} is no cell; expected module:Cell")
     compiled = compile_cell(cell)
     names = sorted({str(node.size) for node in compiled.loop.traced.graph.nodes if node.size})
-    sizes = dict.fromkeys(names, args.hidden) | {"input_size": args.input}
+    sizes = {name: int(args.hidden) for name in names} | {"input_size": args.input}
     sizes |= {name: int(units) for name, _, units in (size.partition("=") for size in args.size)}
     lines = [explain(compiled, {name: units for name, units in sizes.items() if name in names})]
     for backend in backends.NAMES:

@@ -54,7 +54,8 @@ def convert(model: Model, compilable: bool = False) -> Model:
 def revert(model: Model) -> Model:
     """Undoes :func:`convert`, in place: every fastrnn module in ``model`` becomes torch.nn's; returns ``model``.
 
-    What torch.nn has not stays: :class:`fastrnn.JordanRNN`, and modules with weights of 8 bits.
+    What torch.nn has not stays: :class:`fastrnn.JordanRNN`, :class:`fastrnn.Network` and its cell, and modules with
+    weights of 8 bits.
 
     Raises:
         ValueError: a module has an option of :mod:`fastrnn.options` on that changes its numbers; then the model is
@@ -71,7 +72,8 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
     (:mod:`fastrnn.quantized`); all else stays.  For inference on a CPU.
 
     Replaced is what is exactly of torch.nn's class, of fastrnn's, or of one of :mod:`fastrnn.compilable`; a subclass
-    written by others, whose forward may do more, stays, and so does :class:`fastrnn.JordanRNN`.  Hooks on calls and
+    written by others, whose forward may do more, stays, and so do :class:`fastrnn.JordanRNN`, :class:`fastrnn.Network`
+    and :class:`fastrnn.NetworkCell`.  Hooks on calls and
     attributes that users have set go along.  Weights that a parametrization computes are taken as they are now, and are
     computed no more.
 

@@ -35,8 +35,16 @@ def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: 
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
     if isinstance(problem, Unfit) and issubclass(base, nn.RNNBase):  # cells look for themselves
         raise problem
-    if isinstance(problem, RuntimeError) and isinstance(input, PackedSequence) and module.mode == "LSTM":
+    packed = isinstance(input, PackedSequence)
+    unchecked = packed and issubclass(base, nn.LSTM)
+    if isinstance(problem, RuntimeError) and unchecked:
         raise problem  # torch.nn checks no sizes there, and reads memory beyond them
+    if isinstance(problem, ValueError) and issubclass(base, nn.RNNBase) and not unchecked:
+        # The dtype of the weights.  torch.nn's check alone says it in torch.nn's words: its function, with weights that
+        # another thread is about to change, may crash.
+        if not torch._C._is_any_autocast_enabled():
+            base.check_input(module, *(input[:2] if packed else (input, None)))
+            raise problem
     result = base.forward(module, input, hx)
     if problem is not None and (name := requested()):
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {problem}") from problem
@@ -106,6 +114,7 @@ def run(
             module._update_flat_weights()
             weights = module._flat_weights
             break
+    weights = [*weights]  # in the module's own list another thread may exchange them meanwhile
     if packed or torch._C._is_any_autocast_enabled():  # torch's functions read some of these on the way to a kernel
         states = () if hx is None else hx if mode == "LSTM" else (hx,)
         require_memory(x, batch_sizes, sorted_indices, unsorted_indices, *states, *weights)

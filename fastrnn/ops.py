@@ -217,7 +217,7 @@ class _Layer(Function):
         held = unread(
             len(weights), len(weights) // int(h0.shape[0]), needed[3], carried
         )  # D, in a graph, too, is known
-        tensors = (x, batch_sizes, h0, c0, gates, cells, hidden, *weights)
+        tensors: Any = (x, batch_sizes, h0, c0, gates, cells, hidden, *weights)
         held += () if any(needed[7:]) else (-len(tensors),)
         # `reference` runs the equations again, which read all.
         ctx.copies = [tensors[k].clone() for k in held] if backend == "reference" else []

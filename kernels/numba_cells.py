@@ -179,7 +179,7 @@ def d_tanh(d, y):
 @inlined
 def d_relu(d, y):
     zero = like(0.0, d)
-    return d if y > zero else zero
+    return zero if y <= zero else d  # in this order a NaN has a slope, as torch's has
 
 
 @inlined

@@ -62,8 +62,7 @@ def softplus(x):
     s = u / (u + 2.0)
     square = s * s
     p = square * 0.0
-    TERMS: tl.constexpr = 17 if x.dtype == tl.float64 else 8
-    for k in tl.static_range(TERMS, 0, -1):
+    for k in tl.static_range(17 if x.dtype == tl.float64 else 8, 0, -1):
         p = (p + 1.0 / (2 * k + 1)) * square
     return relu(x) + 2.0 * s * (1.0 + p)
 

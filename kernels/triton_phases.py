@@ -78,8 +78,9 @@ def multiply_head(
         m_k = o_k < KH
         o_x = i_k + tl.arange(0, DEPTH)[None, :]
         x = tl.load(p_x + i_h * KH + o_x, mask=m_r & (o_x < KH), other=0.0)
-        if Z * KH >= 2**31:  # more numbers than int32 tells apart
+        if Z * KH * HEADS >= 2**31:  # more numbers than int32 tells apart
             o_k = o_k.to(tl.int64)
+            o_u = o_u.to(tl.int64)
         if not TRANSPOSED:
             o_w = o_k + o_u * KH
         elif HEADS == 1:
@@ -89,7 +90,7 @@ def multiply_head(
         grown = ()
         for g in tl.static_range(COUNT):
             w = tl.load(p_w + g * Z * KH + o_w, mask=m_k & (o_u < Z), other=0.0)
-            grown = grown + (tl.dot(x, w, total[g], input_precision="ieee", out_dtype=total[g].dtype),)
+            grown = grown + (tl.dot(x, w.to(x.dtype), total[g], input_precision="ieee", out_dtype=total[g].dtype),)
         total = grown
     return total
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -55,16 +55,29 @@ def target(request: pytest.FixtureRequest) -> Target:
     return Target(name, module, device)
 
 
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the tests of a GPU where there is none, and under the Triton interpreter, which takes milliseconds
-    a step, all but the small cases."""
+    a step, all but the small cases; of which some, that others resemble, are for the slow suite alone."""
+
+    def params(item: pytest.Item) -> dict[str, Any]:
+        return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+    def interpreted(item: pytest.Item) -> bool:
+        return params(item).get("target") == ("triton", "cpu")
 
     def left_out(item: pytest.Item) -> bool:
-        values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        interpreted = values.get("target") == ("triton", "cpu")
-        slow = interpreted and "case" in values and not values["case"].small
-        return slow or (not GPU and item.get_closest_marker("gpu") is not None)
+        large = interpreted(item) and "case" in params(item) and not params(item)["case"].small
+        return large or (not GPU and item.get_closest_marker("gpu") is not None)
 
+    def is_seldom(item: pytest.Item) -> bool:
+        if item.path.name == "test_properties.py":
+            return params(item)["mode"] != "LSTM"
+        return getattr(params(item).get("case"), "seldom", False)
+
+    for item in items:
+        if interpreted(item) and is_seldom(item):
+            item.add_marker(pytest.mark.slow)
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
 

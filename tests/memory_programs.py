@@ -345,9 +345,9 @@ def stress(kind: str, way: str, seconds: str, backend: str = "") -> None:
 
 
 def stresses(seconds: str, *kinds: str) -> None:
-    """`stress` of each of these modules, or of all, by exchanges."""
-    for kind in kinds or LONG:
-        stress(kind, "exchange", seconds)
+    """`stress` of each of these modules, or of all, in both ways."""
+    for kind, way in itertools.product(kinds or LONG, ("exchange", "damage")):
+        stress(kind, way, seconds)
 
 
 def everything(seconds: str) -> None:

@@ -222,6 +222,13 @@ def _(row: Row, module: Any) -> Any:
     return called(row, fastrnn.interop.load_keras_weights(row.theirs(), weights))
 
 
+@column("fastrnn.interop.keras_options")
+def _(row: Row, module: Any) -> Any:
+    name, options = fastrnn.interop.keras_options(module)
+    assert name == {"RNN": "SimpleRNN"}.get(row.kind, row.kind) and options["units"] == HIDDEN
+    return called(row, module)
+
+
 @column("fastrnn.interop.load_keras_weights")
 def _(row: Row, module: Any) -> Any:
     other = nn.GRU(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" or row.is_cell else row.theirs()

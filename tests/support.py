@@ -26,7 +26,7 @@ class Case:
     """One layer to run.  ``lengths`` (non-increasing) makes it packed and stands in for ``steps`` and ``rows``.
 
     ``isolates`` says what only this case can catch.  ``small`` cases are also run where a step costs milliseconds
-    (the Triton interpreter).  ``magnitude`` multiplies x.
+    (the Triton interpreter), but if ``seldom`` in the slow suite alone.  ``magnitude`` multiplies x.
     """
 
     isolates: str
@@ -42,6 +42,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     magnitude: float = 1.0
     small: bool = False
+    seldom: bool = False
 
     def __str__(self) -> str:
         form = "packed" + ".".join(map(str, self.lengths)) if self.lengths else f"T{self.steps}-B{self.rows}"

@@ -292,3 +292,16 @@ def test_two_parameters_of_one_name():
 def test_heads_divide_sizes():
     with pytest.raises(ValueError, match="expected sizes that 4 heads divide, got 6"):
         shapes(Good(kinds={"U": Heads(4)}))
+
+
+def test_a_function_of_a_constant_is_a_number():
+    class Constant(Cell):
+        rate = 0.3
+        W = Input()
+
+        def step(self, x, h):
+            return dict(h=functions.sigmoid(self.rate) * h + functions.tanh(self.W(x)))
+
+    traced = trace(Constant())
+    (found,) = [node.about for node in traced.graph.nodes if node.op == "const"]
+    assert found == torch.sigmoid(torch.tensor(0.3, dtype=torch.float64)).item()

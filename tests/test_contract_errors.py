@@ -80,7 +80,7 @@ LAYER_CALLS: dict[str, Any] = {
 }
 # Where torch.nn's LSTM asks nothing of sizes, and reads memory beyond them.
 UNCHECKED = ("packed input size", "packed hx rows", "packed hx units", "packed 3-D data", "packed sum of lengths")
-UNCHECKED += ("packed lengths grow", "packed hx 4-D", "packed cx 4-D", "packed cx of many")
+UNCHECKED += ("packed lengths grow", "packed hx 4-D", "packed hx 4-D, cx 3-D", "packed cx 4-D", "packed cx of many")
 INTEGRAL = torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool
 LAYER_CALLS |= {f"input {dtype}": lambda name, dtype=dtype: (x.to(dtype),) for dtype in INTEGRAL}
 # One sequence; of int64 and int32, it would be tokens.

@@ -45,7 +45,11 @@ def conclusions(out: Path) -> dict[str, dict]:
     return results
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+# Each takes some ten seconds; in the quick suite one runs of each kind of task.
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cell", ["lstm", pytest.param("gru", marks=slow), pytest.param("rnn", marks=slow)])
 def test_character_language_model(cell: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     printed = run("examples/char_language_model.py", "--quick", "--cell", cell, "--out", str(tmp_path))
@@ -54,22 +58,25 @@ def test_character_language_model(cell: str, tmp_path: Path) -> None:
     assert "Both write the same text:" in printed
 
 
-# A module with the data of each, which the example reads without importing it.
+# A module with the data of each, which the example reads without importing it; whether it runs in the quick suite.
 EXAMPLES = [
-    ("one_to_one.py", "names"),
-    ("name_generation.py", "names"),
-    ("classify.py --task names", "names"),
-    ("classify.py --task sentiment", "vaderSentiment"),
-    ("source_labels.py", "matplotlib"),
-    ("translation.py", "django"),
-    ("forecasting.py --series co2 --cell lstm", "statsmodels"),
-    ("forecasting.py --series sunspots --cell gru", "statsmodels"),
-    ("chorale_melodies.py", "music21"),
-    ("classics.py --problem adding", "matplotlib"),
+    ("one_to_one.py", "names", False),
+    ("name_generation.py", "names", False),
+    ("classify.py --task names", "names", True),
+    ("classify.py --task sentiment", "vaderSentiment", False),
+    ("source_labels.py", "matplotlib", False),
+    ("translation.py", "django", True),
+    ("forecasting.py --series co2 --cell lstm", "statsmodels", False),
+    ("forecasting.py --series sunspots --cell gru", "statsmodels", True),
+    ("chorale_melodies.py", "music21", False),
+    ("classics.py --problem adding", "matplotlib", True),
 ]
 
 
-@pytest.mark.parametrize(("command", "data"), EXAMPLES, ids=[command for command, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("command", "data"),
+    [pytest.param(*one, id=one[0], marks=() if quick else slow) for *one, quick in EXAMPLES],
+)
 def test_example(command: str, data: str, tmp_path: Path) -> None:
     for package in ("matplotlib", data):
         if importlib.util.find_spec(package) is None:
@@ -81,6 +88,7 @@ def test_example(command: str, data: str, tmp_path: Path) -> None:
         assert result["beaten"], f"{name} learned no more than its baseline\n{printed}"
 
 
+@slow
 def test_copy_problem(tmp_path: Path) -> None:
     """RMSprop divides even gradients that are mere rounding by their own size, so here the two sides part early."""
     pytest.importorskip("matplotlib")
@@ -88,6 +96,17 @@ def test_copy_problem(tmp_path: Path) -> None:
     run("examples/classics.py", *options)
     for result in conclusions(tmp_path).values():
         assert result["values"][1] == pytest.approx(result["values"][0], rel=0.05)
+
+
+def test_own_cell(tmp_path: Path) -> None:
+    """RMSprop again, so the two sides part; but both have learned where the LSTM has not."""
+    pytest.importorskip("matplotlib")
+    printed = run("examples/own_cell.py", "--quick", "--out", str(tmp_path))
+    for result in conclusions(tmp_path).values():
+        assert result["beaten"] and max(result["values"]) < 0.5 * result["baseline"][1], printed
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.count(" ") > 4}
+    assert {"loop", "fastrnn", "LSTM"} <= rows.keys() and float(rows["LSTM"][2]) > float(rows["fastrnn"][2]), printed
+    assert float(rows["loop"][2]) == pytest.approx(float(rows["fastrnn"][2]), rel=0.2), printed
 
 
 def test_a_few_steps_renew_the_times_in_the_table(tmp_path: Path) -> None:

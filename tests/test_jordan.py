@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -54,18 +57,26 @@ def gradients(y: Tensor, hn: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad([y, hn], leaves, seeds))
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"hidden": 9, "outputs": 4},
-        {"hidden": 33, "outputs": 33, "nonlinearity": "relu", "bias": False},
-        {"hidden": 5, "outputs": 70, "num_layers": 2, "bidirectional": True},
-    ],
-    ids=lambda options: f"H{options['hidden']}-P{options['outputs']}",
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_is_its_equations(backend: str, options: dict, output: str, dtype: torch.dtype):
+OPTIONS: list[dict[str, Any]] = [
+    {"hidden": 9, "outputs": 4},
+    {"hidden": 33, "outputs": 33, "nonlinearity": "relu", "bias": False},
+    {"hidden": 5, "outputs": 70, "num_layers": 2, "bidirectional": True},
+]
+DTYPES = torch.float32, torch.float64
+
+
+def cases() -> Iterator[Any]:
+    """Numba compiles a kernel for each pair of functions and each dtype, 15 seconds long: the quick suite has those of
+    the other tests, all functions of the output in float32, and relu with the identity."""
+    for backend, options, output, dtype in itertools.product(BACKENDS, OPTIONS, OUTPUTS, DTYPES):
+        plain = output == "identity" or "nonlinearity" not in options and (dtype == DTYPES[0] or output == "sigmoid")
+        marks = () if plain or backend != "numba" else pytest.mark.slow
+        name = f"{backend}-{dtype}-H{options['hidden']}-P{options['outputs']}-{output}"
+        yield pytest.param(backend, options, output, dtype, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("backend", "options", "output", "dtype"), list(cases()), indirect=["backend"])
+def test_is_its_equations(backend: str, options: dict[str, Any], output: str, dtype: torch.dtype):
     torch.manual_seed(0)
     options = dict(options)
     sizes = options.pop("hidden"), options.pop("outputs")
@@ -94,7 +105,7 @@ def test_is_its_equations(backend: str, options: dict, output: str, dtype: torch
 
 def test_packed_is_each_sequence_alone(backend: str):
     torch.manual_seed(0)
-    network = fastrnn.JordanRNN(3, 8, 5, bidirectional=True, output_nonlinearity="tanh").double()
+    network = fastrnn.JordanRNN(3, 8, 5, bidirectional=True, output_nonlinearity="sigmoid").double()
     pieces = [torch.randn(n, 3, dtype=torch.float64) for n in (2, 6, 1, 4)]
     y, hn = network(pack_sequence(pieces, enforce_sorted=False))
     padded, lengths = pad_packed_sequence(y)

@@ -187,7 +187,10 @@ def test_threads_that_project_nothing_wait_for_those_that_do(inputs: int, hidden
     assert all(torch.equal(y, found[0]) for y in found)
 
 
-@pytest.mark.parametrize("inputs, hidden, rows", [(1000, 32, 7), (3, 32, 16)], ids=["forward", "backward"])
+WAVES = {"forward": (1000, 32, 7), "backward": (3, 96, 8), "backward, many rows": (3, 32, 16)}  # inputs, hidden, rows
+
+
+@pytest.mark.parametrize("inputs, hidden, rows", WAVES.values(), ids=WAVES)
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_a_layer_of_a_wavefront_waits_for_a_slower_one(kind: str, inputs: int, hidden: int, rows: int):
     """A piece of work is a single step here, and the layer that is waited for takes longer: forward the lower one with
@@ -197,7 +200,7 @@ def test_a_layer_of_a_wavefront_waits_for_a_slower_one(kind: str, inputs: int, h
     network = getattr(fastrnn, kind)(inputs, hidden, num_layers=6)
     x = nn.utils.rnn.pack_padded_sequence(torch.randn(15, rows, inputs), [15] * rows)
     exact: list[Tensor] = []
-    for count in (1, *(6, 8) * 30):
+    for count in (1, *(6, 8) * 60):
         torch.set_num_threads(count)
         y = network(x)[0].data
         found = [y, *torch.autograd.grad(y.sum(), list(network.parameters()))]

@@ -48,3 +48,21 @@ def test_a_backend_asked_for_in_vain_is_reported():
         assert "cpu float32 runs on: nothing: unknown fastrnn backend 'fortran'" in main.report()
     finally:
         backends._asked.reset(token)
+
+
+def test_it_explains_a_cell():
+    text = main.account(["fastrnn.cells:ResetBeforeGRU", "--hidden", "64", "--input", "32"])
+    assert "depth 2" in text and "hidden_size 64" in text and "input_size 32" in text
+    assert "product of nh, gate 0" in text and "product of U^T, gate 0 to 1" in text
+    # r and z of h, then n: 2 * 64 * 64 * 3 of products in a row and step, and the pointwise rest
+    forward = int(text.partition("forward: ")[2].partition(" flops")[0].rpartition(" ")[2].replace(",", ""))
+    assert 2 * 64 * 64 * 3 < forward < 2 * 64 * 64 * 3 * 1.5
+    for name in backends.NAMES:
+        assert f"\n{name}" in text
+
+
+@pytest.mark.parametrize("name", ["fastrnn.cells:Nothing", "fastrnn.cells", "fastrnn:LSTM"])
+def test_what_is_no_cell_is_said(name: str, capsys):
+    with pytest.raises(SystemExit):
+        main.account([name])
+    assert "expected module:Cell" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def test_weights_that_change_while_they_are_read():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("way", ["exchange"])
+@pytest.mark.parametrize("way", ["exchange", "damage"])
 @pytest.mark.parametrize("kind", LONG)
 def test_weights_that_change_while_they_are_read_for_longer(kind: str, way: str, threads: int):
     run("stress", kind, way, "5", threads=threads)

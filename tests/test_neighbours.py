@@ -22,6 +22,7 @@ import fastrnn
 from fastrnn import options
 from fastrnn.backends import cpp
 from fastrnn.kinds import KINDS, Kind
+from fastrnn.network.definition import Definition
 
 if reason := cpp.unavailable():
     pytest.skip(f"modules of 8 bits are among the rows, and {reason}", allow_module_level=True)
@@ -40,6 +41,7 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "fastrnn.quantize_dynamic": {**OPTIONS, **ARGUMENTS},
     "from_float": {**OPTIONS, "int8": None, "JordanRNN": None},
     "fastrnn.interop.keras_weights": OTHERS_WEIGHTS,
+    "fastrnn.interop.keras_options": OTHERS_WEIGHTS,
     "fastrnn.interop.load_keras_weights": OTHERS_WEIGHTS,
     "fastrnn.interop.to_onnx": OTHERS_WEIGHTS,
     "fastrnn.interop.Reversed": OTHERS_WEIGHTS,
@@ -170,8 +172,10 @@ def test_every_class_of_ours_is_in_the_record():
     classes = {cls for cls in members if isinstance(cls, type) and issubclass(cls, nn.Module)}
     found = {cls for cls in classes if cls.__module__.startswith("fastrnn.") and not cls.__name__.startswith("_")}
     known = {cls for kind in KINDS.values() for cls in kind[1:] if cls}
-    # A base, and a module around one of the others, which is a column.
-    assert found - known == {fastrnn.compilable.Compilable, fastrnn.interop.Reversed}
+    # A base, a module around one of the others, which is a column; networks of any cell, which meet their neighbours
+    # in test_network.py, test_new_cell.py, test_interop_cells.py and with each scheme of test_init.py.
+    any_cell = {Definition, fastrnn.Network, fastrnn.NetworkCell}
+    assert found - known == {fastrnn.compilable.Compilable, fastrnn.interop.Reversed, *any_cell}
     assert set(BUILT) == set(Kind._fields) - {"theirs", "ours"}
     assert {type(row.build()) for row in ROWS} == known
 

@@ -223,6 +223,48 @@ def test_copies_and_pickles_are_the_network():
         torch.testing.assert_close(other(x)[0], net(x)[0])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "x", "h"])
+def test_memory_that_is_gone_is_an_error(backend, grad, name):
+    net = Network(cells.LSTM, X, H)
+    x, states = torch.randn(T, B, X), tuple(torch.randn(1, B, H) for _ in range(2))
+    freed = {"x": x, "h": states[0]}.get(name)
+    (getattr(net, name) if freed is None else freed).untyped_storage().resize_(0)
+    with (
+        fastrnn.use_backend(backend),
+        torch.set_grad_enabled(grad),
+        pytest.raises((RuntimeError, ValueError), match="memory|storage|bytes"),
+    ):
+        net(x, states)
+
+
+@pytest.mark.parametrize("shape", [(T, 0, X), (1, 1, X), (1, B, X)])
+@pytest.mark.parametrize("grad", [False, True])
+def test_few_rows_and_steps_and_none(shape, grad):
+    net, other = pair("LSTM")
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=grad)
+    with torch.set_grad_enabled(grad):
+        for ours, theirs in zip(flat(net(x)), flat(other(x)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    if grad:
+        net(x)[0].sum().backward()
+
+
+def test_strided_input_and_numbers_stored_with_the_wrong_sign():
+    net, other = pair("LSTM")
+    x = torch.randn(T, B, X, dtype=torch.float64)
+    wanted = other(x)[0]
+    twice = torch.stack([x, x], -1)[..., 0]
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
+    negative = torch.complex(x, -x).conj().imag
+    assert negative.is_neg() and not twice.is_contiguous()
+    for given in (twice, turned, negative):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(net(given)[0], wanted)
+
+
 def test_a_learned_initial_state_is_where_no_state_is_given():
     net = Network(cells.LSTM, X, H, num_layers=2, learn_initial_state=True, dtype=torch.float64)
     assert {"initial_h", "initial_c"} <= set(dict(net.named_parameters()))
@@ -262,6 +304,21 @@ def test_graphs_hold_the_loop_as_one_operator():
     exported = torch.export.export(net.eval(), (x.detach(),))
     assert "fastrnn.scan" in str(exported.graph) or cpp.unavailable()
     torch.testing.assert_close(exported.module()(x.detach())[0], other(x)[0])
+
+
+def test_torch_fx_records_one_call():
+    net, other = pair("LSTM", torch.float32)
+    model = nn.Sequential(net)
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_module", "output"]
+    x = torch.randn(T, B, X)
+    torch.testing.assert_close(graph(x)[0], other(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_torch_jit_script_is_refused():
+    with pytest.raises(NotImplementedError, match="torch.jit.script knows no LSTM"):
+        torch.jit.script(pair("LSTM", torch.float32)[0])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")

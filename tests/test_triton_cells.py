@@ -3,13 +3,13 @@ that they become, compiled for GPUs that need not be there."""
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy
 import pytest
 import torch
+from cell_budgets import Everything, Form, Inputs, by_equations, expected, make, results
 from cell_oracles import Case, Row, judge, measured, verify
 from cell_rows import ROWS
 from cell_runs import RUNS, compiled_run
@@ -20,80 +20,23 @@ from torch import Tensor
 from triton_cells_offline import Usage, Variant, compile_all
 
 import fastrnn
-from fastrnn import backends
+from fastrnn import backends, fused
 from fastrnn.backends import triton as backend
-from fastrnn.backends.triton_launch import INTERPRETED
-from fastrnn.cell import (
-    Cell,
-    Heads,
-    Input,
-    Recurrent,
-    Scalar,
-    SequenceInput,
-    State,
-    StepInput,
-    Vector,
-    abs,
-    equations,
-    exp,
-    log,
-    maximum,
-    mean,
-    minimum,
-    relu,
-    sigmoid,
-    softplus,
-    sqrt,
-    tanh,
-    where,
-)
-from fastrnn.cell.trace import trace
+from fastrnn.backends.triton_launch import INTERPRETED, on_device
+from fastrnn.cell import Cell, Heads, Recurrent
 from fastrnn.compiler.print_triton import print_triton
 from fastrnn.compiler.program import compile_cell
 from fastrnn.fused import machine
 from fastrnn.fused import triton as engine
 from fastrnn.fused.layer import Steps, direction
 
-pytest.importorskip("triton", minversion="3.6")
+triton = pytest.importorskip("triton", minversion="3.6")
+import triton.language as tl  # noqa: E402
+from fastrnn.kernels import triton_functions, triton_phases  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 runs = pytest.mark.skipif(not (GPU or INTERPRETED), reason="runs on a GPU or through Triton's interpreter")
-
-
-class Everything(Cell):
-    """Every pointwise function, every kind of input, states of two sizes, one that nothing reads, and heads."""
-
-    W, U, V = Input("a b"), Recurrent("a b", kind=Heads(2)), Recurrent(size="low_size", bias=False)
-    d = State("low_size")
-    p, q, s = Vector("a b"), Vector(size="low_size"), Scalar(0.3)
-    k, m, n = StepInput("low_size"), SequenceInput("hidden_size"), SequenceInput()
-    output = "y"
-
-    def step(self, x, h, c, d, last, *, k, m, n, t):
-        a, b = self.W(x), self.U(relu(h * m))
-        g = sigmoid(a.a + b.a + self.p.a * c) * exp(-softplus(t * b.b))
-        c = where(g > 0.5, c * g, c - self.s * g) + mean(abs(c), 2) / (1 + mean(c * c)) * 0.1
-        h = maximum(minimum(tanh(a.b + self.p.b * n + c), 0.9), -0.7 * g)
-        d = self.V(h) * self.q / sqrt(1.5 + d * d) + log(2 + relu(k) + n * n)
-        return dict(h=h, c=c, d=d, last=h + 0.1 * c, y=d + 0.1)
-
-
-class Form(NamedTuple):
-    """One direction of a layer; ``lengths``, never increasing, makes it packed; ``block`` units at a time, or 0 for all
-    at once."""
-
-    isolates: str
-    steps: int = 3
-    rows: int = 3
-    hidden: int = 20
-    lengths: tuple[int, ...] = ()
-    reverse: bool = False
-    block: int = 0
-    dtype: torch.dtype = torch.float32
-
-    def __str__(self) -> str:
-        return self.isolates.replace(" ", "-")
 
 
 FORMS = [
@@ -106,67 +49,6 @@ FORMS = [
 ]
 
 
-class Inputs(NamedTuple):
-    parameters: dict[str, Tensor]
-    x: Tensor
-    states: list[Tensor]
-    extras: dict[str, Tensor]
-    batch_sizes: list[int]
-    seeds: list[Tensor]
-
-    def leaves(self) -> dict[str, Tensor]:
-        states = {f"state {k}": state for k, state in enumerate(self.states)}
-        return {"x": self.x, **states, **self.parameters, **self.extras}
-
-    def to(self, dtype: torch.dtype, device: torch.device) -> Inputs:
-        def own(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device, dtype).requires_grad_()
-
-        parameters, extras = ({n: own(t) for n, t in each.items()} for each in (self.parameters, self.extras))
-        states, seeds = ([own(tensor) for tensor in each] for each in (self.states, self.seeds))
-        return Inputs(parameters, own(self.x), states, extras, self.batch_sizes, seeds)
-
-
-def make(cell: Cell, form: Form, seed: int) -> Inputs:
-    """Random inputs, rounded to the form's dtype."""
-    generator, traced = torch.Generator().manual_seed(seed), trace(cell)
-    sizes = dict(input_size=5, hidden_size=form.hidden, proj_size=7, out_size=3, low_size=form.hidden // 2 + 1)
-    lengths = form.lengths or (form.steps,) * form.rows
-    batch_sizes = [sum(length > t for length in lengths) for t in range(lengths[0])]
-    rows, batch = sum(batch_sizes), batch_sizes[0]
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(form.dtype)
-
-    shapes = equations.parameter_shapes(traced.parts, traced.columns, sizes)
-    parameters = {name: normal(*shape) / form.hidden**0.5 for name, shape in shapes.items()}
-    states = [normal(batch, sizes[size]) for size in traced.parts.states.values()]
-    extras = {
-        name: normal(
-            rows if isinstance(each, StepInput) else batch, *(() if each.size is None else (sizes[each.size],))
-        )
-        for name, each in traced.parts.extras.items()
-    }
-    seeds = [normal(rows, sizes[str(traced.output.size)]), *(normal(*state.shape) for state in states)]
-    return Inputs(parameters, normal(rows, sizes["input_size"]), states, extras, batch_sizes, seeds)
-
-
-def results(inputs: Inputs, y: Tensor, states: list[Tensor]) -> dict[str, Tensor]:
-    leaves = inputs.leaves()
-    grads = torch.autograd.grad([y, *states], list(leaves.values()), inputs.seeds, allow_unused=True)
-    found = {"y": y, **{f"last state {k}": state for k, state in enumerate(states)}}
-    found |= {
-        f"grad {name}": torch.zeros_like(leaf) if grad is None else grad
-        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
-    }
-    return {name: tensor.detach() for name, tensor in found.items()}
-
-
-def by_equations(cell: Cell, form: Form, inputs: Inputs) -> dict[str, Tensor]:
-    arguments = inputs.parameters, inputs.x, inputs.batch_sizes, inputs.states, inputs.extras, form.reverse
-    return results(inputs, *equations.direction(cell, trace(cell).parts, *arguments))
-
-
 def by_triton(cell: Cell, form: Form, inputs: Inputs) -> dict[str, Tensor]:
     sizes = torch.tensor(inputs.batch_sizes) if form.lengths else None
     steps = Steps(len(inputs.batch_sizes), inputs.batch_sizes[0], len(inputs.x), sizes, form.reverse)
@@ -175,44 +57,34 @@ def by_triton(cell: Cell, form: Form, inputs: Inputs) -> dict[str, Tensor]:
     return results(inputs, y, states)
 
 
-@functools.cache
-def expected(cell: Cell, form: Form) -> tuple[Inputs, dict[str, Tensor], dict[str, float]]:
-    """Inputs, what is right of them, in float64, and by how much each result may be off.
-
-    As in :func:`support.expect`: twice the largest error of the equations in the dtype over some draws, and one
-    rounding more, or, of what is summed up over the rows of x, that of a chain of so many.  In float64, where nothing
-    wider is at hand, errors are those of float32 by the ratio of both roundings, and once more for the exact one.
-    """
-    dtype = form.dtype
-    narrow, eps = torch.float32 if dtype == torch.float64 else dtype, torch.finfo(dtype).eps
-    share = 2 * eps / torch.finfo(narrow).eps if dtype == torch.float64 else 1.0
-    draws = [make(cell, form, seed) for seed in range(4)]
-    cpu = torch.device("cpu")
-    exacts = [by_equations(cell, form, draw.to(torch.float64, cpu)) for draw in draws]
-    noise: dict[str, float] = {}
-    for draw, exact in zip(draws, exacts, strict=True):
-        for name, value in by_equations(cell, form, draw.to(narrow, cpu)).items():
-            noise[name] = max(noise.get(name, 0.0), (value.double() - exact[name]).abs().max().item())
-    chain, inputs = max(1.0, (len(draws[0].x) / 12) ** 0.5), draws[0].to(dtype, DEVICE)
-    budgets = {
-        name: 2
-        * (share * noise[name] + eps * (chain if name[5:] in inputs.parameters else 1) * value.abs().max().item())
-        for name, value in exacts[0].items()
-    }
-    return inputs, exacts[0], budgets
+# Each definition in two forms, the one that has everything in all.
+PAIRS = [(Everything, form) for form in FORMS]
+PAIRS += [
+    (cell, FORMS[(2 * number + k) % len(FORMS)])
+    for number, cell in enumerate((Lstm, Projected, ResetBefore, Headed, ReadOut))
+    for k in (0, 1)
+]
 
 
 @runs
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("cell", [Lstm, Projected, ResetBefore, Headed, ReadOut, Everything], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("cell", "form"), PAIRS, ids=lambda each: getattr(each, "__name__", str(each)))
 def test_kernels_are_the_equations(monkeypatch: pytest.MonkeyPatch, cell: type[Cell], form: Form):
     if form.block:
         monkeypatch.setattr(engine, "WHOLE", 0)
         monkeypatch.setattr(engine, "BLOCK", form.block)
-    inputs, exact, budgets = expected(cell(), form)
+    inputs, exact, budgets = expected(cell(), form, DEVICE)
     found = by_triton(cell(), form, inputs)
     for name, value in exact.items():
         assert_close(found[name], value, budgets[name], form.dtype, name)
+
+
+def test_the_budgets_see_a_fault_of_a_thousandth():
+    """In any one parameter, in what is summed up of it or in what it leads to."""
+    inputs, exact, budgets = expected(Everything(), FORMS[0], torch.device("cpu"))
+    for name in inputs.parameters:
+        other = {own: tensor * (1.001 if own == name else 1) for own, tensor in inputs.parameters.items()}
+        found = by_equations(Everything(), FORMS[0], inputs._replace(parameters=other))
+        assert any((found[own].double() - value).abs().max() > budgets[own] for own, value in exact.items()), name
 
 
 LATE = Case("packed, backwards: rows enter late", lengths=(3, 2, 1), reverse=True)
@@ -230,6 +102,57 @@ def test_cells_of_the_library_are_what_their_sources_say(row):
 def test_cells_that_nobody_has_written(seed: int):
     row = Row(safe(seed), f"seed{seed}", step=lambda *_: None, sizes={"other_size": 4}, multiple=2)  # type: ignore[arg-type, return-value]
     verify(measured(compiled_run(engine.scan), row, LATE), measured(RUNS["equations"], row, LATE))
+
+
+@triton.jit
+def functions(p_x, p_y, N: tl.constexpr):
+    o = tl.arange(0, N)
+    x = tl.load(p_x + o)
+    tl.store(p_y + o, triton_functions.exp(x))
+    tl.store(p_y + N + o, triton_functions.sigmoid(x))
+    tl.store(p_y + 2 * N + o, triton_functions.tanh(x))
+    tl.store(p_y + 3 * N + o, triton_functions.softplus(x))
+    tl.store(p_y + 4 * N + o, triton_functions.relu(x))
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_functions_are_good_to_a_few_ulp(dtype: torch.dtype):
+    """Of all sizes, and at either end; the hardware's exponential, of an argument within 0.35, may be off by two."""
+    ends = [math.inf, -math.inf, math.nan, 0.0, -0.0, 1e30, -1e30, 100.0, -100.0]
+    sizes = torch.logspace(-8, 1.9, 1019, dtype=torch.float64)
+    x = torch.cat([torch.tensor(ends + [0.0], dtype=torch.float64), sizes, -sizes]).to(dtype)[:2048].to(DEVICE)
+    y = torch.empty(5, 2048, dtype=dtype, device=DEVICE)
+    with on_device(DEVICE):
+        functions[(1,)](x, y, 2048)
+    wide = x.cpu().double()
+    exact = [wide.exp(), wide.sigmoid(), wide.tanh(), torch.logaddexp(wide, wide * 0), wide.relu()]
+    exact[3][:2] = torch.tensor([math.inf, 0.0])  # infinity less infinity is none
+    tiny = torch.finfo(dtype).tiny  # below, a GPU has none
+    for found, right in zip(y.cpu().double(), exact, strict=True):
+        right = torch.where(right > torch.finfo(dtype).max, math.inf, right)
+        torch.testing.assert_close(found, right, rtol=6 * torch.finfo(dtype).eps, atol=tiny, equal_nan=True)
+
+
+@triton.jit
+def far_product(p_x, p_w, p_y, i_u, K: tl.constexpr, Z: tl.constexpr, TRANSPOSED: tl.constexpr):
+    o = tl.arange(0, 16)[:, None]
+    total = triton_phases.zeros_each(1, 16, 16, tl.float32)
+    total = triton_phases.multiply(total, p_x + o * K, o < 16, p_w, i_u, K, Z, TRANSPOSED, 1, 1, 16, 16)
+    tl.store(p_y + o * 16 + tl.arange(0, 16)[None, :], total[0])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs through Triton's interpreter")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_numbers_of_a_matrix_are_told_apart_beyond_2_to_the_31(transposed: bool):
+    """Of which memory is touched where this product reads: the last units of a matrix of 16 columns, or rows."""
+    units = 160_000_000
+    w = torch.from_numpy(numpy.empty(units * 16, numpy.int8)).view((16, units) if transposed else (units, 16))
+    own = w[:, -16:] if transposed else w[-16:].t()
+    own.copy_(torch.randint(-9, 10, (16, 16)))
+    x, y = torch.randn(16, 16), torch.empty(16, 16)
+    far_product[(1,)](x, w, y, units - 16, K=16, Z=units, TRANSPOSED=transposed)
+    torch.testing.assert_close(y, x @ own.float())
 
 
 @runs
@@ -280,6 +203,15 @@ def test_what_triton_cannot_serve_is_refused_with_the_reason(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with backends.use_backend("triton"), pytest.raises(backends.BackendError, match="kernels run on a GPU"):
         fastrnn.Network(Lstm, 3, 4)(torch.zeros(1, 1, 3))
+
+
+def test_tensors_on_a_gpu_choose_triton_and_others_do_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "unavailable", lambda: None)
+    fused._fuses.cache_clear()
+    compiled = fused.prepare(Gru())
+    assert fused.choose(compiled, torch.device("cuda"), torch.float32) is engine.scan
+    assert fused.choose(compiled, torch.device("cpu"), torch.float32) is not engine.scan
+    fused._fuses.cache_clear()
 
 
 @pytest.mark.parametrize("hidden", [1, 16, 17, 128, 200, 256, 257, 500, 1024])

@@ -188,7 +188,9 @@ def _unary(op: str, function: Any, equation: str) -> Any:
             return _apply(op, v)
         if not isinstance(v, (Tensor, Real)):
             raise CellError(f"{user_line()}: {op} of {described(v)}; a cell's functions take one value")
-        return function(torch.as_tensor(v))
+        if isinstance(v, Real):  # a constant of the definition, which stays a number
+            return function(torch.tensor(float(v), dtype=torch.float64, device="cpu")).item()
+        return function(v)
 
     apply.__name__ = apply.__qualname__ = op
     apply.__doc__ = f"{equation}, unit by unit."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,12 +161,18 @@ class _Call:
     ) -> None:
         self.plan, self.parameters, self.x, self.extras, self.steps = plan, parameters, x, extras, steps
         self.parts = plan.compiled.loop.traced.parts
+        self._known: dict[Node, Any] | None = None
         self._matrices: dict[str, Tensor] = {}
         self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
-    @functools.cached_property
+    @property
     def known(self) -> dict[Node, Any]:
         """The value of every leaf."""
+        if self._known is None:  # no cached_property: what Dynamo finds in one is not what it put there
+            self._known = self._leaves()
+        return self._known
+
+    def _leaves(self) -> dict[Node, Any]:
         found: dict[Node, Any] = {}
         for node in self.plan.leaves:
             if node.op == "x":
@@ -179,7 +184,7 @@ class _Call:
                 found[node] = tensor.unsqueeze(-1) if node.size is None else tensor
         return found
 
-    @functools.cached_property
+    @property
     def by_step(self) -> dict[Node, Any]:
         """The value of every leaf as a row of each step meets it: those of a sequence at all of its steps."""
         steps = self.steps
@@ -249,25 +254,26 @@ def _in_wide(scan: Scan, compiled: Compiled, steps: Steps, given: Operands) -> t
     """
     dtype = given.states[0].dtype
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-    tensors = (*given.groups, given.x, *given.states, *given.matrices.values(), *given.biases.values())
-    if all(not isinstance(each, Tensor) or each.dtype is wide for each in tensors):
-        return scan(compiled, steps, given)
+    if not torch.compiler.is_compiling():  # a graph takes no note of what changes nothing, and cannot be asked
+        tensors = (*given.groups, given.x, *given.states, *given.matrices.values(), *given.biases.values())
+        if all(not isinstance(each, Tensor) or each.dtype is wide for each in tensors):
+            return scan(compiled, steps, given)
 
     def widened(value: Any) -> Any:
-        return value.to(wide) if isinstance(value, Tensor) else value
+        return value if value is None or type(value) in (int, float) else value.to(wide)
 
-    with torch._C._DisableAutocast():
-        emitted, ends = scan(
-            compiled,
-            steps,
-            Operands(
-                tuple(widened(each) for each in given.groups),
-                tuple(widened(each) for each in given.states),
-                {name: widened(each) for name, each in given.matrices.items()},
-                {name: widened(each) for name, each in given.biases.items()},
-                widened(given.x),
-            ),
-        )
+    given = Operands(
+        tuple(widened(each) for each in given.groups),
+        tuple(widened(each) for each in given.states),
+        {name: widened(each) for name, each in given.matrices.items()},
+        {name: widened(each) for name, each in given.biases.items()},
+        widened(given.x),
+    )
+    if torch.compiler.is_compiling():
+        emitted, ends = scan(compiled, steps, given)
+    else:
+        with torch._C._DisableAutocast():
+            emitted, ends = scan(compiled, steps, given)
     return [each.to(dtype) for each in emitted], [each.to(dtype) for each in ends]
 
 

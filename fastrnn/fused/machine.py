@@ -58,6 +58,9 @@ def folder() -> Path | None:
     asked = os.environ.get("FASTRNN_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = Path(asked) if asked else Path(base) / "fastrnn"
+    if not path.is_absolute() and not asked:  # nobody knows where the user's home is
+        _warn(f"{path} is in no folder of yours")
+        return None
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()

@@ -191,7 +191,10 @@ def run(
 
     own = engine(compiled, which, like.dtype)
     tables = _Tables(own, steps, sizes, places, like)
-    lengths = torch.full((steps.count,), steps.batch) if steps.sizes is None else steps.sizes.contiguous()
+    if steps.sizes is None:
+        lengths = torch.full((steps.count,), steps.batch, dtype=torch.int64, device="cpu")
+    else:
+        lengths = steps.sizes.contiguous()
     starts = lengths.cumsum(0) - lengths
     made = {
         name: np.array(rows, dtype=numba_phases.ROW_TYPES[name]) if rows else np.zeros(1, numba_phases.ROW_TYPES[name])
@@ -201,8 +204,8 @@ def run(
     results = max(len(part.results) for part, *_ in own.parts)
     each = 16 * most + results * steps.batch * tables.columns * like.itemsize
     each += -each % 64
-    scratch = torch.empty(tables.team * each + 64, dtype=torch.uint8)
-    modes = torch.zeros(tables.team * numba_phases.MODE_BYTES + 64, dtype=torch.uint8)
+    scratch = torch.empty(tables.team * each + 64, dtype=torch.uint8, device="cpu")
+    modes = torch.zeros(tables.team * numba_phases.MODE_BYTES + 64, dtype=torch.uint8, device="cpu")
     fields = numba_start.team_functions(tables.team)
     fields.pop("barrier", None)
     fields |= dict(

@@ -241,11 +241,16 @@ def _function(layer: Any, key: str, name: Any) -> Activation:
     return (_OF_KERAS_2 if int(version.split(".")[0]) < 3 else _FUNCTIONS)[name]
 
 
+def _rounded(numbers: Sequence[Any]) -> list[float]:
+    """Numbers as float32 keeps them."""
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu").tolist()
+
+
 def _name_of(activation: Activation, *tables: dict[str, Activation]) -> str:
     name, *numbers = activation
     for known, (own, *theirs) in (item for table in tables for item in table.items()):
         # ONNX keeps numbers in float32, so that 1/6 comes back as the nearest of these.
-        if own == name and torch.equal(torch.tensor(theirs), torch.tensor(numbers)):
+        if own == name and _rounded(theirs) == _rounded(numbers):
             return known
     raise ValueError(f"Keras 3 has no activation {name}({', '.join(map(str, numbers))})")
 

@@ -41,7 +41,7 @@ class Arguments(NamedTuple):
         if self.packed is not None:
             own = self.packed
             return PackedSequence(y, own.batch_sizes, own.sorted_indices, own.unsorted_indices)
-        y = y.view(self.steps.count, self.steps.batch, -1)
+        y = y.view(self.steps.count, self.steps.batch, y.shape[-1])
         return y.transpose(0, 1) if self.turn else y.squeeze(1) if self.single else y
 
     def ends(self, states: list[Tensor]) -> Any:

@@ -12,6 +12,7 @@ from fastrnn import fused
 from fastrnn.cell.declare import Cell, Parts, SequenceInput, StepInput
 from fastrnn.cell.equations import parameter_shapes
 from fastrnn.cell.trace import trace
+from fastrnn.storage import require_memory
 
 
 class Definition(nn.Module):
@@ -85,7 +86,8 @@ class Definition(nn.Module):
         own = self.sizes | {"input_size": inputs}
         shapes = parameter_shapes(self._traced.parts, self._traced.columns, own, self.bias)
         for name, shape in shapes.items():
-            self.register_parameter(name + ending, nn.Parameter(torch.empty(shape, **factory)))
+            empty = torch.empty(shape, device=factory["device"], dtype=factory["dtype"])
+            self.register_parameter(name + ending, nn.Parameter(empty))
         return list(shapes)
 
     def reset_parameters(self) -> None:
@@ -102,6 +104,10 @@ class Definition(nn.Module):
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles: nothing, since no cell stands in TorchScript."""
+        raise NotImplementedError(f"torch.jit.script knows no {self.cell}; torch.export the module, for one T")
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled", "_plain")}
 
@@ -112,8 +118,12 @@ class Definition(nn.Module):
     def of_direction(self, ending: str) -> dict[str, Tensor]:
         """The parameters of one direction, by name without its ending."""
         own = self._parameters  # of torch.nn.Module: its attributes take a microsecond each
-        found = {name: own.get(name + ending) for name in self._names}
-        return {name: getattr(self, name + ending) if each is None else each for name, each in found.items()}
+        found: dict[str, Any] = {name: own.get(name + ending) for name in self._names}
+        for name, parameter in found.items():
+            if parameter is None:  # computed, by a parametrization
+                found[name] = getattr(self, name + ending)
+        require_memory(*found.values())
+        return found
 
     def first_parameter(self) -> Tensor:
         """The first parameter, whose dtype and device are those of all."""

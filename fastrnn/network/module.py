@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import fused, sequences
 from fastrnn.cell.declare import Cell, SequenceInput
 from fastrnn.checks import is_tokens
-from fastrnn.dynamo import traced
+from fastrnn.dynamo import leaf, traced
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import check_state, given_states, read
 from fastrnn.network.definition import Definition
@@ -105,7 +105,7 @@ class Network(Definition):
         if learn_initial_state:
             for name, size in zip(self.state_names, self.state_sizes, strict=True):
                 shape = num_layers * directions, size
-                self.register_parameter(f"initial_{name}", nn.Parameter(torch.empty(shape, **factory)))
+                self.register_parameter(f"initial_{name}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     def forward(
@@ -143,6 +143,9 @@ class Network(Definition):
         plain = lengths is reset is embedding is None and not (extras or return_states or compiling)
         if plain and (found := plain_call(self, input, hx)) is not None:
             return found
+        options = dict(lengths=lengths, reset=reset, embedding=embedding, return_states=return_states or None)
+        if (call := leaf(self, input, hx, **options, **extras)) is not None:
+            return call
         if not compiling and traced():
             raise NotImplementedError(
                 f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export "

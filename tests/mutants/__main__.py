@@ -88,19 +88,18 @@ def copy_tree(but: set[str]) -> None:
 def build() -> None:
     """Builds the C++ core of the copy."""
     tools = Path(sys.executable).parent
-    if not (BUILT / "build.ninja").exists():
-        pybind11 = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True)
-        options = {
-            "CMAKE_MAKE_PROGRAM": tools / "ninja",
-            "CMAKE_BUILD_TYPE": "None",
-            "Python_EXECUTABLE": sys.executable,
-            "pybind11_DIR": pybind11.stdout.strip(),
-            "CMAKE_CXX_FLAGS": f"-include {TREE}/planted.h",
-            "FASTRNN_INSTRUCTION_SETS": f"{best()};generic",
-            "FASTRNN_OPTIMIZATION": 1,
-        }
-        command = [tools / "cmake", "-S", TREE, "-B", BUILT, "-G", "Ninja"]
-        subprocess.run([*command, *(f"-D{k}={v}" for k, v in options.items())], check=True, stdout=subprocess.DEVNULL)
+    pybind11 = subprocess.run([sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True)
+    options = {
+        "CMAKE_MAKE_PROGRAM": tools / "ninja",
+        "CMAKE_BUILD_TYPE": "None",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.stdout.strip(),
+        "CMAKE_CXX_FLAGS": f"-include {TREE}/planted.h",
+        "FASTRNN_INSTRUCTION_SETS": f"{best()};generic",
+        "FASTRNN_OPTIMIZATION": 1,
+    }
+    command = [tools / "cmake", "-S", TREE, "-B", BUILT, "-G", "Ninja"]
+    subprocess.run([*command, *(f"-D{k}={v}" for k, v in options.items())], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([tools / "cmake", "--build", BUILT], check=True, stdout=subprocess.DEVNULL)
     name = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     shutil.copy2(BUILT / name, TREE / "fastrnn" / name)

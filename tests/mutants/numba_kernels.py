@@ -84,6 +84,14 @@ FAULTS = [
         "test_layer.py -k 'values and numba and RNN_TANH and H100'",
     ),
     Fault(
+        "numba-relu-slope-of-nan",
+        "relu hands on no gradient where it is NaN",
+        "kernels/numba_cells.py",
+        "return zero if y <= zero else d",
+        "return d if y > zero else zero",
+        "test_layer.py -k 'finite and numba and RELU'",
+    ),
+    Fault(
         "numba-tanh-limit",
         "tanh is 1 from 8 on, where float64 can tell",
         "kernels/numba_cells.py",
