@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ import torch
 
 torch.set_num_threads(1)  # in cases so small a second thread only waits; those of test_layer.py that want more say so
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's, which the Triton interpreter computes with
+# Compiled cells of a run of the suite, for all of its processes, go where no user keeps his own.
+user = os.getuid() if hasattr(os, "getuid") else ""
+os.environ.setdefault("FASTRNN_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"fastrnn-tests-{user}"))
 
 GPU = torch.cuda.is_available()
 if GPU:
