@@ -29,14 +29,14 @@ STEP, NEIGHBOUR, STATE, ROW, SEQUENCE, UNIT, NUMBER, TOTAL = range(8)
 #     the partial sums of a thread, ``other`` the folded ones.  row: from one row to the next; single: one number a row.
 # parts: units of a head (of all units where there is one head), heads.
 # results: bias, an address or 0; mean, an array or -1, ``column`` its first, ``heads`` of what it is the mean.
-# terms: column, of the operand; depth, of a head; apart, from the operand of a head to the next; packed (heads,
-#     panels, depth, COLUMNS).
+# terms: column, of the operand; depth, of a head; share, how many heads of the part have a head of the term between
+#     them; packed (heads of the part, panels, depth, COLUMNS).
 # operands: result, or array with its first column.
 TABLES = {
     "arrays": ("kind", "data", "other", "row", "columns", "initial", "initial_row", "final", "offset", "single"),
     "parts": ("units", "heads", "result", "results", "operand", "operands", "function"),
     "results": ("term", "terms", "bias", "mean", "column", "mean_heads"),
-    "terms": ("array", "column", "depth", "apart", "packed"),
+    "terms": ("array", "column", "depth", "share", "packed"),
     "operands": ("array", "result", "column", "write"),
 }
 CALL = (
@@ -154,7 +154,7 @@ def driver(real: type):
                             packed = at(
                                 pointer(term.packed, real), (head * panels + panel % panels) * term.depth * width
                             )
-                            offset = term.column + head * term.apart
+                            offset = term.column + head // term.share * term.depth
                             if array.kind == NEIGHBOUR:
                                 other = i + array.offset
                                 there = 0

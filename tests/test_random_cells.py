@@ -133,3 +133,21 @@ def test_threads_and_float32_give_the_same_to_their_digits():
                     verify(measured(RUNS[name], row, CASES[0], torch.float32), wanted, 1e-4)
     finally:
         torch.set_num_threads(before)
+
+
+class TwoAndThree(Cell):
+    """Products of different heads, and a dense one, in one phase, forward and backward."""
+
+    W, U, V, D = Input(), Recurrent(kind=Heads(2)), Recurrent(kind=Heads(3)), Recurrent()
+
+    def step(self, x, h):
+        return dict(h=language.tanh(self.W(x) + self.U(h) + self.V(h) * language.sigmoid(self.D(h))))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", ["torch", "cpp", "numba"])
+def test_products_of_different_heads_in_one_phase(name: str, case: Case):
+    if reason := unavailable(RUNS[name]):
+        pytest.skip(reason)
+    row = Row(TwoAndThree(), "heads", step=lambda *_: None, multiple=6)  # type: ignore[arg-type, return-value]
+    verify(measured(RUNS[name], row, case), measured(run_equations, row, case))

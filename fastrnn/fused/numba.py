@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -127,11 +128,9 @@ class _Tables:
 
     def _part(self, part: Part, function: int, operands: tuple[Operand, ...]) -> None:
         units = self.sizes[part.size]
-        heads = max([1, *(result.heads for result in part.results if not result.mean)])
+        heads = math.lcm(*(result.heads for result in part.results if not result.mean))
         first = len(self.rows["results"])
         for result in part.results:
-            if not result.mean and result.heads not in (1, heads):
-                raise NotImplementedError(f"products of {result.heads} and of {heads} heads in one phase")
             self._result(result, heads, units)
         begin = len(self.rows["operands"])
         for operand in operands:
@@ -165,13 +164,13 @@ class _Tables:
         else:
             rows = matrix[term.row * units : (term.row + 1) * units]
             blocks = rows.view(heads, -1, rows.shape[1]).transpose(1, 2)
-        depth, apart = blocks.shape[1], 0 if heads == 1 else blocks.shape[1]
-        if part_heads != heads:  # a dense product beside one of heads: a head's units are some of its columns
-            blocks = blocks.view(1, depth, part_heads, -1)[0].permute(1, 0, 2)
+        # A head of the part has some of the columns of one of the term's.
+        depth, share = blocks.shape[1], part_heads // heads
+        blocks = blocks.unflatten(2, (share, -1)).transpose(1, 2).flatten(0, 1)
         wide = F.pad(blocks, (0, -blocks.shape[2] % self.columns))
         packed = wide.unflatten(2, (-1, self.columns)).transpose(1, 2).contiguous()
         column = term.operand.block * own
-        self.rows["terms"].append((self.index[str(term.operand.array)], column, depth, apart, self._held(packed)))
+        self.rows["terms"].append((self.index[str(term.operand.array)], column, depth, share, self._held(packed)))
 
 
 def _threads() -> int:
