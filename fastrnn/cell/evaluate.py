@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from fastrnn.cell import functions
 from fastrnn.cell.graph import Node, ancestors
 
@@ -49,8 +47,3 @@ def evaluate(roots: Iterable[Node], known: Mapping[Node, Any], product: Any) -> 
         else:
             found[node] = FUNCTIONS[node.op](*args)
     return found
-
-
-def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """A value as a tensor: what is computed of constants alone is a number."""
-    return value if isinstance(value, Tensor) else like.new_tensor(value)

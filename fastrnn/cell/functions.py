@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn.cell.graph import Graph, Node
+from fastrnn.cell.graph import COMPARISONS, Graph, Node
 
 
 class CellError(TypeError):
@@ -175,9 +175,9 @@ def _apply(op: str, *args: Any) -> Value:
             values.append(Value(graph, graph.node("const", about=float(arg), line=line)))
         else:
             raise CellError(f"{line}: {op} of {described(arg)}; a cell reads numbers, its own parameters, x and states")
-    if op == "where" and values[0].node.op not in ("gt", "ge"):
+    if op == "where" and values[0].node.op not in COMPARISONS:
         raise CellError(f"{line}: the condition of where is a comparison, as a > b")
-    if op != "where" and any(value.node.op in ("gt", "ge") for value in values):
+    if op != "where" and any(value.node.op in COMPARISONS for value in values):
         raise CellError(f"{line}: {op} of a comparison, which is for where alone")
     return Value(graph, graph.node(op, [value.node for value in values], None, _common_size(op, values, line), line))
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fastrnn.cell.declare import Cell, Input, Matrix, Parts, Vector, written
 from fastrnn.cell.functions import CellError, Gates, Value, described, user_line
-from fastrnn.cell.graph import Graph, Node, ancestors
+from fastrnn.cell.graph import COMPARISONS, Graph, Node, ancestors
 from fastrnn.cell.kinds import Diagonal
 
 
@@ -85,7 +85,7 @@ def trace(cell: Cell) -> Traced:
             )
         if isinstance(matrix, Input) and any(node.op == "state" for node in ancestors([v.node])):
             raise CellError(f"{line}: {matrix.name} is an Input and applied to a value of a state; make it a Recurrent")
-        if v.node.op in ("gt", "ge"):
+        if v.node.op in COMPARISONS:
             raise CellError(f"{line}: {matrix.name} is applied to a comparison")
         ending, kind = parts.names[matrix.name], parts.kinds[matrix.name]
         if kind.square and size != matrix.size:
@@ -131,8 +131,8 @@ def _checked(cell: Cell, parts: Parts, graph: Graph, found: Any, columns: dict[s
         if not isinstance(value, Value):
             raise CellError(f"{where}: {key} is {described(value)}, not a value of units")
         node = value.node
-        if node.size is None or node.op in ("gt", "ge"):
-            kind = "comparison" if node.op in ("gt", "ge") else "single number"
+        if node.size is None or node.op in COMPARISONS:
+            kind = "comparison" if node.op in COMPARISONS else "single number"
             raise CellError(f"{where}: {key} is a {kind}, not a value of units")
         if size and node.size != size:
             raise CellError(f"{where}: state {key} has {size} and its next value {node.size}, which are two sizes")

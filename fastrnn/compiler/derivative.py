@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fastrnn.cell.graph import Graph, Node
+from fastrnn.cell.graph import COMPARISONS, Graph, Node
 from fastrnn.compiler.normal import Loop
 
 
@@ -98,7 +98,7 @@ def local(build: Build, node: Node, g: Node) -> list[Node | None]:
         return [part(first, second), part(second, first)]
     if op == "where":
         return [None, build.op("where", args[0], g, zero), build.op("where", args[0], zero, g)]
-    if op in ("gt", "ge"):
+    if op in COMPARISONS:
         return [None, None]
     raise NotImplementedError(f"{op} has no derivative")
 

@@ -32,6 +32,11 @@ class Loop(NamedTuple):
     nodes: tuple[Node, ...]
 
     @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names of the matrices of its products."""
+        return tuple(dict.fromkeys(node.about[0] for node in self.nodes if node.op == "product"))
+
+    @property
     def depth(self) -> int:
         """The number of products and means of a step that wait for one another."""
         level: dict[Node, int] = dict.fromkeys(self.inputs, 0)

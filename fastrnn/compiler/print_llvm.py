@@ -7,10 +7,11 @@ new value is added to what is there.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastrnn.cell.graph import Node
+from fastrnn.cell.graph import COMPARISONS, Node
 from fastrnn.compiler.schedule import Address, Part
 
 
@@ -229,7 +230,7 @@ class Printer:
             return getattr(self, op)(*args)
         if op in ("maximum", "minimum"):
             return self.intrinsic(op, *args)
-        if op in ("gt", "ge"):
+        if op in COMPARISONS:
             return self.compare("o" + op, *args)
         if op == "where":
             return self.choose(*args)
@@ -238,8 +239,6 @@ class Printer:
 
 def _literal(value: float, real: str) -> str:
     """The bits of a number, rounded to ``real``, as LLVM reads them: those of a double in either case."""
-    import struct
-
     if real == "float":
         value = struct.unpack("<f", struct.pack("<f", value))[0]
     return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"

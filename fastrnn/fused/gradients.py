@@ -18,6 +18,7 @@ from fastrnn.fused.layout import layout, side_by_side
 
 
 def history_of(compiled: Compiled, name: str, emitted: Sequence[Tensor], kept: dict[str, Tensor]) -> Tensor:
+    """The values of a state behind every step."""
     node = compiled.loop.next[name]
     return emitted[compiled.loop.emitted.index(node)] if node in compiled.loop.emitted else kept[f"history:{name}"]
 

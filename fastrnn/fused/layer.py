@@ -94,11 +94,10 @@ def direction(
     groups = tuple(None if within and number in own.within else call.group(group) for number, group in own_groups)
     given = Operands(groups, tuple(states), matrices, biases, x if within else None)
     emitted, ends = _in_wide(scan, compiled, steps, given)
-    loop = compiled.loop
-    states_of = [loop.emitted.index(node) for node in loop.next.values() if node in loop.emitted]
-    every = [emitted[k] for k in states_of] if len(states_of) == len(loop.next) else []
+    every = [emitted[k] for k in own.every]
     if own.output is not None:
         return emitted[own.output], ends, every
+    loop = compiled.loop
     output = loop.traced.output
     known = call.by_step | dict(zip(loop.emitted, emitted, strict=True))
     return evaluate([output], known, call.product)[output].expand(steps.rows, -1), ends, every
@@ -111,6 +110,7 @@ class _Plan(NamedTuple):
         compiled: the cell.
         matrices, biases: those of the loop's products, by name; with the names of the parameters.
         output: the place of the output among what the loop emits, None where it is computed behind the loop.
+        every: the places of all states there, where they all are.
         meets_x: whether x is read by more than products.
         leaves: the nodes that a call gives values; and
         mixes: whether some come with a sequence.
@@ -122,6 +122,7 @@ class _Plan(NamedTuple):
     matrices: tuple[str, ...]
     biases: tuple[tuple[str, str], ...]
     output: int | None
+    every: tuple[int, ...]
     meets_x: bool
     leaves: tuple[Node, ...]
     mixes: bool
@@ -140,17 +141,23 @@ def plan(compiled: Compiled) -> _Plan:
 def _make_plan(compiled: Compiled) -> _Plan:
     loop = compiled.loop
     nodes, parts = loop.traced.graph.nodes, loop.traced.parts
-    matrices = tuple(dict.fromkeys(node.about[0] for node in loop.nodes if node.op == "product"))
-    biases = tuple((name, f"bias_{parts.names[name]}") for name in matrices if parts.matrices[name].bias)
     output = loop.emitted.index(loop.traced.output) if loop.traced.output in loop.emitted else None
     meets_x = any(arg.op == "x" and node.op != "product" for node in nodes for arg in node.args)
     leaves = tuple(n for n in nodes if n.op in ("x", "step_input", "sequence_input", "parameter"))
     mixes = any(leaf.op == "sequence_input" for leaf in leaves)
     within = frozenset(number for number, group in enumerate(compiled.groups) if is_product_of_x(group))
     inner = (node.about[0] for number in sorted(within) for node in compiled.groups[number].nodes.values())
-    all_matrices = tuple(dict.fromkeys((*matrices, *inner)))
-    all_biases = tuple((name, f"bias_{parts.names[name]}") for name in all_matrices if parts.matrices[name].bias)
-    return _Plan(compiled, matrices, biases, output, meets_x, leaves, mixes, within, all_matrices, all_biases)
+    matrices_within = tuple(dict.fromkeys((*loop.matrices, *inner)))
+
+    def biases(matrices: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        return tuple((name, f"bias_{parts.names[name]}") for name in matrices if parts.matrices[name].bias)
+
+    states = tuple(loop.emitted.index(node) for node in loop.next.values() if node in loop.emitted)
+    every = states if len(states) == len(loop.next) else ()
+    return _Plan(
+        compiled, loop.matrices, biases(loop.matrices), output, every, meets_x, leaves, mixes, within, matrices_within,
+        biases(matrices_within),
+    )  # fmt: skip
 
 
 class _Call:
@@ -162,6 +169,7 @@ class _Call:
         self.plan, self.parameters, self.x, self.extras, self.steps = plan, parameters, x, extras, steps
         self.parts = plan.compiled.loop.traced.parts
         self._known: dict[Node, Any] | None = None
+        self._by_step: dict[Node, Any] | None = None
         self._matrices: dict[str, Tensor] = {}
         self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
@@ -187,6 +195,11 @@ class _Call:
     @property
     def by_step(self) -> dict[Node, Any]:
         """The value of every leaf as a row of each step meets it: those of a sequence at all of its steps."""
+        if self._by_step is None:
+            self._by_step = self._leaves_by_step() if self.plan.mixes else self.known
+        return self._by_step
+
+    def _leaves_by_step(self) -> dict[Node, Any]:
         steps = self.steps
         index = torch.arange(steps.batch, device=self.x.device)
         if steps.sizes is None:
@@ -225,8 +238,7 @@ class _Call:
         node = next(iter(group.nodes.values()))
         if node.op == "product" and node.args[0].op == "x":
             return self.all_gates(node.about[0], self.x)
-        mixed = self.plan.compiled.loop.inputs[node] == "step" and self.plan.mixes
-        known = self.by_step if mixed else self.known
+        known = self.by_step if self.plan.compiled.loop.inputs[node] == "step" else self.known
         if node.op != "product":
             return evaluate([node], known, self.product)[node]
         operand = node.args[0]

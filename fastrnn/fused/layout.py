@@ -45,8 +45,7 @@ def _make_layout(compiled: Compiled) -> _Layout:
     sizes: dict[str, tuple[str, Any, int]] = {}
     for number, leaf in enumerate(loop.states.values()):
         sizes.setdefault(str(leaf.size), ("states", number, 1))
-    matrices = dict.fromkeys(node.about[0] for node in loop.nodes if node.op == "product")
-    for name in matrices:
+    for name in loop.matrices:
         declared = parts.matrices[name]
         sizes.setdefault(declared.size, ("rows", name, declared.blocks))
         sizes.setdefault(loop.traced.columns[name], ("columns", name, parts.kinds[name].heads))
@@ -103,6 +102,7 @@ def side_by_side(addresses: Sequence[Address | None]) -> bool:
 
 
 def dense(tensor: Tensor) -> Tensor:
+    """A tensor as engines address one: itself, or a copy without gaps."""
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 

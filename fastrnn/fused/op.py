@@ -33,8 +33,7 @@ _library.define(
 
 def names_of(compiled: Compiled, biased: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The matrices and biases whose tensors stand behind the states in a flat list."""
-    matrices = tuple(dict.fromkeys(node.about[0] for node in compiled.loop.nodes if node.op == "product"))
-    declared = compiled.loop.traced.parts.matrices
+    matrices, declared = compiled.loop.matrices, compiled.loop.traced.parts.matrices
     return matrices, tuple(name for name in matrices if biased and declared[name].bias)
 
 
