@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastrnn.cell.declare import Cell, Matrix, Parts
 from fastrnn.cell.functions import CellError, Gates
 from fastrnn.cell.kinds import Diagonal, Kind
+from fastrnn.cell.steps import over_steps
 from fastrnn.cell.trace import Binding
 
 Parameters = Mapping[str, Tensor]
@@ -147,23 +148,16 @@ def direction(
         tensor = tensor.unsqueeze(-1) if single else tensor
         (of_step if type(parts.extras[name]).__name__ == "StepInput" else of_sequence)[name] = tensor
     by_steps = {name: by_step(tensor) for name, tensor in of_step.items()}
-    outputs: list[Tensor] = []
-    now = [state[:0] for state in states] if reverse else list(states)
-    ended = [state[:0] for state in states]  # forward: rows that have ended, longest first
-    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
-        count = sizes[t]
-        if reverse:  # rows whose last step this is begin here
-            now = [torch.cat([state, first[len(state) : count]]) for state, first in zip(now, states, strict=True)]
-        else:  # rows that have no such step ended before it
-            ended = [torch.cat([state[count:], end]) for state, end in zip(now, ended, strict=True)]
-            now = [state[:count] for state in now]
-        own = {name: tensor[:count] for name, tensor in of_sequence.items()}
+    outputs: dict[int, Tensor] = {}
+
+    def at(t: int, now: list[Tensor]) -> list[Tensor]:
+        own = {name: tensor[: sizes[t]] for name, tensor in of_sequence.items()}
         own |= {name: tensors[t] for name, tensors in by_steps.items()}
         found = parts.one_by_one(step(bound, rows[t], *now, **own))  # type: ignore[arg-type]
-        found = {name: value.expand(count, -1) for name, value in found.items()}  # some are the same for all rows
-        now = [found[name] for name in parts.states]
-        outputs.append(found[parts.output])
-    if reverse:
-        outputs.reverse()
-    y = torch.cat(outputs)
-    return y.unflatten(0, x.shape[:2]) if flat else y, [torch.cat(pair) for pair in zip(now, ended, strict=True)]
+        found = {name: value.expand(sizes[t], -1) for name, value in found.items()}  # some are the same for all rows
+        outputs[t] = found[parts.output]
+        return [found[name] for name in parts.states]
+
+    ends = over_steps(sizes, states, reverse, at)
+    y = torch.cat([outputs[t] for t in range(len(sizes))])
+    return y.unflatten(0, x.shape[:2]) if flat else y, ends

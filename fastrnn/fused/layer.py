@@ -13,6 +13,7 @@ from fastrnn.cell.equations import dense, multiply
 from fastrnn.cell.evaluate import evaluate
 from fastrnn.cell.graph import Node
 from fastrnn.cell.kinds import Dense
+from fastrnn.cell.steps import over_steps
 from fastrnn.compiler.program import Compiled, Group, is_product_of_x
 
 
@@ -32,6 +33,11 @@ class Steps(NamedTuple):
     rows: int
     sizes: Tensor | None = None
     reverse: bool = False
+
+    @property
+    def lengths(self) -> list[int]:
+        """The rows of each step."""
+        return [self.batch] * self.count if self.sizes is None else self.sizes.tolist()
 
 
 class Operands(NamedTuple):
@@ -302,7 +308,7 @@ def scan_by_torch(
     ``watch`` is given, for each step in the order of x, the very states that the next one reads.
     """
     loop, parts = compiled.loop, compiled.loop.traced.parts
-    sizes = [steps.batch] * steps.count if steps.sizes is None else steps.sizes.tolist()
+    sizes = steps.lengths
     fixed: dict[Node, Any] = {}
     by_step: list[tuple[Node, Sequence[Tensor]]] = []
     by_row: list[tuple[Node, Tensor]] = []
@@ -324,31 +330,20 @@ def scan_by_torch(
         )
         return found if gate is None else found.chunk(declared.blocks, -1)[declared.gates.index(gate)]
 
-    names = list(loop.states)
-    emitted: list[list[Tensor]] = [[] for _ in loop.emitted]
-    now = [state[:0] for state in operands.states] if steps.reverse else list(operands.states)
-    ended = [state[:0] for state in operands.states]
-    watched: list[list[Tensor]] = []
-    order = reversed(range(len(sizes))) if steps.reverse else range(len(sizes))
-    for t in order:
+    emitted: dict[int, list[Tensor]] = {}
+    behind: dict[int, list[Tensor]] = {}
+
+    def step(t: int, now: list[Tensor]) -> list[Tensor]:
         count = sizes[t]
-        if steps.reverse:
-            now = [torch.cat([s, first[len(s) : count]]) for s, first in zip(now, operands.states, strict=True)]
-        else:
-            ended = [torch.cat([s[count:], end]) for s, end in zip(now, ended, strict=True)]
-            now = [s[:count] for s in now]
-        known = (
-            fixed | {node: tensors[t] for node, tensors in by_step} | {node: tensor[:count] for node, tensor in by_row}
-        )
-        known |= {loop.states[name]: state for name, state in zip(names, now, strict=True)}
+        known = fixed | {node: tensors[t] for node, tensors in by_step} | {node: own[:count] for node, own in by_row}
+        known |= dict(zip(loop.states.values(), now, strict=True))
         found = evaluate([*loop.next.values(), *loop.emitted], known, product)
-        now = [_of_rows(found[loop.next[name]], count) for name in names]
-        watched.append(now)
-        for rows, node in zip(emitted, loop.emitted, strict=True):
-            rows.append(_of_rows(found[node], count))
-    if steps.reverse:
-        for rows in (*emitted, watched):
-            rows.reverse()
+        emitted[t] = [_of_rows(found[node], count) for node in loop.emitted]
+        behind[t] = [_of_rows(found[node], count) for node in loop.next.values()]
+        return behind[t]
+
+    ends = over_steps(sizes, operands.states, steps.reverse, step)
+    order = range(len(sizes))
     if watch is not None:
-        watch(watched)
-    return [torch.cat(rows) for rows in emitted], [torch.cat(pair) for pair in zip(now, ended, strict=True)]
+        watch([behind[t] for t in order])
+    return [torch.cat(rows) for rows in zip(*(emitted[t] for t in order), strict=True)], ends

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fastrnn import fused
 from fastrnn.cell.declare import Cell, Recurrent, StepInput
 from fastrnn.cell.regularise import Regularised, operand_sizes
+from fastrnn.cell.steps import over_steps
 from fastrnn.fused.engines import ENGINES
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import Arguments
@@ -108,36 +109,22 @@ def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
         extras: Mapping[str, Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         length = math.isqrt(steps.count - 1) + 1
-        sizes = [steps.batch] * steps.count if steps.sizes is None else steps.sizes.tolist()
-        begins = list(range(0, steps.count, length))
-        now = [state[:0] for state in states] if steps.reverse else list(states)
-        ended: list[list[Tensor]] = [[] for _ in states]
-        outputs: dict[int, tuple[Tensor, ...]] = {}
-        for begin in reversed(begins) if steps.reverse else begins:
-            end = min(begin + length, steps.count)
+        sizes, begins = steps.lengths, range(0, steps.count, length)
+        outputs: list[tuple[Tensor, ...]] = [()] * len(begins)
+
+        def segment(k: int, now: list[Tensor]) -> list[Tensor]:
+            begin, end = begins[k], min(begins[k] + length, steps.count)
             first, last, batch = sum(sizes[:begin]), sum(sizes[:end]), sizes[begin]
-            if steps.reverse:  # rows whose last step is within begin here
-                now = [torch.cat([s, given[len(s) : batch]]) for s, given in zip(now, states, strict=True)]
-            else:
-                for own, state in zip(ended, now, strict=True):
-                    own.append(state[batch:])
-                now = [state[:batch] for state in now]
             part = None if steps.sizes is None else steps.sizes[begin:end]
             own_steps = Steps(end - begin, batch, last - first, part, steps.reverse)
             own_extras = {n: e[first:last] if n in of_step else e[:batch] for n, e in extras.items()}
-            y, now, every = checkpoint(
-                run,
-                parameters,
-                x[first:last],
-                own_steps,
-                now,
-                own_extras,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )  # type: ignore[misc]
-            outputs[begin] = y, *every
-        ends = [torch.cat([state, *reversed(own)]) for state, own in zip(now, ended, strict=True)]
-        y, *every = (torch.cat(parts) for parts in zip(*(outputs[begin] for begin in begins), strict=True))
+            own = parameters, x[first:last], own_steps, now, own_extras
+            y, now, every = checkpoint(run, *own, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
+            outputs[k] = y, *every
+            return now
+
+        ends = over_steps([sizes[begin] for begin in begins], states, steps.reverse, segment)
+        y, *every = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         return y, ends, every
 
     return segmented
