@@ -6,13 +6,7 @@ tiles in the cell's gate order, and ``CELL`` is a key of ``fastrnn.modes.CELLS``
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def sigmoid(x):
-    # exp of a negative number only: no overflow at either end.
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+from fastrnn.kernels.triton_functions import sigmoid
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from cell_definitions import applying
 
 from fastrnn import cell as language
 from fastrnn import cells
@@ -37,18 +38,6 @@ from fastrnn.cell.graph import POINTWISE
 from fastrnn.cell.naming import cell_of, key_of
 from fastrnn.cell.regularise import Regularised
 from fastrnn.cell.trace import trace
-
-
-def applying(operation: Callable[[Any], Any]) -> type[Cell]:
-    """A cell that applies an operation to a value; the line that a message names is the one that applies it."""
-
-    class Made(Cell):
-        W, U = Input(), Recurrent()
-
-        def step(self, x, h):
-            return dict(h=self.W(x) + operation(self.U(h)))
-
-    return Made
 
 
 class Good(Cell):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from cell_definitions import applying
 
 from fastrnn import cell as language
 from fastrnn.cell import Cell, CellError, Input, Recurrent, tanh
@@ -244,18 +245,6 @@ def test_a_mistake_is_refused_by_name_and_line(title: str):
     (line,) = (number for number, line in enumerate(code.splitlines(), 1) if line.endswith("# here"))
     for word in (*heading.partition(": ")[2].split(" | "), f"<the user's file>:{line}: "):
         assert word in str(caught.value)
-
-
-def applying(operation: Callable[[Any], Any]) -> type[Cell]:
-    """A cell that applies an operation to a value; the line that a message names is the one that applies it."""
-
-    class Made(Cell):
-        W, U = Input(), Recurrent()
-
-        def step(self, x, h):
-            return dict(h=self.W(x) + operation(self.U(h)))
-
-    return Made
 
 
 TORCH = [torch.sin, torch.erf, torch.cumsum, torch.softmax, torch.nn.functional.gelu, torch.clone, torch.zeros_like]

@@ -5,8 +5,6 @@ In float32: there Keras multiplies matrices in it, whatever their dtype is.
 
 from __future__ import annotations
 
-import importlib
-import os
 from types import ModuleType
 
 import numpy
@@ -22,15 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 INPUTS, HIDDEN, ROWS, STEPS = 4, 5, 3, 7
 KINDS = {"SimpleRNN": fastrnn.RNN, "LSTM": fastrnn.LSTM, "GRU": fastrnn.GRU}
 KIND = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(scope="module")
-def keras() -> ModuleType:
-    os.environ |= {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": "cpu"}
-    try:
-        return importlib.import_module("keras")
-    except ImportError as error:
-        pytest.skip(f"these tests compare with Keras: {error}")
 
 
 def layer_of(keras: ModuleType, kind: str, bidirectional: bool = False, **options):

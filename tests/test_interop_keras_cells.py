@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
 import sys
 from types import ModuleType, SimpleNamespace
@@ -26,15 +24,6 @@ INPUTS, HIDDEN, ROWS, STEPS = 4, 5, 3, 7
 KINDS = ("SimpleRNN", "LSTM", "GRU")
 KIND = pytest.mark.parametrize("kind", KINDS)
 FUNCTIONS = "linear tanh sigmoid hard_sigmoid relu relu6 leaky_relu elu selu softplus softsign silu exponential".split()
-
-
-@pytest.fixture(scope="module")
-def keras() -> ModuleType:
-    os.environ |= {"KERAS_BACKEND": "torch", "KERAS_TORCH_DEVICE": "cpu"}
-    try:
-        return importlib.import_module("keras")
-    except ImportError as error:
-        pytest.skip(f"these tests compare with Keras: {error}")
 
 
 def layer_of(keras: ModuleType, kind: str, seed: int = 1, bidirectional: bool = False, **options: Any) -> Any:

@@ -6,7 +6,7 @@ FAULTS = [
     Fault(
         "triton-sigmoid",
         "sigmoid of a negative number is 1 / (1 + e^x)",
-        "kernels/triton_cells.py",
+        "kernels/triton_functions.py",
         "return tl.where(x >= 0, 1.0, e) / (1.0 + e)",
         "return 1.0 / (1.0 + e)",
         "test_layer.py -k 'values and triton and LSTM and B3'",
