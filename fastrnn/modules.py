@@ -31,7 +31,7 @@ from fastrnn.sequences import Lengths
 from fastrnn.storage import require_memory
 
 
-def hand_over(module: nn.Module, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
+def hand_over(module: Any, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
     if isinstance(problem, Unfit) and issubclass(base, nn.RNNBase):  # cells look for themselves
         raise problem
