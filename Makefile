@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench check dev format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest clean
+.PHONY: help demo test test-slow bench bench-compare check dev format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +34,9 @@ test-slow: .venv/installed  ## run the tests that take minutes each
 
 bench: .venv/installed  ## time fastrnn against torch.nn and others
 	$(BIN)/python benchmarks/report.py $(ARGS)
+
+bench-compare: .venv/installed  ## time the working tree against the commit BASE, both built and run in turn (ARGS=--help)
+	$(BIN)/python benchmarks/compare.py $(or $(BASE),$(error bench-compare needs BASE=<commit>)) $(ARGS)
 
 check: .venv/installed  ## lint, formats, types, then the tests
 	$(BIN)/ruff check .

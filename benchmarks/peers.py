@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import foreign
 import torch
 from cases import Case
-from problem import Problem, Results, evaluate
-from timing import LINGERS, Side
+from problem import Problem, Results, evaluate, module_side
+from timing import Side
 from torch import nn
 
 import fastrnn
@@ -42,21 +42,13 @@ class Peer:
 def _module_side(
     problem: Problem, module: nn.Module, threads: int, context: Callable = contextlib.nullcontext
 ) -> tuple[Side, Callable[[], Results]]:
-    train, lingers = problem.case.work == "train", LINGERS * (threads > 1)
+    train = problem.case.work == "train"
 
     def results() -> Results:
         with context():
             return problem.name(evaluate(module, problem.data, train))
 
-    call = functools.partial(evaluate, module, problem.data, train)
-    if not train:
-        return Side(call, context=context, lingers=lingers), results
-    parameters = [parameter.detach() for parameter in module.parameters()]  # shares storage and version counter
-
-    def step() -> None:
-        torch._foreach_mul_(parameters, 1.0)
-
-    return Side(call, before=step, context=context, lingers=lingers), results
+    return module_side(module, problem.data, train, threads, context), results
 
 
 def _torch_nn(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from cases import GATES, Case
+from timing import LINGERS, Side
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -50,6 +55,25 @@ def evaluate(module: nn.Module, data: Data, train: bool) -> list[Tensor]:
     y, last = module(data.x, data.hx)
     grads = torch.autograd.grad(rows(y), (rows(data.x), *module.parameters()), data.grad_y)
     return [rows(y), *(last if isinstance(last, tuple) else (last,)), *grads]
+
+
+def module_side(
+    module: nn.Module,
+    data: Data,
+    train: bool,
+    threads: int,
+    context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Side:
+    """:func:`evaluate` as a side to be timed; in training every parameter is written to before each call."""
+    call, lingers = functools.partial(evaluate, module, data, train), LINGERS * (threads > 1)
+    if not train:
+        return Side(call, context=context, lingers=lingers)
+    parameters = [parameter.detach() for parameter in module.parameters()]  # shares storage and version counter
+
+    def step() -> None:
+        torch._foreach_mul_(parameters, 1.0)
+
+    return Side(call, before=step, context=context, lingers=lingers)
 
 
 def error(found: Tensor, exact: Tensor) -> float:
