@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                          all cases, into benchmarks/GPU.md and benchmarks/gpu.png
     python benchmarks/gpu.py --only H512 --seconds 0.5
 
-The last that it prints is the table CUDNN_WINS of fastrnn/backends/triton_roads.py, for a human to commit.
+The last that it prints is the table CUDNN_WINS of fastrnn/backends/triton_paths.py, for a human to commit.
 
 Both sides run the same module with the same weights and the same switches (torch's defaults: TF32 for float32 RNNs),
 each inside a CUDA graph where it can be captured, so that what is compared is the device's work and not Python's, and
@@ -228,7 +228,7 @@ def table(rows: list[Row]) -> str:
 
 
 def cudnn_wins(rows: list[Row]) -> str:
-    """Source text for ``fastrnn/backends/triton_roads.py``: the cases where torch.nn is faster by more than noise."""
+    """Source text for ``fastrnn/backends/triton_paths.py``: the cases where torch.nn is faster by more than noise."""
     lost = []
     for row in rows:
         case = row.case

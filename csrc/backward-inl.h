@@ -2,7 +2,7 @@
 //
 // Floor per step and row: 2 G H P flops for the state, then 2 G H I for the gradient of x and 2 G H (I + P) for those
 // of the weights. Step by step, last to first: the gradient of h from the gate gradients of the step behind it, and at
-// once the gates' math on it while it is in L1. After a stretch of steps its gate gradients are multiplied into the
+// once the gates' math on it while it is in L1. After a block of steps its gate gradients are multiplied into the
 // gradients of x and of the weights. Every number has one thread that computes it, in an order that does not depend on
 // how many there are.
 
@@ -14,8 +14,8 @@ struct BackwardScan {
   using Number = S;
   using Unit = Cell;
   using W = Wide<S>;
-  using Stretches = FASTRNN_NAMESPACE::Stretches<S, A, Cell>;
-  static constexpr bool kRounds = Stretches::kRounds;
+  using StepBlocks = FASTRNN_NAMESPACE::StepBlocks<S, A, Cell>;
+  static constexpr bool kRounds = StepBlocks::kRounds;
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
   static constexpr int kSides = Cell::kSides;
@@ -24,13 +24,13 @@ struct BackwardScan {
   const Sizes& z;
   const Parameters<const S, const A>& weights;
   const int64_t direction;
-  const Crew crew;
+  const TeamPlan team_plan;
   Barrier& barrier;
-  const Stretches stretches;
+  const StepBlocks blocks;
   const Steps& steps;
   const int64_t ld;  // from row to row of the gate gradients
   const bool projected;
-  const Wave wave;
+  const Wavefront wavefront;
   const int64_t piece;                           // steps whose gradients of x are computed at once
   const bool carried;                            // whether any gradient of h flows from a step to the one before
   const Panels<S> shared_outputs, shared_units;  // columns of h and the units, as the threads share them
@@ -42,15 +42,14 @@ struct BackwardScan {
   W* results;      // per thread
   int64_t results_size;
 
-  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch,
-               Wave w = {})
-      : args(a), z(a.sizes), weights(a.weights[d]), direction(d), crew(c), barrier(b),
-        stretches(a, d, offsets, c, b, scratch), steps(stretches.steps), ld(stretches.ld),
-        projected(stretches.projected), wave(w),
-        piece(wave.done ? larger<int64_t>(1, wave_rows(z) / z.batch) : stretches.chunk),
-        carried(z.steps > 1 || a.grad_h0), shared_outputs(z.outputs, crew.by_rows ? 1 : crew.threads),
-        shared_units(z.hidden, crew.by_rows ? 1 : crew.threads), h0(stretches.h0),
-        gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr), hidden(stretches.hidden),
+  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch,
+               Wavefront w = {})
+      : args(a), z(a.sizes), weights(a.weights[d]), direction(d), team_plan(c), barrier(b),
+        blocks(a, d, offsets, c, b, scratch), steps(blocks.steps), ld(blocks.ld), projected(blocks.projected),
+        wavefront(w), piece(wavefront.done ? larger<int64_t>(1, wavefront_rows(z) / z.batch) : blocks.chunk),
+        carried(z.steps > 1 || a.grad_h0), shared_outputs(z.outputs, team_plan.by_rows ? 1 : team_plan.threads),
+        shared_units(z.hidden, team_plan.by_rows ? 1 : team_plan.threads), h0(blocks.h0),
+        gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr), hidden(blocks.hidden),
         cells(Cell::kHasCell || (projected && !Cell::kSaved) ? a.saved.cells + d * z.rows * z.hidden : nullptr) {
     w_hh = carried ? scratch.take<S>(shared_outputs.size(G * z.hidden)) : nullptr;
     w_hr = projected ? scratch.take<S>(shared_units.size(z.outputs)) : nullptr;
@@ -64,44 +63,46 @@ struct BackwardScan {
     carry = Cell::kHasCell && args.grad_c0 ? wide(args.grad_c0 + d * z.batch * z.hidden)
             : Cell::kHasCarry              ? scratch.take<W>(z.batch * z.hidden)
                                            : nullptr;
-    results_size = larger(stretches.results_size(), z.batch * kPanel<S, kPlain>);
-    results = scratch.take<W>(crew.threads * results_size);
+    results_size = larger(blocks.results_size(), z.batch * kPanel<S, kPlain>);
+    results = scratch.take<W>(team_plan.threads * results_size);
   }
 
   static int64_t shared_panels(const Sizes& z) { return ceil_div(z.outputs, kLanes<S>); }
 
   void run(int thread) const {
-    const auto share = [&](int64_t count) { return crew.by_rows ? Part{0, count} : part(count, thread, crew.threads); };
-    const Part own_outputs = share(shared_outputs.count), own_units = share(shared_units.count);
-    const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
-    W* mine = results + thread * results_size;
-    prepare(thread);
-    barrier.wait(crew.threads);
-    const auto back = [&](int64_t s) {
-      for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, mine);
-      if (!crew.by_rows) barrier.wait(crew.threads);
-      if (s < 0 || !projected) return;
-      for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, mine);
-      if (!crew.by_rows) barrier.wait(crew.threads);
+    const auto share = [&](int64_t count) {
+      return team_plan.by_rows ? Part{0, count} : part(count, thread, team_plan.threads);
     };
-    const int64_t chunk = stretches.chunk;
+    const Part own_outputs = share(shared_outputs.count), own_units = share(shared_units.count);
+    const Part own_rows = team_plan.by_rows ? part(z.batch, thread, team_plan.threads) : Part{0, z.batch};
+    W* sums = results + thread * results_size;
+    prepare(thread);
+    barrier.wait(team_plan.threads);
+    const auto back = [&](int64_t s) {
+      for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, sums);
+      if (!team_plan.by_rows) barrier.wait(team_plan.threads);
+      if (s < 0 || !projected) return;
+      for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, sums);
+      if (!team_plan.by_rows) barrier.wait(team_plan.threads);
+    };
+    const int64_t chunk = blocks.chunk;
     for (int64_t begin = (z.steps - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
       const int64_t end = smaller(begin + chunk, z.steps);
       for (int64_t last = end; last > begin; last -= piece) {
         const int64_t first = larger(begin, last - piece);
-        if (wave.before) wait_until(wave.before, z.steps - first);
+        if (wavefront.before) wait_until(wavefront.before, z.steps - first);
         for (int64_t s = last - 1; s >= first; --s) back(s);
-        if (crew.by_rows) barrier.wait(crew.threads);
-        stretches.multiply_inputs(first, last, thread, mine);
-        if (wave.done) __atomic_store_n(wave.done, z.steps - first, __ATOMIC_RELEASE);
+        if (team_plan.by_rows) barrier.wait(team_plan.threads);
+        blocks.multiply_inputs(first, last, thread, sums);
+        if (wavefront.done) __atomic_store_n(wavefront.done, z.steps - first, __ATOMIC_RELEASE);
       }
-      stretches.multiply_weights(begin, end, thread, mine);
+      blocks.multiply_weights(begin, end, thread, sums);
     }
     if (args.grad_h0) back(-1);
-    stretches.finish(thread);
+    blocks.finish(thread);
     if constexpr (kRounds) {
       if (!Cell::kHasCell || !args.grad_c0) return;
-      const Part rows = part(z.batch, thread, crew.threads);
+      const Part rows = part(z.batch, thread, team_plan.threads);
       convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
               (rows.end - rows.begin) * z.hidden);
     }
@@ -109,19 +110,18 @@ struct BackwardScan {
 
   // What is left of the second direction when both are done.
   void join() const {
-    if (args.grad_x) add_to(args.grad_x, stretches.grad_x, z.rows * z.inputs);
+    if (args.grad_x) add_to(args.grad_x, blocks.grad_x, z.rows * z.inputs);
   }
 
   void prepare(int thread) const {
-    stretches.prepare(thread);
+    blocks.prepare(thread);
     if (carried)
-      stretches.pack_share(
+      blocks.pack_share(
           shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, G * z.hidden,
           w_hh, thread);
     if (projected)
-      stretches.pack_share(
-          shared_units, [&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, w_hr, thread);
-    const Part rows = part(z.batch, thread, crew.threads);
+      blocks.pack_share(shared_units, [&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, w_hr, thread);
+    const Part rows = part(z.batch, thread, team_plan.threads);
     const int64_t from = rows.begin * z.hidden, count = (rows.end - rows.begin) * z.hidden;
     if (Cell::kHasCell && args.grad_cn)
       convert(carry + from, args.grad_cn + direction * z.batch * z.hidden + from, count);
@@ -133,15 +133,15 @@ struct BackwardScan {
 
   // The gradient of h at step s, for the outputs of panel p; without a projection the gates' math as well. Rows that
   // begin at step s + 1 give the gradient of h0 instead, as all rows do for s = -1.
-  void step(int64_t s, int64_t p, Part own, W* mine) const {
+  void step(int64_t s, int64_t p, Part own, W* sums) const {
     const int64_t later = steps.rows(s + 1), now = steps.rows(s);
     const Part behind{own.begin, smaller(own.end, later)};
     const int64_t first = shared_outputs.begin(p), columns = shared_outputs.end(p) - first;
     const int64_t width = shared_outputs.width(p);
     const int64_t depth = G * z.hidden;
     if (behind.begin < behind.end)
-      multiply_plain<S>(width, stretches.gates_at(s + 1, behind.begin), ld, behind.end - behind.begin, depth,
-                        w_hh + shared_outputs.offset(p, depth), nullptr, mine,
+      multiply_plain<S>(width, blocks.gates_at(s + 1, behind.begin), ld, behind.end - behind.begin, depth,
+                        w_hh + shared_outputs.offset(p, depth), nullptr, sums,
                         [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
                           for (int64_t r = behind.begin + top; s >= 0 && r < behind.begin + bottom; ++r)
                             expect(s, r, first, columns);
@@ -152,7 +152,7 @@ struct BackwardScan {
       for (int64_t r = own.begin; r < smaller(own.end, larger(now, later)); ++r) {
         Vec<S> grad{};
         if (r < later)
-          grad = load(mine + (r - own.begin) * width + c);
+          grad = load(sums + (r - own.begin) * width + c);
         else if (args.grad_hn)
           grad = load_part(args.grad_hn + (direction * z.batch + r) * z.outputs + column, lanes);
         if (r >= now) {
@@ -169,7 +169,7 @@ struct BackwardScan {
             const A* h = hidden + (steps.offset(s) + r) * z.outputs + column;
             grad *= activation_slope<W>(args.activation, load_part(h, lanes));
           }
-          store_part(stretches.outputs_at(s, r) + column, grad, lanes);
+          store_part(blocks.outputs_at(s, r) + column, grad, lanes);
         } else {
           finish(s, r, column, grad, lanes);
         }
@@ -178,21 +178,21 @@ struct BackwardScan {
   }
 
   // With a projection: the gradient of h before it, for the units of panel p, and the gates' math.
-  void unproject(int64_t s, int64_t p, Part own, W* mine) const {
+  void unproject(int64_t s, int64_t p, Part own, W* sums) const {
     const Part rows{own.begin, smaller(own.end, steps.rows(s))};
     if (rows.begin >= rows.end) return;
     const int64_t first = shared_units.begin(p), width = shared_units.width(p);
-    multiply_plain<S>(width, stretches.outputs_at(s, rows.begin), stretches.ld_outputs, rows.end - rows.begin,
-                      z.outputs, w_hr + shared_units.offset(p, z.outputs), nullptr, mine);
+    multiply_plain<S>(width, blocks.outputs_at(s, rows.begin), blocks.ld_outputs, rows.end - rows.begin, z.outputs,
+                      w_hr + shared_units.offset(p, z.outputs), nullptr, sums);
     for (int64_t r = rows.begin; r < rows.end; ++r)
       for (int64_t unit = first; unit < shared_units.end(p); unit += L) {
         const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
-        finish(s, r, unit, load(mine + (r - rows.begin) * width + unit - first), lanes);
+        finish(s, r, unit, load(sums + (r - rows.begin) * width + unit - first), lanes);
         const int64_t n = steps.offset(s) + r;
         Vec<S> u = load_part(cells + n * z.hidden + unit, lanes);
         if (Cell::kHasCell)  // the LSTM's was not saved: o tanh(c)
           u = load_part(gates + (n * Cell::kSaved + Cell::kSaved - 1) * z.hidden + unit, lanes) * tanh<W>(u);
-        store_part(stretches.unprojected_at(s, r) + unit, u, lanes);
+        store_part(blocks.unprojected_at(s, r) + unit, u, lanes);
       }
   }
 
@@ -202,10 +202,10 @@ struct BackwardScan {
     if (args.grad_y) fetch(args.grad_y + (n * z.directions + direction) * z.outputs + unit, count);
     if (projected) return;
     for (int i = 0; i < Cell::kSaved; ++i) fetch(gates + (n * Cell::kSaved + i) * z.hidden + unit, count);
-    if (Cell::kHasCell) fetch(stretches.state_before(s, r, cells, c0, z.hidden) + unit, count);
-    if (Cell::kReadsState) fetch(stretches.state_before(s, r, hidden, h0, z.outputs) + unit, count);
+    if (Cell::kHasCell) fetch(blocks.state_before(s, r, cells, c0, z.hidden) + unit, count);
+    if (Cell::kReadsState) fetch(blocks.state_before(s, r, hidden, h0, z.outputs) + unit, count);
     if (!Cell::kSaved) fetch(hidden + n * z.outputs + unit, count);
-    S* to = stretches.gates_at(s, r) + unit;
+    S* to = blocks.gates_at(s, r) + unit;
     for (int i = 0; i < kSides; ++i) fetch(to + i * z.hidden, count);
   }
 
@@ -213,21 +213,22 @@ struct BackwardScan {
   FASTRNN_INLINE void finish(int64_t s, int64_t r, int64_t unit, Vec<S> grad_h, int lanes) const {
     using V = Vec<S>;
     const int64_t n = steps.offset(s) + r;
-    V kept[Cell::kSaved + 1], grad[kSides], h{}, h_before{}, c{}, c_before{}, flow{};
-    for (int i = 0; i < Cell::kSaved; ++i) kept[i] = load_part(gates + (n * Cell::kSaved + i) * z.hidden + unit, lanes);
+    V saved_values[Cell::kSaved + 1], grad[kSides], h{}, h_before{}, c{}, c_before{}, flow{};
+    for (int i = 0; i < Cell::kSaved; ++i)
+      saved_values[i] = load_part(gates + (n * Cell::kSaved + i) * z.hidden + unit, lanes);
     if (Cell::kHasCell) {
       c = load_part(cells + n * z.hidden + unit, lanes);
-      c_before = load_part(stretches.state_before(s, r, cells, c0, z.hidden) + unit, lanes);
+      c_before = load_part(blocks.state_before(s, r, cells, c0, z.hidden) + unit, lanes);
     }
-    if (Cell::kReadsState) h_before = load_part(stretches.state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
+    if (Cell::kReadsState) h_before = load_part(blocks.state_before(s, r, hidden, h0, z.outputs) + unit, lanes);
     if (!Cell::kSaved)
       h = projected ? load_part(cells + n * z.hidden + unit, lanes) : load_part(hidden + n * z.outputs + unit, lanes);
     if (Cell::kHasCarry) flow = load_part(carry + r * z.hidden + unit, lanes);
     if (Cell::kHasCell && args.grad_cells)
       flow += load_part(args.grad_cells + (direction * z.rows + n) * z.hidden + unit, lanes);
-    Cell::backward(kept, h, h_before, c, c_before, grad_h, flow, grad);
+    Cell::backward(saved_values, h, h_before, c, c_before, grad_h, flow, grad);
     if (Cell::kHasCarry) store_part(carry + r * z.hidden + unit, flow, lanes);
-    S* to = stretches.gates_at(s, r) + unit;
+    S* to = blocks.gates_at(s, r) + unit;
     for (int i = 0; i < kSides; ++i) store_part(to + i * z.hidden, grad[i], lanes);
   }
 };

@@ -43,7 +43,7 @@ struct Lstm {
 
 template <class S>
 struct Gru {
-  // Kept gate gradients: b_n, r, z, a_n. So the columns of `a` and those of `b` are each contiguous.
+  // WeightCache gate gradients: b_n, r, z, a_n. So the columns of `a` and those of `b` are each contiguous.
   static constexpr int kGates = 3, kSaved = 4, kSides = 4, kVectors = 3;
   static constexpr bool kHasCell = false, kReadsState = true, kHasCarry = true;
   using V = Vec<S>;

@@ -1,9 +1,9 @@
 // The forward scan of one direction of a layer.
 //
 // Floor per step and row: 2 G H (I + P) flops; the packed weights are read once for every tile of rows.
-// A thread's way through it: pack a share of the weights; then, for a stretch of steps small enough to stay in cache,
-// the product of the inputs; then, step by step, the product of the state with the gates' math behind each panel while
-// its results are in L1. Threads meet once a step (twice with a projection) to exchange h.
+// A thread's way through it: pack a share of the weights; then, for a block of steps small enough to stay in
+// cache, the product of the inputs; then, step by step, the product of the state with the gates' math behind each panel
+// while its results are in L1. Threads meet once a step (twice with a projection) to exchange h.
 
 template <class S, class A, class Cell>
 struct ForwardScan {
@@ -26,11 +26,11 @@ struct ForwardScan {
   const Sizes& z;
   const int64_t direction;
   const Steps steps;
-  const Crew crew;
+  const TeamPlan team_plan;
   Barrier& barrier;
   const Weights weights;
   const bool projected;
-  const Wave wave;
+  const Wavefront wavefront;
   const int64_t panels;
   const int64_t chunk;                               // steps whose inputs are multiplied at once
   const int64_t &ld_inputs, &ld_outputs, &ld_units;  // rows of x, h and the units, as rows of products
@@ -42,10 +42,11 @@ struct ForwardScan {
   W* products;      // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
   W* results;       // per thread, results_size()
 
-  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch, Wave w = {})
-      : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
-        weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), wave(w),
-        panels(weights.panels), chunk(chunk_of(z, wave.done != nullptr)), ld_inputs(weights.ld_inputs),
+  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch,
+              Wavefront w = {})
+      : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c),
+        barrier(b), weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), wavefront(w),
+        panels(weights.panels), chunk(chunk_of(z, wavefront.done != nullptr)), ld_inputs(weights.ld_inputs),
         ld_outputs(weights.ld_outputs), ld_units(weights.ld_units), x(args.x) {
     if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
     state = scratch.take<S>(z.batch * ld_outputs);
@@ -53,7 +54,7 @@ struct ForwardScan {
     cell_state = Cell::kHasCell ? wide_or_scratch(args.cn + direction * z.batch * z.hidden, scratch) : nullptr;
     unprojected = projected ? scratch.take<S>(z.batch * ld_units) : nullptr;
     products = scratch.take<W>(panels * kWidth * chunk * z.batch);
-    results = scratch.take<W>(crew.threads * results_size());
+    results = scratch.take<W>(team_plan.threads * results_size());
   }
 
   // Of one thread: one panel of all rows, or all panels of the rows that come together.
@@ -61,8 +62,8 @@ struct ForwardScan {
     return weights.packed ? larger(z.batch, panels) * kResultsWidth : z.batch * panels * kWidth;
   }
 
-  static int64_t chunk_of(const Sizes& z, bool in_wave) {
-    const int64_t rows = in_wave ? smaller(kChunkRows, wave_rows(z)) : kChunkRows;
+  static int64_t chunk_of(const Sizes& z, bool in_wavefront) {
+    const int64_t rows = in_wavefront ? smaller(kChunkRows, wavefront_rows(z)) : kChunkRows;
     return ceil_div(z.steps, ceil_div(z.steps, larger<int64_t>(1, rows / z.batch)));  // all about equally long
   }
 
@@ -76,31 +77,31 @@ struct ForwardScan {
   static int64_t shared_panels(const Sizes& z) { return Weights::panel_count(z); }
 
   void run(int thread) const {
-    const Part own_panels = crew.by_rows ? Part{0, panels} : part(panels, thread, crew.threads);
+    const Part own_panels = team_plan.by_rows ? Part{0, panels} : part(panels, thread, team_plan.threads);
     const Part own_outputs =
-        crew.by_rows ? Part{0, weights.outputs.count} : part(weights.outputs.count, thread, crew.threads);
-    const Part own_rows = crew.by_rows ? part(z.batch, thread, crew.threads) : Part{0, z.batch};
-    W* mine = results + thread * results_size();
+        team_plan.by_rows ? Part{0, weights.outputs.count} : part(weights.outputs.count, thread, team_plan.threads);
+    const Part own_rows = team_plan.by_rows ? part(z.batch, thread, team_plan.threads) : Part{0, z.batch};
+    W* sums = results + thread * results_size();
     S *before = state, *after = next;
     prepare(thread);
-    barrier.wait(crew.threads);
+    barrier.wait(team_plan.threads);
     for (int64_t s = 0; s < z.steps; ++s) {
       if (s % chunk == 0) {
         const int64_t end = smaller(s + chunk, z.steps);
-        if (wave.before) wait_until(wave.before, end);
+        if (wavefront.before) wait_until(wavefront.before, end);
         multiply_inputs(s, end, own_panels, own_rows);
       }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
       if (weights.streams(rows.end - rows.begin))
-        step_streaming(s, own_panels, rows, before, after, mine);
+        step_streaming(s, own_panels, rows, before, after, sums);
       else
-        for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, mine);
-      if (!crew.by_rows) barrier.wait(crew.threads);
+        for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, sums);
+      if (!team_plan.by_rows) barrier.wait(team_plan.threads);
       if (projected) {
-        for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, mine);
-        if (!crew.by_rows) barrier.wait(crew.threads);
+        for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, sums);
+        if (!team_plan.by_rows) barrier.wait(team_plan.threads);
       }
-      if (wave.done) __atomic_store_n(wave.done, s + 1, __ATOMIC_RELEASE);
+      if (wavefront.done) __atomic_store_n(wavefront.done, s + 1, __ATOMIC_RELEASE);
       S* swap = before;
       before = after;
       after = swap;
@@ -111,8 +112,8 @@ struct ForwardScan {
 
   // This thread's share of the weights and of the initial states.
   void prepare(int thread) const {
-    weights.pack(thread, crew.threads);
-    const Part rows = part(z.batch, thread, crew.threads);
+    weights.pack(thread, team_plan.threads);
+    const Part rows = part(z.batch, thread, team_plan.threads);
     const A* h0 = args.h0 + direction * z.batch * z.outputs;
     for (S* to : {state, next}) copy_rows(to, ld_outputs, h0, z.outputs, rows);
     if (kKeepsState) copy_rows(args.hn + direction * z.batch * z.outputs, z.outputs, h0, z.outputs, rows);
@@ -122,7 +123,7 @@ struct ForwardScan {
       const int64_t from = rows.begin * z.hidden;
       convert(cell_state + from, args.c0 + direction * z.batch * z.hidden + from, (rows.end - rows.begin) * z.hidden);
     }
-    if (x != args.x) copy_rows(const_cast<S*>(x), ld_inputs, args.x, z.inputs, part(z.rows, thread, crew.threads));
+    if (x != args.x) copy_rows(const_cast<S*>(x), ld_inputs, args.x, z.inputs, part(z.rows, thread, team_plan.threads));
   }
 
   template <class To, class From>
@@ -145,43 +146,43 @@ struct ForwardScan {
       if (!args.tokens) return weights.times_inputs(x + from * ld_inputs, to - from, own, place);
       for (int64_t p = own.begin; p < own.end; ++p) weights.gather(args.tokens + from, to - from, p, place(p));
     };
-    if (!crew.by_rows) return rows(own_panels, first, last);
+    if (!team_plan.by_rows) return rows(own_panels, first, last);
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p)  // which stays in cache from step to step
       for (int64_t i = s; i < end; ++i)
         rows({p, p + 1}, steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);
   }
 
   // One step of the units of panel p: gates, c and h of some rows.
-  void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* mine) const {
+  void step(int64_t s, int64_t p, Part rows, const S* before, S* after, W* sums) const {
     if (rows.begin >= rows.end) return;
     const bool saves = args.saved.hidden != nullptr;
-    weights.times_states(before + rows.begin * ld_outputs, rows.end - rows.begin, p, mine,
+    weights.times_states(before + rows.begin * ld_outputs, rows.end - rows.begin, p, sums,
                          [&](int64_t top, int64_t bottom) __attribute__((always_inline)) {
                            for (int64_t r = rows.begin + top; saves && r < rows.begin + bottom; ++r)
                              expect(steps.offset(s) + r, p);
                          });
-    open(s, p, rows, mine);
-    close(s, p, rows, mine, before, after);
+    open(s, p, rows, sums);
+    close(s, p, rows, sums, before, after);
   }
 
   // One step of few rows: first all that streams weights, then the gates' math of all units.
-  void step_streaming(int64_t s, Part own, Part rows, const S* before, S* after, W* mine) const {
+  void step_streaming(int64_t s, Part own, Part rows, const S* before, S* after, W* sums) const {
     const int64_t count = rows.end - rows.begin;
     if (count <= 0) return;
     for (int64_t p = own.begin; p < own.end; ++p) {
       const char* inputs = reinterpret_cast<const char*>(inputs_of(s, p, rows.begin));
       for (int64_t byte = 0; byte < kWidth * int64_t(sizeof(W)); byte += 64) __builtin_prefetch(inputs + byte);
     }
-    weights.times_all(before + rows.begin * ld_outputs, count, own, mine);
-    const auto results = [&](int64_t p) { return mine + (p - own.begin) * count * kWidth; };
+    weights.times_all(before + rows.begin * ld_outputs, count, own, sums);
+    const auto results = [&](int64_t p) { return sums + (p - own.begin) * count * kWidth; };
     for (int64_t p = own.begin; p < own.end; ++p) open(s, p, rows, results(p));
     for (int64_t p = own.begin; p < own.end; ++p) close(s, p, rows, results(p), before, after);
   }
 
   // The inputs' share of the gates at step s, for panel p, from row r on.
   const W* inputs_of(int64_t s, int64_t p, int64_t r) const {
-    const int64_t stretch = s / chunk * chunk;
-    return product_at(p, steps.offset(s) + r - steps.first_row(stretch, smaller(stretch + chunk, z.steps)));
+    const int64_t block_start = s / chunk * chunk;
+    return product_at(p, steps.offset(s) + r - steps.first_row(block_start, smaller(block_start + chunk, z.steps)));
   }
 
   // Fetches what `finish` will meet for row n of x.
@@ -222,7 +223,7 @@ struct ForwardScan {
   FASTRNN_INLINE void finish(int64_t offset, int64_t r, int64_t unit, int lanes, const W* from_input,
                              const W* from_state, const S* before, S* after, bool ending) const {
     using V = Vec<S>;
-    V a[G], b[G], kept[Cell::kSaved + 1], c{}, h{};
+    V a[G], b[G], saved_values[Cell::kSaved + 1], c{}, h{};
     for (int gate = 0; gate < G; ++gate) {
       a[gate] = load(from_input + gate * L);
       b[gate] = load(from_state + gate * L);
@@ -232,7 +233,7 @@ struct ForwardScan {
     else if (Cell::kReadsState)
       h = load_part(before + r * ld_outputs + unit, lanes);
     if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
-    h = Cell::close(a, b, h, c, kept);
+    h = Cell::close(a, b, h, c, saved_values);
     const int64_t n = direction * z.rows + offset + r;
     if (Cell::kHasCell) {
       store_part(cell_state + r * z.hidden + unit, c, lanes);
@@ -241,7 +242,7 @@ struct ForwardScan {
     }
     if (Cell::kSaved && args.saved.gates)
       for (int i = 0; i < Cell::kSaved; ++i)
-        store_part(args.saved.gates + (n * Cell::kSaved + i) * z.hidden + unit, kept[i], lanes);
+        store_part(args.saved.gates + (n * Cell::kSaved + i) * z.hidden + unit, saved_values[i], lanes);
     if (projected) {
       store_part(unprojected + r * ld_units + unit, h, lanes);
       if (!Cell::kHasCell && args.saved.cells) store_part(args.saved.cells + n * z.hidden + unit, h, lanes);
@@ -260,15 +261,15 @@ struct ForwardScan {
     if (ending || kKeepsState) store_part(args.hn + (direction * z.batch + r) * P + column, h, lanes);
   }
 
-  void project(int64_t s, int64_t p, Part rows, S* after, W* mine) const {
+  void project(int64_t s, int64_t p, Part rows, S* after, W* sums) const {
     if (rows.begin >= rows.end) return;
     const int64_t count = rows.end - rows.begin, ending = steps.rows(s + 1);
     const Panels<S>& outputs = weights.outputs;
     const int64_t first = outputs.begin(p), width = outputs.width(p);
-    weights.project(unprojected + rows.begin * ld_units, count, p, mine);
+    weights.project(unprojected + rows.begin * ld_units, count, p, sums);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t column = first; column < outputs.end(p); column += L) {
-        const Vec<S> h = activate<W>(args.activation, load(mine + i * width + column - first));
+        const Vec<S> h = activate<W>(args.activation, load(sums + i * width + column - first));
         emit(steps.offset(s), rows.begin + i, column, h, static_cast<int>(smaller<int64_t>(L, z.outputs - column)),
              after, rows.begin + i >= ending);
       }

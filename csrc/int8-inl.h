@@ -9,7 +9,7 @@ using Sums = Bits<float>;
 
 // kVectorBytes activations, as multiplied: on x86 a product takes one unsigned factor, the size of an activation, and
 // its sign goes to the weight. (A shift by 128 in its place would want a correction for each row, and overflows in
-// vpmaddubsw.) Elsewhere even and odd bytes are 16-bit lanes, in which the sum of two products has room.
+// vpmaddubsw.) Elsewhere even and odd bytes are 16-bit lanes, in which the sum of two products has memory.
 #if defined(__AVX512BW__)
 struct Operand {
   __m512i size;
@@ -239,11 +239,11 @@ struct Int8Scan {
 
   // One step of L units: gates, c and h of all rows.
   void step(int64_t s, int64_t block, int64_t rows, const Rows& state, const float* before, float* after) const {
-    const int64_t stretch = s / chunk * chunk, unit = block * L;
-    const int64_t first = steps.offset(s) - steps.first_row(stretch, smaller(stretch + chunk, z.steps));
+    const int64_t block_start = s / chunk * chunk, unit = block * L;
+    const int64_t first = steps.offset(s) - steps.first_row(block_start, smaller(block_start + chunk, z.steps));
     const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
     for (int64_t r = 0; r < rows; ++r) {
-      Vec<float> a[G], b[G], kept[Cell::kSaved + 1], c{}, h{};
+      Vec<float> a[G], b[G], saved_values[Cell::kSaved + 1], c{}, h{};
       for (int gate = 0; gate < G; ++gate) {
         a[gate] = load(product_at(block, first + r) + gate * L);
         b[gate] = state.times(w_hh, gate * z.hidden + unit, lanes, r);
@@ -251,7 +251,7 @@ struct Int8Scan {
       if (Cell::kReadsState) h = load_part(before + r * z.outputs + unit, lanes);
       if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
       Cell::open(a, b);
-      h = Cell::close(a, b, h, c, kept);
+      h = Cell::close(a, b, h, c, saved_values);
       if (Cell::kHasCell) store_part(cell_state + r * z.hidden + unit, c, lanes);
       if (projected)
         store_part(unprojected + r * z.hidden + unit, h, lanes);
@@ -278,12 +278,12 @@ bool run_int8(const Int8Forward& args, Team& team) {
   const int threads = work < kCallWork ? 1 : team.size();
   const bool side_by_side = z.directions == 2 && threads % 2 == 0;
   const int own = step < 4 * kStepWork || z.hidden <= kLanes<float> ? 1 : side_by_side ? threads / 2 : threads;
-  const Crew crew{own, side_by_side, false};
+  const TeamPlan team_plan{own, side_by_side, false};
   const int64_t* offsets = make_offsets(z, scratch);
   Int8Scan<Cell> first(args, 0, offsets, own, barriers[0], scratch);
-  if (z.directions == 1) return run_scans<Int8Scan<Cell>>(team, &first, nullptr, crew);
+  if (z.directions == 1) return run_scans<Int8Scan<Cell>>(team, &first, nullptr, team_plan);
   Int8Scan<Cell> second(args, 1, offsets, own, barriers[1], scratch);
-  return run_scans(team, &first, &second, crew);
+  return run_scans(team, &first, &second, team_plan);
 }
 
 template <class Cell>

@@ -2,16 +2,16 @@
 
 // Runs scans[direction]->run(thread) for all directions, side by side or one after the other; false as Team::run.
 template <class Scan>
-bool run_scans(Team& team, Scan* first, Scan* second, Crew crew) {
+bool run_scans(Team& team, Scan* first, Scan* second, TeamPlan team_plan) {
   struct Shared {
     Scan* scans[2];
-    Crew crew;
-  } shared{{first, second}, crew};
+    TeamPlan team_plan;
+  } shared{{first, second}, team_plan};
   return team.run(
-      crew.side_by_side ? 2 * crew.threads : crew.threads,
+      team_plan.side_by_side ? 2 * team_plan.threads : team_plan.threads,
       [](void* context, int thread) {
-        const auto& [scans, crew] = *static_cast<Shared*>(context);
-        if (crew.side_by_side) return scans[thread / crew.threads]->run(thread % crew.threads);
+        const auto& [scans, team_plan] = *static_cast<Shared*>(context);
+        if (team_plan.side_by_side) return scans[thread / team_plan.threads]->run(thread % team_plan.threads);
         for (Scan* scan : scans)
           if (scan) scan->run(thread);
       },
@@ -22,39 +22,39 @@ template <class Scan, class Layer>
 bool run_layer(const Layer& args, Team& team) {
   Scratch scratch;
   Barrier barriers[2];
-  const Crew crew =
-      make_crew<typename Scan::Number, typename Scan::Unit>(args, Scan::shared_panels(args.sizes), team.size());
+  const TeamPlan team_plan =
+      plan_team<typename Scan::Number, typename Scan::Unit>(args, Scan::shared_panels(args.sizes), team.size());
   const int64_t* offsets = make_offsets(args.sizes, scratch);
-  Scan first(args, 0, offsets, crew, barriers[0], scratch);
-  if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, crew);
-  Scan second(args, 1, offsets, crew, barriers[1], scratch);
-  if (!run_scans(team, &first, &second, crew)) return false;
+  Scan first(args, 0, offsets, team_plan, barriers[0], scratch);
+  if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, team_plan);
+  Scan second(args, 1, offsets, team_plan, barriers[1], scratch);
+  if (!run_scans(team, &first, &second, team_plan)) return false;
   second.join();
   return true;
 }
 
 // Multiply-adds of one step below which a wavefront over layers beats sharing the units of each, if a thread's L2 cache
 // holds a layer's weights.
-constexpr double kWaveWork = 1e6;
+constexpr double kWavefrontWork = 1e6;
 
 // How many of the layers, from the first, to run in a wavefront.
 template <class Scan, class Layer>
-int wave_height(const Layer* layers, int count, int threads) {
+int wavefront_height(const Layer* layers, int count, int threads) {
   using S = typename Scan::Number;
   using Cell = typename Scan::Unit;
   const Sizes& z = layers->sizes;
   if (count < 2 || z.directions > 1) return 1;
   const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
-  const Crew alone = make_crew<S, Cell>(*layers, Scan::shared_panels(z), threads);
+  const TeamPlan alone = plan_team<S, Cell>(*layers, Scan::shared_panels(z), threads);
   const double state = double(Cell::kGates) * z.hidden * z.outputs * sizeof(S);
-  if (step * z.steps * count < kCallWork || step >= kWaveWork || state >= kSharedBytes) return 1;
+  if (step * z.steps * count < kCallWork || step >= kWavefrontWork || state >= kSharedBytes) return 1;
   if (alone.by_rows || z.steps < 4) return 1;
   if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
   return smaller(threads, count);
 }
 
 template <class Scan, class Layer>
-bool run_wave(const Layer* layers, int height, Team& team) {
+bool run_wavefront(const Layer* layers, int height, Team& team) {
   struct alignas(64) Done {
     int64_t steps;
   };
@@ -65,8 +65,8 @@ bool run_wave(const Layer* layers, int height, Team& team) {
   const int64_t* offsets = make_offsets(layers->sizes, scratch);
   for (int i = 0; i < height; ++i) {
     done[i].steps = 0;
-    new (scans + i) Scan(layers[i], 0, offsets, Crew{1, false, false}, none, scratch,
-                         Wave{i ? &done[i - 1].steps : nullptr, &done[i].steps});
+    new (scans + i) Scan(layers[i], 0, offsets, TeamPlan{1, false, false}, none, scratch,
+                         Wavefront{i ? &done[i - 1].steps : nullptr, &done[i].steps});
   }
   return team.run(height, [](void* context, int thread) { static_cast<Scan*>(context)[thread].run(0); }, scans);
 }
@@ -75,8 +75,8 @@ template <class Scan, class Layer>
 void run_layers(const Layer* layers, int count) {
   Team team(layers->threads);
   while (count) {
-    const int height = wave_height<Scan>(layers, count, team.size());
-    const bool done = height > 1 ? run_wave<Scan>(layers, height, team) : run_layer<Scan>(*layers, team);
+    const int height = wavefront_height<Scan>(layers, count, team.size());
+    const bool done = height > 1 ? run_wavefront<Scan>(layers, height, team) : run_layer<Scan>(*layers, team);
     if (done) layers += height, count -= height;
   }
 }

@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "kept.h"
+#include "fast_path.h"
 #include "program.h"
-#include "quick.h"
 #include "scan.h"
 #include "tensors.h"
+#include "weight_cache.h"
 
 namespace fastrnn {
 namespace {
@@ -163,7 +163,7 @@ template <class S, class A = S>
 void forward(const py::list& tuples) {
   Memory memory;
   std::vector<Forward<S, A>> layers;
-  std::vector<std::unique_ptr<KeptFor>> kept;
+  std::vector<std::unique_ptr<WeightCacheClaim>> claims;
   for (const py::handle item : tuples) {
     const auto t = py::cast<py::tuple>(item);
     if (t.size() != 12) throw py::value_error("layers: expected tuples of 12");
@@ -181,8 +181,8 @@ void forward(const py::list& tuples) {
     call.saved.hidden = read.per_direction(t[11], "hidden", z.rows, z.outputs, true);
     for (int d = 0; d < z.directions && t[11].is_none() && z.rows >= kKeptRows; ++d) {
       const py::object weight = weights[d * weights.size() / z.directions + 1];
-      kept.push_back(std::make_unique<KeptFor>(weight, reinterpret_cast<uintptr_t>(call.weights[d].w_hh)));
-      call.kept[d] = kept.back()->get();
+      claims.push_back(std::make_unique<WeightCacheClaim>(weight, reinterpret_cast<uintptr_t>(call.weights[d].w_hh)));
+      call.weight_cache[d] = claims.back()->get();
     }
     layers.push_back(call);
   }
@@ -277,9 +277,9 @@ void forward_int8(const py::tuple& layer, py::handle x, py::handle h0, py::handl
 PYBIND11_MODULE(_core, m) {
   using namespace fastrnn;
   m.doc() = "Fused kernels of fastrnn for the CPU; called through fastrnn.backends.cpp.";
-  add_quick(m);
+  add_fast_path(m);
   add_program(m);
-  m.def("kept_count", &kept_count);
+  m.def("weight_cache_count", &weight_cache_count);
   m.def("storages_are_at_hand", &storages_are_at_hand);
   m.def("freed", &freed);
   m.def("isa", [] { return kernels().name; });

@@ -19,7 +19,7 @@ struct Factor {
   int64_t all, before;  // depths of the terms beside it, and of those in results before
   int64_t offset;       // of its terms' panels in the packed weights
   S* packed;            // all of those
-  Mark* marks;          // of its panels, if packed weights are kept
+  PanelTag* tags;       // of its panels, if packed weights are kept
 
   S* panel(const UnitPanel& p) const { return packed + offset + p.offset * all + p.width * before; }
 };
@@ -61,8 +61,8 @@ struct PartPlan {
   const int64_t* first_panel;  // (threads + 1)
   const ResultPlan* results;
   Factor<S>* factors;
-  int64_t first_mark;  // of its factors, each with one for each panel
-  S* bias;             // a row of every result, panel by panel
+  int64_t first_tag;  // of its factors, each with one for each panel
+  S* bias;            // a row of every result, panel by panel
   int64_t ahead_count, ahead_rows;
   S* ahead;  // sums for a chunk of steps, (panel, result, ahead_rows, width)
   const OperandPlan* operands;
@@ -108,7 +108,7 @@ struct PartPlan {
       if (from.array >= 0)
         copy(to, reinterpret_cast<const S*>(places[from.array].data) + from.block * units + p.begin, p.end - p.begin);
       for (int64_t f = results[j].first; f < results[j].end; ++f)
-        if (!factors[f].as_it_lies) pack_factor(factors[f], p, factors[f].marks ? factors[f].marks + i : nullptr);
+        if (!factors[f].as_it_lies) pack_factor(factors[f], p, factors[f].tags ? factors[f].tags + i : nullptr);
     }
   }
 
@@ -119,13 +119,13 @@ struct PartPlan {
     return f.matrix + of_head * f.depth * f.ld + p.begin - of_head * (units / f.term->heads);
   }
 
-  void pack_factor(const Factor<S>& f, const UnitPanel& p, Mark* mark) const {
+  void pack_factor(const Factor<S>& f, const UnitPanel& p, PanelTag* tag) const {
     const int64_t own = p.end - p.begin;
     const S* from = weights_of(f, p);
     S* to = f.panel(p);
     if (!f.term->transposed) {
       const auto take = [&](Fingerprint& print) { print.add(from, own * f.depth * kItem); };
-      return pack_if_changed(mark, take, [&] {
+      return pack_if_changed(tag, take, [&] {
         if (own < p.width) clear(to, p.width * f.depth);
         transpose(from, f.ld, own, f.depth, to, p.width);
       });

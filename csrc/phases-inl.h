@@ -13,7 +13,7 @@ struct PhaseScan {
   const Run& run;
   const Span<Phase>& phases;
   const Steps steps;
-  const Crew crew;
+  const TeamPlan team_plan;
   Barrier& barrier;
   const RunArrays<S> arrays;
   const int64_t chunk;  // steps
@@ -36,11 +36,12 @@ struct PhaseScan {
     int64_t* strides;
   };
 
-  PhaseScan(const Run& r, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
-      : run(r), phases(r.program->phases), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, crew(c),
+  PhaseScan(const Run& r, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch)
+      : run(r), phases(r.program->phases), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, team_plan(c),
         barrier(b), arrays(r, steps, c.threads, scratch),
         chunk(ceil_div(r.steps, ceil_div(r.steps, larger<int64_t>(1, kChunkRows / r.batch)))) {
-    Planner<S> planner{run, crew.by_rows ? 1 : crew.threads, chunk * run.batch, find_written(scratch), scratch};
+    Planner<S> planner{run, team_plan.by_rows ? 1 : team_plan.threads, chunk * run.batch, find_written(scratch),
+                       scratch};
     for (const Phase& phase : phases) part_count += phase.parts.count;
     parts = take_cleared<PartPlan<S>>(scratch, part_count);
     PartPlan<S>* next = parts;
@@ -52,14 +53,14 @@ struct PhaseScan {
         most_operands = larger(most_operands, part.operands.count);
         ++next;
       }
-    Room room{planner.packed ? run.kept : nullptr, scratch};
-    room.open(Room::bytes_of<S>(planner.packed), planner.marks,
-              {run.program->identity, planner.threads, sizes_print(), planner.packed, planner.marks, 0, 0, 0});
-    S* packed = room.take<S>(planner.packed);
-    for (int64_t i = 0; i < part_count; ++i) planner.place(parts[i], packed, room.marks);
-    workspace = scratch.take<S>(crew.threads * workspace_size);
-    pointers = scratch.take<char*>(crew.threads * most_operands);
-    strides = scratch.take<int64_t>(crew.threads * most_operands);
+    PackedMemory memory{planner.packed ? run.weight_cache : nullptr, scratch};
+    memory.open(PackedMemory::bytes_of<S>(planner.packed), planner.tags,
+                {run.program->identity, planner.threads, sizes_print(), planner.packed, planner.tags, 0, 0, 0});
+    S* packed = memory.take<S>(planner.packed);
+    for (int64_t i = 0; i < part_count; ++i) planner.place(parts[i], packed, memory.tags);
+    workspace = scratch.take<S>(team_plan.threads * workspace_size);
+    pointers = scratch.take<char*>(team_plan.threads * most_operands);
+    strides = scratch.take<int64_t>(team_plan.threads * most_operands);
   }
 
   int64_t sizes_print() const {
@@ -78,9 +79,9 @@ struct PhaseScan {
   }
 
   void execute(int thread) const {
-    const Part own = crew.by_rows ? part(run.batch, thread, crew.threads) : Part{0, run.batch};
+    const Part own = team_plan.by_rows ? part(run.batch, thread, team_plan.threads) : Part{0, run.batch};
     Turn turn{thread,
-              crew.by_rows ? 0 : thread,
+              team_plan.by_rows ? 0 : thread,
               0,
               0,
               arrays.views(thread),
@@ -89,7 +90,7 @@ struct PhaseScan {
               strides + thread * most_operands};
     pack(thread);
     arrays.prepare(thread);
-    barrier.wait(crew.threads);
+    barrier.wait(team_plan.threads);
     for (int64_t begin = 0, end; begin < run.steps; begin = end) {
       end = smaller(begin + chunk, run.steps);
       const int64_t first = steps.first_row(begin, end);
@@ -103,7 +104,7 @@ struct PhaseScan {
     }
     if (!arrays.total_count) return;
     arrays.fold(thread);
-    barrier.wait(crew.threads);
+    barrier.wait(team_plan.threads);
     arrays.sum_up(thread);
   }
 
@@ -112,7 +113,8 @@ struct PhaseScan {
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
       if (!plan.count) continue;
-      const Part own = crew.by_rows ? part(plan.first_panel[1], thread, crew.threads) : plan.panels_of(thread);
+      const Part own =
+          team_plan.by_rows ? part(plan.first_panel[1], thread, team_plan.threads) : plan.panels_of(thread);
       for (int64_t p = own.begin; p < own.end; ++p) plan.pack(p, run.places);
     }
   }
@@ -125,7 +127,7 @@ struct PhaseScan {
       if (!plan.ahead_count) continue;
       const Part own = plan.panels_of(turn.share);
       for (int64_t p = own.begin; p < own.end; ++p) {
-        if (!crew.by_rows) {
+        if (!team_plan.by_rows) {
           plan.multiply_ahead(plan.panels[p], run.places, first, steps.rows_between(begin, end), 0);
           continue;
         }
@@ -141,7 +143,7 @@ struct PhaseScan {
     arrays.set_views(turn.s, turn.views);
     const PartPlan<S>* next = parts;
     for (const Phase& phase : phases) {
-      if (phase.meets && !crew.by_rows) barrier.wait(crew.threads);
+      if (phase.meets && !team_plan.by_rows) barrier.wait(team_plan.threads);
       for (const PartPlan<S>* end = next + phase.parts.count; next < end; ++next) {
         if (!arrays.neighbour_count) {
           run_rows(*next, rows, turn);
@@ -156,7 +158,7 @@ struct PhaseScan {
     }
   }
 
-  // A part on rows that are one stretch of every array.
+  // A part on rows that are one block of every array.
   void run_rows(const PartPlan<S>& plan, Part rows, const Turn& turn) const {
     const int64_t count = rows.end - rows.begin;
     if (count <= 0) return;
@@ -204,8 +206,8 @@ bool run_phases(const Run& run, Team& team) {
   sizes.steps = run.steps;
   sizes.batch_sizes = run.batch_sizes;
   const int64_t* offsets = make_offsets(sizes, scratch);
-  PhaseScan<S> scan(run, offsets, make_crew<S>(run, team.size()), barrier, scratch);
+  PhaseScan<S> scan(run, offsets, plan_team<S>(run, team.size()), barrier, scratch);
   return team.run(
-      scan.crew.threads, [](void* context, int thread) { static_cast<PhaseScan<S>*>(context)->execute(thread); },
+      scan.team_plan.threads, [](void* context, int thread) { static_cast<PhaseScan<S>*>(context)->execute(thread); },
       &scan);
 }

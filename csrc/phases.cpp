@@ -22,7 +22,7 @@ namespace FASTRNN_NAMESPACE {
 #include "bfloat16-inl.h"
 #include "gemm-inl.h"
 #include "pack-inl.h"
-#include "kept-inl.h"
+#include "weight_cache-inl.h"
 #include "plan-inl.h"
 #include "arrays-inl.h"
 #include "part-inl.h"

@@ -124,11 +124,11 @@ struct ArrayPlace {
   char* final;
 };
 
-class Kept;
+class WeightCache;
 
 struct Run {
   const Program* program;
-  Kept* kept;  // where packed weights stay for the next run, claimed by the caller; or null
+  WeightCache* weight_cache;  // where packed weights stay for the next run, claimed by the caller; or null
   int threads;
   int64_t steps, batch, rows;
   const int64_t* batch_sizes;  // (T,), never increasing, from B down to >= 1; null where every step has B rows

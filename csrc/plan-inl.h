@@ -14,7 +14,7 @@ struct Steps {
     return sizes ? sizes[time(s)] : batch;
   }
   int64_t offset(int64_t s) const { return offset_at(time(s)); }
-  // First row of steps [s, end) in the order of x, which is one stretch of rows in either direction.
+  // First row of steps [s, end) in the order of x, which is one block of rows in either direction.
   int64_t first_row(int64_t s, int64_t end) const { return offset_at(reverse ? count - end : s); }
   int64_t rows_between(int64_t s, int64_t end) const {
     const int64_t first = reverse ? count - end : s;
@@ -42,7 +42,7 @@ FASTRNN_INLINE Part part(int64_t size, int64_t index, int64_t count) {
 // How the threads of a team share one layer. Directions run side by side when the threads are even in number; within
 // one, threads share either rows (each takes its own sequences to the end, alone) or panels of hidden units (a barrier
 // a step).
-struct Crew {
+struct TeamPlan {
   int threads;  // of one direction
   bool side_by_side;
   bool by_rows;
@@ -54,7 +54,7 @@ constexpr double kCallWork = 1e6, kStepWork = 3e4;
 constexpr double kSharedBytes = 768 * 1024;
 
 template <class S, class Cell, class A>
-Crew make_crew(const Inputs<S, A>& args, int64_t panels, int team) {
+TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, int team) {
   const Sizes& z = args.sizes;
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
   const double inputs = double(Cell::kGates) * z.hidden * z.inputs;
@@ -70,10 +70,10 @@ Crew make_crew(const Inputs<S, A>& args, int64_t panels, int team) {
 
 // One thread's place in a wavefront over layers: each layer has a thread of its own, which follows the one before it by
 // a few steps. Both counts are of steps in the order in which they are done.
-struct Wave {
+struct Wavefront {
   const int64_t* before = nullptr;  // what the layer has done that this one waits for
   int64_t* done = nullptr;          // what this one has
 };
 
 // Rows of a piece of work in a wavefront: so few that the next layer soon begins, so many that they make good tiles.
-inline int64_t wave_rows(const Sizes& z) { return larger<int64_t>(12, z.rows / 8); }
+inline int64_t wavefront_rows(const Sizes& z) { return larger<int64_t>(12, z.rows / 8); }

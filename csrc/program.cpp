@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "kept.h"
 #include "phases.h"
 #include "program_spec.h"
 #include "scan.h"
 #include "tensors.h"
+#include "weight_cache.h"
 
 namespace fastrnn {
 namespace {
@@ -170,8 +170,8 @@ class PythonProgram {
     read.read_sizes(sizes);
     read.read_rows(steps, batch, rows, batch_sizes);
     read.read_arrays(arrays);
-    std::unique_ptr<KeptFor> kept;
-    if (keep) kept = keep_for(arrays, read.run);
+    std::unique_ptr<WeightCacheClaim> claim;
+    if (keep) claim = keep_for(arrays, read.run);
     const Kernels& all = kernels();
     py::gil_scoped_release release;
     all.run_program(read.run);
@@ -181,12 +181,12 @@ class PythonProgram {
   ProgramSpec own_;
 
   // What is kept for the first matrix that is a parameter.
-  std::unique_ptr<KeptFor> keep_for(const py::sequence& arrays, Run& run) const {
+  std::unique_ptr<WeightCacheClaim> keep_for(const py::sequence& arrays, Run& run) const {
     for (int64_t i = 0; i < own_.program.arrays.count; ++i) {
       if (own_.program.arrays[i].kind != ArrayKind::matrix) continue;
-      auto kept = std::make_unique<KeptFor>(arrays[i], reinterpret_cast<uintptr_t>(run.places[i].data));
-      run.kept = kept->get();
-      if (run.kept) return kept;
+      auto claim = std::make_unique<WeightCacheClaim>(arrays[i], reinterpret_cast<uintptr_t>(run.places[i].data));
+      run.weight_cache = claim->get();
+      if (run.weight_cache) return claim;
     }
     return nullptr;
   }

@@ -107,9 +107,9 @@ void wait_until(const int64_t* done, int64_t wanted) {
   for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < wanted; ++spins) pause_or_yield(spins, kPatience);
 }
 
-Kept::~Kept() { std::free(block_); }
+WeightCache::~WeightCache() { std::free(block_); }
 
-char* Kept::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
+char* WeightCache::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
   bytes = (bytes + kAlign - 1) / kAlign * kAlign;
   *fresh = bytes != size_ || !std::equal(layout, layout + kLayout, layout_);
   if (!*fresh) return block_;

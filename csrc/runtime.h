@@ -59,14 +59,14 @@ class Scratch {
 void wait_until(const int64_t* done, int64_t wanted);
 
 // Memory that outlives a call; whoever holds it claims it for one call at a time.
-class Kept {
+class WeightCache {
  public:
   static constexpr int kLayout = 8;
 
-  Kept() = default;
-  ~Kept();
-  Kept(const Kept&) = delete;
-  Kept& operator=(const Kept&) = delete;
+  WeightCache() = default;
+  ~WeightCache();
+  WeightCache(const WeightCache&) = delete;
+  WeightCache& operator=(const WeightCache&) = delete;
 
   bool claim() { return !claimed_.exchange(true, std::memory_order_acquire); }
   void release() { claimed_.store(false, std::memory_order_release); }

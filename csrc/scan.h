@@ -61,7 +61,7 @@ struct Parameters {
   A* b_hr;  // (P), or null
 };
 
-class Kept;
+class WeightCache;
 
 // Rows of all steps below which weights are never packed, so that there is nothing to keep.
 constexpr int64_t kKeptRows = 4;
@@ -78,7 +78,8 @@ struct Inputs {
   const A* h0;            // (D, B, P)
   const A* c0;            // (D, B, H), LSTM only
   Parameters<const S, const A> weights[2];
-  Kept* kept[2];  // where a direction's packed weights stay for the next call, claimed by the caller; or null
+  WeightCache*
+      weight_cache[2];  // where a direction's packed weights stay for the next call, claimed by the caller; or null
 };
 
 // What backward reads: null members of `Forward` are not saved.

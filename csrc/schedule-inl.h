@@ -42,7 +42,7 @@ struct Planner {
   const int64_t chunk_rows;  // rows of the most steps whose products are computed ahead
   const bool* written;       // which arrays the program writes
   Scratch& scratch;
-  int64_t packed = 0, marks = 0;  // numbers in packed weights so far, and panels of factors
+  int64_t packed = 0, tags = 0;  // numbers in packed weights so far, and panels of factors
 
   PartPlan<S> plan(const PhasePart& part) {
     PartPlan<S> plan{};
@@ -63,11 +63,11 @@ struct Planner {
     return plan;
   }
 
-  void place(PartPlan<S>& plan, S* weights, Mark* all_marks) const {
+  void place(PartPlan<S>& plan, S* weights, PanelTag* all_tags) const {
     if (!plan.count) return;
     for (int64_t i = 0; i < plan.results[plan.count - 1].end; ++i) {
       plan.factors[i].packed = weights;
-      plan.factors[i].marks = all_marks ? all_marks + i * plan.first_panel[threads] + plan.first_mark : nullptr;
+      plan.factors[i].tags = all_tags ? all_tags + i * plan.first_panel[threads] + plan.first_tag : nullptr;
     }
     plan_row_products(plan);
   }
@@ -152,8 +152,8 @@ struct Planner {
     plan.ahead = scratch.take<S>(width * plan.ahead_count * chunk_rows);
     place_factors(plan, width, [](const ResultPlan& result) { return Part{result.first, result.own}; });
     place_factors(plan, width, [](const ResultPlan& result) { return Part{result.own, result.end}; });
-    plan.first_mark = marks;
-    marks += factors * plan.first_panel[threads];
+    plan.first_tag = tags;
+    tags += factors * plan.first_panel[threads];
   }
 
   // Places the packed panels of those factors of each result that which(result) names.
@@ -238,9 +238,9 @@ inline double row_work(const Run& run, double* packed) {
   return work + *packed;
 }
 
-// How a team shares a run: by make_crew's rules.
+// How a team shares a run: by plan_team's rules.
 template <class S>
-Crew make_crew(const Run& run, int team) {
+TeamPlan plan_team(const Run& run, int team) {
   int64_t vectors = 0;
   bool meets = false;
   for (const Phase& phase : run.program->phases) {

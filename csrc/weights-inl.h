@@ -17,7 +17,7 @@ struct ForwardWeights {
   const int64_t ld_inputs, ld_outputs, ld_units;  // rows of x, h and the units: whole groups, with zeros behind
   S *w_ih, *w_hh, *w_hr;
   W *init_ih, *init_hh, *init_hr;  // biases, as one row of every panel
-  Mark* marks;                     // of the packed weights that are kept: panels of w_ih, of w_hh, then of w_hr
+  PanelTag* tags;                  // of the packed weights that are kept: panels of w_ih, of w_hh, then of w_hr
 
   static int64_t panel_count(const Sizes& z) { return ceil_div(z.hidden, kBlocks * L); }
 
@@ -31,14 +31,15 @@ struct ForwardWeights {
     const int64_t size_ih = packed_inputs ? panels * kWidth * ld_inputs : 0;
     const int64_t size_hh = packed ? panels * kWidth * ld_outputs : 0;
     const int64_t size_hr = projected ? outputs.size(z.hidden) : 0;
-    Room room{packed ? args.kept[d] : nullptr, scratch};
-    room.open(Room::bytes_of<S>(size_ih) + Room::bytes_of<S>(size_hh) + Room::bytes_of<S>(size_hr),
-              2 * panels + outputs.count,
-              {int64_t(args.mode), int64_t(sizeof(S)), z.inputs, z.hidden, z.outputs, size_ih, outputs.count, kWidth});
-    w_ih = size_ih ? room.take<S>(size_ih) : nullptr;
-    w_hh = size_hh ? room.take<S>(size_hh) : nullptr;
-    w_hr = size_hr ? room.take<S>(size_hr) : nullptr;
-    marks = room.marks;
+    PackedMemory memory{packed ? args.weight_cache[d] : nullptr, scratch};
+    memory.open(
+        PackedMemory::bytes_of<S>(size_ih) + PackedMemory::bytes_of<S>(size_hh) + PackedMemory::bytes_of<S>(size_hr),
+        2 * panels + outputs.count,
+        {int64_t(args.mode), int64_t(sizeof(S)), z.inputs, z.hidden, z.outputs, size_ih, outputs.count, kWidth});
+    w_ih = size_ih ? memory.take<S>(size_ih) : nullptr;
+    w_hh = size_hh ? memory.take<S>(size_hh) : nullptr;
+    w_hr = size_hr ? memory.take<S>(size_hr) : nullptr;
+    tags = memory.tags;
     init_ih = scratch.take<W>(panels * kWidth);
     init_hh = scratch.take<W>(panels * kWidth);
     init_hr = projected ? scratch.take<W>(outputs.begin(outputs.count)) : nullptr;
@@ -62,7 +63,7 @@ struct ForwardWeights {
         const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
         const S* from = given.w_hr + first * z.hidden;
         const auto take = [&](Fingerprint& print) { print.add(from, count * z.hidden * sizeof(S)); };
-        pack_if_changed(mark_of(2 * panels + p), take, [&] {
+        pack_if_changed(tag_of(2 * panels + p), take, [&] {
           S* to = w_hr + outputs.offset(p, z.hidden);
           if (count < width) clear(to, width * ld_units);
           transpose(from, z.hidden, count, z.hidden, to, width);
@@ -73,16 +74,16 @@ struct ForwardWeights {
     }
   }
 
-  Mark* mark_of(int64_t mark) const { return marks ? marks + mark : nullptr; }
+  PanelTag* tag_of(int64_t tag) const { return tags ? tags + tag : nullptr; }
 
   // The gates of L units side by side, block after block, for each k.
-  void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t mark) const {
+  void pack_panel(int64_t p, const S* w, int64_t depth, S* to, int64_t tag) const {
     const int64_t first = begin(p) * L, end = smaller(begin(p + 1) * L, z.hidden);
     const auto take = [&](Fingerprint& print) {
       for (int gate = 0; gate < G; ++gate)
         print.add(w + (gate * z.hidden + first) * depth, (end - first) * depth * static_cast<int64_t>(sizeof(S)));
     };
-    pack_if_changed(mark_of(mark), take, [&] {
+    pack_if_changed(tag_of(tag), take, [&] {
       if (end < begin(p + 1) * L) clear(to, grouped<S>(depth) * width(p));
       for (int64_t unit = first; unit < end; unit += L, to += G * L * kGroup<S>)
         for (int gate = 0; gate < G; ++gate)

@@ -29,39 +29,39 @@ def isa() -> str:
 def supported_isas() -> list[str]:
     """Names of the compiled instruction sets that this machine runs, the best first."""
 
-def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
+def fast_path(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
     """The forward of a layer module, or with ``mode``, a key of ``CELLS``, of a cell module, of these attributes.
 
     It serves plain dense tensors, all steps with the same rows and time first, without gradients, while the guards of
-    ``prepare_quick`` answer as they should.  All else, errors included, it answers with None.
+    ``prepare_fast_path`` answer as they should.  All else, errors included, it answers with None.
     """
 
-def quick_int8(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
-    """``quick`` for weights of 8 bits: those ``_buffers`` that ``_order`` names, in the order of ``forward_int8``.
+def fast_path_int8(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
+    """``fast_path`` for weights of 8 bits: those ``_buffers`` that ``_order`` names, in the order of ``forward_int8``.
     Results have no gradient, also while gradients are on."""
 
 Guards = list[tuple[Callable[[], Any], tuple[Any, ...]]]
 
-def prepare_quick(
+def prepare_fast_path(
     parameter: type, empty_like: Callable, threads: Callable, of_floats: Guards, of_integers: Guards
 ) -> None:
-    """Gives ``quick`` and ``quick_int8`` what they need of torch; before, and where torch's tensors have no exchange
+    """Gives ``fast_path`` and ``fast_path_int8`` what they need of torch; before, and where torch has no exchange
     API of DLPack, they answer every call with None.  Each guard, of the one or of the other, is a function and the
     objects one of which it has to return."""
 
-def kept_count() -> int:
+def weight_cache_count() -> int:
     """How many parameters packed weights are kept for: those of which a longer call without gradients was made, while
     their memory lives."""
 
 def storages_are_at_hand() -> bool:
-    """Whether this torch tells in C of a tensor's storage, which ``freed`` and ``quick`` need."""
+    """Whether this torch tells in C of a tensor's storage, which ``freed`` and ``fast_path`` need."""
 
 def freed(tensors: tuple[Tensor | None, ...]) -> int:
     """The place of the first of these tensors whose storage is too small for it, as after
     ``untyped_storage().resize_(0)``; -1 where there is none."""
 
 def fingerprint(weights: Buffer) -> int:
-    """The 64 bits by which kept weights are known, of the bytes of a contiguous buffer."""
+    """The 64 bits by which cached weights are known, of the bytes of a contiguous buffer."""
 
 def multiply_adds(wanted: int) -> int:
     """Runs ``wanted`` multiply-adds of float32 or some more, on registers alone: the processor's own limit.

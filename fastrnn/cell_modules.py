@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn.backends.cpp import quick
+from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Sizes
-from fastrnn.dynamo import watched
+from fastrnn.dynamo import observed
 from fastrnn.modules import hand_over, is_state, theirs
-from fastrnn.roads import autocast_dtype, cast, first_states, plan
+from fastrnn.paths import autocast_dtype, cast, first_states, plan
 from fastrnn.scripting import copied
 from fastrnn.storage import require_memory
 
@@ -23,14 +23,14 @@ def step(
 ) -> Any:
     """The forward of a cell module, ours or that of ``base``, its class in torch.nn.
 
-    ``planned``, in the place of :func:`fastrnn.roads.plan`, finds a road for ``module._flat_weights``, even while
+    ``planned``, in the place of :func:`fastrnn.paths.plan`, finds a path for ``module._flat_weights``, even while
     somebody looks on.
     """
     ours = planned is None
     if ours and not torch.compiler.is_compiling():
-        if (result := quick(module.__dict__, input, hx, mode)) is not None:
+        if (result := fast_path(module.__dict__, input, hx, mode)) is not None:
             return result
-    if (ours and watched()) or not isinstance(input, Tensor) or input.is_nested:
+    if (ours and observed()) or not isinstance(input, Tensor) or input.is_nested:
         return theirs(module, base, input, hx)
     rank = input.dim()
     numbers = input.is_floating_point() or not ours  # to torch.nn's cells, integers are no tokens but a wrong dtype
@@ -50,10 +50,10 @@ def step(
     if torch._C._is_any_autocast_enabled() and mode[:3] == "RNN" and x.is_cpu and (dtype := autocast_dtype(x)):
         require_memory(x, h0, c0, *weights)
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
-    road = (planned or plan)(mode, x, None, h0, c0, weights, sizes)
-    if road is None or isinstance(road, Exception):
-        return hand_over(module, base, input, hx, road)
-    _, hn, cn, _ = road(mode, x, None, h0, c0, weights)
+    path = (planned or plan)(mode, x, None, h0, c0, weights, sizes)
+    if path is None or isinstance(path, Exception):
+        return hand_over(module, base, input, hx, path)
+    _, hn, cn, _ = path(mode, x, None, h0, c0, weights)
     states = (hn,) if c0 is None else (hn, cn)
     for each in states:
         for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere

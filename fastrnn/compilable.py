@@ -29,7 +29,7 @@ from fastrnn.backends import choose, reference
 from fastrnn.checks import Sizes, is_tokens, shapes_misfit, weight_shapes
 from fastrnn.dynamo import constant, left_to_python, transformed
 from fastrnn.options import NoOptions
-from fastrnn.roads import Road
+from fastrnn.paths import Path
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 State = Tensor | tuple[Tensor, Tensor]
@@ -49,8 +49,8 @@ def _plan(
     weights: Sequence[Tensor],
     sizes: Sizes,
     cells: bool = False,
-) -> Road | Exception | None:
-    """:func:`fastrnn.roads.plan` in Python that Dynamo traces.  What it asks of a shape becomes a guard of the graph,
+) -> Path | Exception | None:
+    """:func:`fastrnn.paths.plan` in Python that Dynamo traces.  What it asks of a shape becomes a guard of the graph,
     what it asks of ``batch_sizes`` an assertion in it."""
     if transformed():
         return reference.layer

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import fused, roads
+from fastrnn import fused, paths
 from fastrnn.backends import reference
 from fastrnn.convert import convert, revert
 from fastrnn.jordan import JordanRNN
@@ -119,9 +119,9 @@ def _watch_cell(module: nn.Module, name: str, states: dict[str, list[Tensor]], s
 
 
 def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
-    """Has the module's forward run on a road that keeps every h."""
+    """Has the module's forward run on a path that keeps every h."""
     layer = 0
-    tokens: list[Token[roads.Road | None]] = []
+    tokens: list[Token[paths.Path | None]] = []
 
     def watch(directions: list[list[Tensor]]) -> None:
         nonlocal layer
@@ -132,17 +132,17 @@ def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]
     def before(module: nn.Module, args: Any) -> None:
         nonlocal layer
         layer = 0
-        outer: Any = roads.watching_road.get()  # of a block around this one
+        outer: Any = paths.watching_path.get()  # of a block around this one
 
         def watch_all(directions: list[list[Tensor]]) -> None:
             watch(directions)
             if outer is not None:
                 outer.keywords["watch"](directions)
 
-        tokens.append(roads.watching_road.set(functools.partial(reference.layer, watch=watch_all)))
+        tokens.append(paths.watching_path.set(functools.partial(reference.layer, watch=watch_all)))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        roads.watching_road.reset(tokens.pop())
+        paths.watching_path.reset(tokens.pop())
 
     def check(module: nn.Module, args: Any, output: Any) -> None:
         if not layer:

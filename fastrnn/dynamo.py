@@ -24,7 +24,7 @@ def constant(function: Function) -> Function:
     return function
 
 
-# Functions in C, and their answers while nobody looks on (`watched`) and nothing is `transformed`; of torch.compile
+# Functions in C, and their answers while nobody looks on (`observed`) and nothing is `transformed`; of torch.compile
 # Python alone can ask.
 UNDISTURBED = (
     (torch._C._get_tracing_state, None),
@@ -34,7 +34,7 @@ UNDISTURBED = (
 )
 
 
-def watched() -> bool:
+def observed() -> bool:
     """Whether somebody looks on who wants to see torch's own operators: torch.compile, tracing, a dispatch mode."""
     return (
         torch.compiler.is_compiling()

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import choose, load
 from fastrnn.checks import is_tokens
-from fastrnn.dynamo import watched
+from fastrnn.dynamo import observed
 
 
 def looked_up(tokens: Tensor, embedding: nn.Embedding | Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def looked_up(tokens: Tensor, embedding: nn.Embedding | Tensor) -> Tensor:
 
 
 def table(tokens: Tensor, embedding: nn.Embedding | Tensor, weight: Tensor, mode: str) -> Tensor | None:
-    """The vectors of all tokens that there are, (V, I), where a road takes tokens and far fewer rows are multiplied
+    """The vectors of all tokens that there are, (V, I), where a path takes tokens and far fewer rows are multiplied
     that way; else None.  ``weight`` is the ``weight_ih`` that they are for."""
     if isinstance(embedding, nn.Embedding) and (
         embedding.max_norm is not None  # its weight, as its gradient below, depends on which tokens come
@@ -41,7 +41,7 @@ def table(tokens: Tensor, embedding: nn.Embedding | Tensor, weight: Tensor, mode
         or vectors.shape[1] != weight.shape[1]
         or vectors.dtype != weight.dtype
         or not is_tokens(tokens)
-        or watched()
+        or observed()
         or torch._C._is_any_autocast_enabled()
     ):
         return None

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastrnn.backends import reference
 from fastrnn.checks import Sizes, Unfit, is_tokens, packed_rows
-from fastrnn.dynamo import watched
+from fastrnn.dynamo import observed
 from fastrnn.modes import CELLS, TORCH_MODES
-from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
+from fastrnn.paths import cast, casts, cell_states, first_states, plan, walk
 from fastrnn.storage import require_memory
 
 
@@ -182,14 +182,14 @@ def _network(
         c0 = zeros[1] if c0 is None else c0
     if autocast and (dtype := casts(mode, x, batch_sizes, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
-    seen = watched()
-    road = None if seen else plan(mode, x, batch_sizes, h0, c0, weights, sizes, return_cells)
-    if isinstance(road, Exception):
-        raise road
-    if road is None and not (seen or tokens or return_cells) and mode in TORCH_MODES:
+    seen = observed()
+    path = None if seen else plan(mode, x, batch_sizes, h0, c0, weights, sizes, return_cells)
+    if isinstance(path, Exception):
+        raise path
+    if path is None and not (seen or tokens or return_cells) and mode in TORCH_MODES:
         run = _by_torch
     else:
-        run = functools.partial(walk, road or reference.layer)
+        run = functools.partial(walk, path or reference.layer)
     y, hn, cn, cells = run(mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if return_cells:
         cells = cell_states(cells, y)
@@ -207,7 +207,7 @@ def _by_torch(
     sizes: Sizes,
     dropout: float,
 ) -> Sequence[Tensor]:
-    """:func:`fastrnn.roads.walk` by torch's own function, which the modules run where no backend does."""
+    """:func:`fastrnn.paths.walk` by torch's own function, which the modules run where no backend does."""
     function: Any = getattr(torch._VF, mode.lower())
     state = h0 if c0 is None else (h0, c0)
     biases = len(weights) // (sizes.num_layers * sizes.directions) >= 4

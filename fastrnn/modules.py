@@ -2,7 +2,7 @@
 
 All but running is inherited: construction, parameters, initial values, state_dict, repr, pickles.  So is every error:
 arguments that make no network are given to torch.nn's forward, which raises.  torch.nn's forward also runs where
-:func:`fastrnn.dynamo.watched` or :func:`fastrnn.roads.plan` leave it to torch.
+:func:`fastrnn.dynamo.observed` or :func:`fastrnn.paths.plan` leave it to torch.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -19,13 +19,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
-from fastrnn.backends.cpp import quick
-from fastrnn.backends.triton_roads import cudnn_wins
+from fastrnn.backends.cpp import fast_path
+from fastrnn.backends.triton_paths import cudnn_wins
 from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
-from fastrnn.dynamo import leaf, watched
+from fastrnn.dynamo import leaf, observed
 from fastrnn.embedding import folded
 from fastrnn.options import Options
-from fastrnn.roads import cast, casts, cell_states, first_states, plan, walk
+from fastrnn.paths import cast, casts, cell_states, first_states, plan, walk
 from fastrnn.scripting import Pair
 from fastrnn.sequences import Lengths
 from fastrnn.storage import require_memory
@@ -70,7 +70,7 @@ def run(
 ) -> Any:
     """The forward of a layer module, ours or that of ``base``, its class in torch.nn.
 
-    ``planned``, in the place of :func:`fastrnn.roads.plan`, finds a road even while somebody looks on.  With
+    ``planned``, in the place of :func:`fastrnn.paths.plan`, finds a path even while somebody looks on.  With
     ``vectors`` (V, I) the input is tokens that stand for those; with ``cells`` the cell states of all steps come third.
     """
     packed = isinstance(input, PackedSequence)
@@ -86,7 +86,7 @@ def run(
         return theirs(module, base, input, hx)
     tokens = is_tokens(x)
     x = x.long() if tokens else x
-    if planned is None and watched():
+    if planned is None and observed():
         if tokens:  # as torch's operators take them
             x = F.one_hot(x, module.input_size).to(module._flat_weights[0].dtype)
             input = PackedSequence(x, batch_sizes, sorted_indices, unsorted_indices) if packed else x
@@ -139,19 +139,19 @@ def run(
 
     if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, batch_sizes, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
-    road = (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
-    if x.is_cuda and not (tokens or cells or planned or isinstance(road, Exception)) and requested() is None:
+    path = (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
+    if x.is_cuda and not (tokens or cells or planned or isinstance(path, Exception)) and requested() is None:
         steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         shape = sizes.directions, batch_sizes is not None, hidden, h0.shape[1], steps
-        road = None if cudnn_wins(mode, h0.dtype, *shape) else road
-    if tokens and road is None:
-        road = reference.layer  # torch.nn has no such road
-    if isinstance(road, Exception) and (cells or tokens):
-        raise road  # torch.nn has no such network
-    if road is None or isinstance(road, Exception):
-        return hand_over(module, base, input, hx, road)
+        path = None if cudnn_wins(mode, h0.dtype, *shape) else path
+    if tokens and path is None:
+        path = reference.layer  # torch.nn has no such path
+    if isinstance(path, Exception) and (cells or tokens):
+        raise path  # torch.nn has no such network
+    if path is None or isinstance(path, Exception):
+        return hand_over(module, base, input, hx, path)
     dropout = module.dropout if module.training else 0.0
-    y, hn, cn, all_cells = walk(road, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+    y, hn, cn, all_cells = walk(path, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if cells:
         all_cells = cell_states(all_cells, y)
         if turn or single:
@@ -191,7 +191,7 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 and not self.recompute
             ):
                 # a compiler sees no more of this than that it does not hold
-                if not torch.compiler.is_compiling() and (result := quick(self.__dict__, input, hx)) is not None:
+                if not torch.compiler.is_compiling() and (result := fast_path(self.__dict__, input, hx)) is not None:
                     return result
                 return run(self, base, input, hx)
             return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)

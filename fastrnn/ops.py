@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from fastrnn.backends import Backward, Saved, load, reference
 from fastrnn.checks import is_tokens
-from fastrnn.dynamo import watched
+from fastrnn.dynamo import observed
 from fastrnn.modes import CELLS
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
@@ -287,7 +287,7 @@ def by_equations(seeds: Sequence[Tensor | None]) -> bool:
 
 def undisturbed() -> bool:
     """Whether a backward is called as most are: no derivative of it is wanted, and nobody looks on."""
-    return not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or watched())
+    return not (torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or observed())
 
 
 class _LayerBackward(Function):

@@ -58,8 +58,8 @@ from fastrnn import embedding as embeddings
 from fastrnn import recompute, sequences
 from fastrnn.backends import reference
 from fastrnn.checks import is_tokens, packed_rows
-from fastrnn.dynamo import exported, leaf, traced, watched
-from fastrnn.roads import Road, plan
+from fastrnn.dynamo import exported, leaf, observed, traced
+from fastrnn.paths import Path, plan
 from fastrnn.storage import require_memory
 
 # Each option of a module, and whether with it on a call gives something else than torch.nn's of the same weights.
@@ -188,7 +188,7 @@ def forward(
     if embedding is not None and not embeddings.takes(embedding, input):
         input, embedding = embeddings.each_looked_up(input, embedding), None
     _check_that_graphs_may_hold(cells, lengths is not None, reset is not None)
-    again = module.recompute and not watched()  # torch's own operators recompute nothing
+    again = module.recompute and not observed()  # torch's own operators recompute nothing
     planned = _planner(cells, again) if cells or again else None
 
     given = input.data if isinstance(input, PackedSequence) else input
@@ -241,16 +241,16 @@ def _expanded(initial: Sequence[Tensor | None], input: Any, module: Any) -> Any:
     return tuple(found) if len(found) == 2 else found[0]
 
 
-def _planner(cells: bool, again: bool) -> Callable[..., Road | Exception | None]:
-    """A :func:`fastrnn.roads.plan` with all cell states, or with recomputation, or both.
+def _planner(cells: bool, again: bool) -> Callable[..., Path | Exception | None]:
+    """A :func:`fastrnn.paths.plan` with all cell states, or with recomputation, or both.
 
     The functions of torch.nn give no cell states, so the equations run in their place; they recompute nothing.
     """
 
     def planned(*arguments: Any) -> Any:
-        road = None if watched() else plan(*arguments, cells=cells)
-        if road is None and cells:
+        path = None if observed() else plan(*arguments, cells=cells)
+        if path is None and cells:
             return reference.layer
-        return recompute.around(road) if again else road
+        return recompute.around(path) if again else path
 
     return planned

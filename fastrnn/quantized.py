@@ -29,7 +29,7 @@ from fastrnn.compilable import Compilable
 from fastrnn.dynamo import left_to_python, transformed
 from fastrnn.modes import CELLS
 from fastrnn.modules import run, unexpected
-from fastrnn.roads import Road
+from fastrnn.paths import Path
 from fastrnn.storage import require_memory
 
 
@@ -208,7 +208,7 @@ class _Quantized(_Int8):
             raise unexpected(
                 self, others, "a module of 8 bits takes input and hx alone, and is none of torch.nn's classes"
             )
-        if not torch.compiler.is_compiling() and (result := cpp.quick_int8(self.__dict__, input, hx)) is not None:
+        if not torch.compiler.is_compiling() and (result := cpp.fast_path_int8(self.__dict__, input, hx)) is not None:
             return result
         self._check_that_kernels_may_run()
         with torch.no_grad(), torch._C._DisableAutocast():
@@ -239,7 +239,7 @@ class _QuantizedCell(_Int8):
             ValueError, RuntimeError: as torch.nn's, where shapes do not fit; a tensor is not float32 on the CPU.
         """
         if not torch.compiler.is_compiling():
-            if (result := cpp.quick_int8(self.__dict__, input, hx, self._mode)) is not None:
+            if (result := cpp.fast_path_int8(self.__dict__, input, hx, self._mode)) is not None:
                 return result
         self._check_that_kernels_may_run()
         with torch.no_grad(), torch._C._DisableAutocast():
@@ -252,7 +252,7 @@ left_to_python(_QuantizedCell.forward)
 
 def _plan(
     mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Any, sizes: Sizes
-) -> Road:
+) -> Path:
     if x.dtype is not torch.float32 or not x.is_cpu:
         raise ValueError(f"expected an input of float32 on the CPU, got {x.dtype} on {x.device}")
     rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
@@ -263,7 +263,7 @@ def _plan(
 
 def _plan_cell(
     mode: str, x: Tensor, batch_sizes: None, h0: Tensor, c0: Tensor | None, weights: Any, sizes: Sizes
-) -> Road | Exception:
+) -> Path | Exception:
     for tensor in (x, h0) if c0 is None else (x, h0, c0):
         if tensor.dtype is not torch.float32 or not tensor.is_cpu:
             raise ValueError(f"expected input and state of float32 on the CPU, got {tensor.dtype} on {tensor.device}")

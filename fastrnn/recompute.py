@@ -1,4 +1,4 @@
-"""A road around a road: steps in chunks, of which only inputs and first states are kept for backward.
+"""A path around a path: steps in chunks, of which only inputs and first states are kept for backward.
 
 Forward runs chunk after chunk and keeps nothing of its gates; backward runs each chunk's forward once more, and then
 its backward.  With about sqrt(T) steps in each, what is kept is the input and sqrt(T) states, and gates take the room
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastrnn import ops
 from fastrnn.checks import is_tokens
-from fastrnn.roads import Road
+from fastrnn.paths import Path
 from fastrnn.sequences import steps_and_columns, take
 from fastrnn.storage import require_memory
 
@@ -30,33 +30,33 @@ from fastrnn.storage import require_memory
 CHUNK_ROWS = 2048
 
 
-def around(road: Any) -> Any:
-    """What :func:`fastrnn.roads.plan` gave, in chunks where it records a derivative of a kernel."""
-    inner = road
+def around(path: Any) -> Any:
+    """What :func:`fastrnn.paths.plan` gave, in chunks where it records a derivative of a kernel."""
+    inner = path
     while isinstance(inner, functools.partial):
         if inner.func is ops.layer:
-            return functools.partial(layer, road)
+            return functools.partial(layer, path)
         inner = inner.args[0] if inner.args else None  # what it is wrapped in switches autocast off
-    return road
+    return path
 
 
 def layer(
-    road: Road, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
+    path: Path, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
-    """One layer on ``road``, its directions one after the other and each in chunks."""
+    """One layer on ``path``, its directions one after the other and each in chunks."""
     require_memory(x, batch_sizes, h0, c0, *weights)
     # Backward reads biases again, where without recomputation they may be changed in place before it.
     weights = [weight if weight.dim() > 1 else weight.clone() for weight in weights]
     bounds = _bounds(x, batch_sizes, h0.shape[1])
     if len(bounds) == 1:
-        return _again(road, mode, batch_sizes, x, h0, c0, weights)
+        return _again(path, mode, batch_sizes, x, h0, c0, weights)
     directions = h0.shape[0]
     each = len(weights) // directions
     ends = []
     for d in range(directions):
         own, states = weights[d * each : (d + 1) * each], (h0[d : d + 1], None if c0 is None else c0[d : d + 1])
-        run = functools.partial(_reversed, road) if d else road
+        run = functools.partial(_reversed, path) if d else path
         rest = (*states, own, bounds, d == 1)
         chunk = functools.partial(_again, run, mode)
         ends.append(_padded(chunk, x, *rest) if batch_sizes is None else _packed(chunk, x, batch_sizes, *rest))
@@ -76,7 +76,7 @@ def _bounds(x: Tensor, batch_sizes: Tensor | None, rows: int) -> list[tuple[int,
 
 
 def _again(
-    road: Road, mode: str, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor | None,
+    path: Path, mode: str, batch_sizes: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     given = [tensor for tensor in (x, h0, c0, *weights) if tensor is not None]
@@ -84,7 +84,7 @@ def _again(
 
     def run(x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor) -> Sequence[Tensor]:
         ops.check_unchanged(given, before)
-        return road(mode, x, batch_sizes, h0, c0, weights)
+        return path(mode, x, batch_sizes, h0, c0, weights)
 
     # Nothing random runs inside a layer; dropout stands between layers.
     from torch.utils.checkpoint import checkpoint  # early torch takes 0.3 s to import it
@@ -93,12 +93,12 @@ def _again(
 
 
 def _reversed(
-    road: Road, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
+    path: Path, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     """The reverse direction alone: each sequence is read from its end, what comes out stands where it was."""
     if batch_sizes is None:
-        y, hn, cn, cells = road(mode, x.flip(0), None, h0, c0, weights)
+        y, hn, cn, cells = path(mode, x.flip(0), None, h0, c0, weights)
         if c0 is not None:
             cells = cells.unflatten(1, x.shape[:2]).flip(1).flatten(1, 2)
         return y.flip(0), hn, cn, cells
@@ -107,7 +107,7 @@ def _reversed(
     starts = batch_sizes.cumsum(0) - batch_sizes
     turned = (starts[sizes[column] - 1 - step] + column).to(x.device)
     rows = x[turned] if is_tokens(x) else take(x, turned, turned)
-    y, hn, cn, cells = road(mode, rows, batch_sizes, h0, c0, weights)
+    y, hn, cn, cells = path(mode, rows, batch_sizes, h0, c0, weights)
     if c0 is not None:
         cells = take(cells[0], turned, turned).unsqueeze(0)
     return take(y, turned, turned), hn, cn, cells

@@ -82,29 +82,29 @@ def backward_kernel(cell: Cell, real: type):
             call(a.barrier)
 
         work = gates * hidden * outputs
-        first, end, mate, mates = partition(sizes, steps, rows, batch, work, me, team)
-        first_panel, last_panel = share(panels, mate, mates)
-        first_short, last_short = share(output_panels, mate, mates)
-        first_full, last_full = share(full_panel_count, mate, mates)
+        first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+        first_panel, last_panel = share(panels, member, members)
+        first_short, last_short = share(output_panels, member, members)
+        first_full, last_full = share(full_panel_count, member, members)
         for i in range(steps - 1, -1, -1):
             t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.direction)
             start, last = starts[t], min(active, end)
             if projected:
-                for r in range(first + mate, last, mates):
+                for r in range(first + member, last, members):
                     for j in range(outputs):
                         k, n = r * dh_row + j, start + r
                         d = dh[k] + (dy[n * dy_row + j] if a.dy else like(0.0, dh[k]))
                         dh[k] = d_output(d, saved_h[n * outputs + j])
                     pack_row(y_panels, start + r, rows, at(dh, r * dh_row), outputs, columns)
-                if mates > 1:
+                if members > 1:
                     call(a.barrier)
                 for p in range(first_full, last_full):
                     o, w = at(d_full, first * full_row + p * columns), at(packed_hr, p * outputs * columns)
                     d = at(dh, first * dh_row)
                     product(4, last - first, o, full_row, d, dh_row, 1, w, columns, outputs, False)
-                if mates > 1:
+                if members > 1:
                     call(a.barrier)
-                for r in range(first + mate, last, mates):
+                for r in range(first + member, last, members):
                     copy(at(dh, r * dh_row), dh, 0, dh_row)
             for p in range(first_panel, last_panel):
                 u, count = p * units, min(units, hidden - p * units)
@@ -157,7 +157,7 @@ def backward_kernel(cell: Cell, real: type):
                         copy(at(dh, r * dh_row + u), dh_here, count, count)
                     if a.dc:
                         copy(at(dc, r * hidden + u), dc_here, count, count)
-            if mates > 1:
+            if members > 1:
                 call(a.barrier)
             # Of rows that begin here, dh is that of h0.
             to_before = (last if a.need_state else max(first, min(coming, last))) - first
@@ -166,7 +166,7 @@ def backward_kernel(cell: Cell, real: type):
                     w, d = at(packed_hh, (c * panels + p) * wide * columns), at(dz, (p * rows + start + first) * width)
                     o = at(dh, first * dh_row + c * columns)
                     product(4, to_before, o, dh_row, d, width, 1, w, columns, wide, True)
-            if mates > 1:
+            if members > 1:
                 call(a.barrier)
         if a.barrier:
             call(a.barrier)

@@ -87,8 +87,8 @@ def forward_kernel(cell: Cell, real: type):
             call(a.barrier)
 
         work = gates * hidden * outputs
-        first, end, mate, mates = partition(sizes, steps, rows, batch, work, me, team)
-        first_panel, last_panel = share(panels, mate, mates)
+        first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+        first_panel, last_panel = share(panels, member, members)
         for i in range(steps):
             t, active, coming, before, going = neighbours(sizes, starts, steps, i, d)
             start, last = starts[t], min(active, end)
@@ -126,10 +126,10 @@ def forward_kernel(cell: Cell, real: type):
                         copy(at(cn, r * hidden + u), c_here, count, count)
                     if a.cells:
                         copy(at(cells, n * hidden + u), c_here, count, count)
-            if mates > 1:
+            if members > 1:
                 call(a.barrier)
             if projected:
-                first_short, last_short = share(output_panels, mate, mates)
+                first_short, last_short = share(output_panels, member, members)
                 for p in range(first_short, last_short):
                     o, w = at(short, first * short_row + p * columns), at(packed_hr, p * hidden * columns)
                     h = at(full, first * hidden)
@@ -141,9 +141,9 @@ def forward_kernel(cell: Cell, real: type):
                             v = source[j] + (b_hr[p * columns + j] if a.b_hr else like(0.0, source[j]))
                             source[j] = output(v)
                         copy(at(y, (start + r) * y_row + p * columns), source, count, count)
-                if mates > 1:
+                if members > 1:
                     call(a.barrier)
-            for r in range(first + mate, last, mates):
+            for r in range(first + member, last, members):
                 source = at(y, (start + r) * y_row)
                 if a.states:
                     copy(at(states, (start + r) * outputs), source, outputs, outputs)

@@ -47,9 +47,9 @@ class Table(NamedTuple):
         return np.dtype([(name, np.int64) for name in (*self.sizes, *parameters, *self.addresses)])
 
 
-def _table(rooms: str, addresses: str) -> Table:
+def _table(workspaces: str, addresses: str) -> Table:
     sizes = "team_size thread_number barrier get_mode set_mode steps batch rows inputs hidden outputs directions "
-    sizes += "direction projected tokens scratch modes " + rooms
+    sizes += "direction projected tokens scratch modes " + workspaces
     return Table((*sizes.split(),), (*("work sizes starts x h0 c0 " + addresses).split(),))
 
 
@@ -103,11 +103,11 @@ def partition(sizes, steps, rows, batch, work, me, team):
     Rows are independent, so threads that have their own need no barrier; units are shared where rows are too few.
     """
     groups = min(team, (batch + SPLIT_ROWS - 1) // SPLIT_ROWS)
-    mates = team // groups if work * batch >= SPLIT_WORK * groups else 1
-    group = me // mates
+    members = team // groups if work * batch >= SPLIT_WORK * groups else 1
+    group = me // members
     first = first_row(sizes, steps, rows, batch, group, groups)
     last = first_row(sizes, steps, rows, batch, group + 1, groups)
-    return first, last, me % mates, mates
+    return first, last, me % members, members
 
 
 @device

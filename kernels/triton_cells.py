@@ -1,4 +1,4 @@
-"""The cells as pointwise device functions: one forward and one backward, for every road and both languages of Triton.
+"""The cells as pointwise device functions: one forward and one backward, for every path and both languages of Triton.
 
 Equations and gate order: :mod:`fastrnn.modes`.  Values are float32 tiles of one shape, gates come as tuples of
 tiles in the cell's gate order, and ``CELL`` is a key of ``fastrnn.modes.CELLS``.

@@ -1,4 +1,4 @@
-"""The recurrent product on each road: rows of x (ROWS, K) times COUNT matrices (K, UNITS), summed in float32.
+"""The recurrent product on each path: rows of x (ROWS, K) times COUNT matrices (K, UNITS), summed in float32.
 
 Forward, x is the last h, K = H, and there is a matrix for each gate; backward, x is the gradients of all gates,
 K = G*H, and there is one matrix.  Element (k, u) of matrix g is ``p_w[g * STRIDE_G + u * STRIDE_U + k * STRIDE_K]``.

@@ -4,7 +4,7 @@ Program (i_b, i_u, i_d) computes UNITS hidden units of ROWS rows in direction i_
 step after step; a padded batch is one whose steps all have B rows.
 
 The input product stands ready in ``p_a``, so a step is: the last h of the rows times the program's slice of W_hh
-(:mod:`fastrnn.kernels.triton_product` has the roads), the cell, h written to where the next step reads it, and where
+(:mod:`fastrnn.kernels.triton_product` has the paths), the cell, h written to where the next step reads it, and where
 programs share rows, a barrier among them (:mod:`fastrnn.kernels.triton_steps`).  Every array is contiguous:
 
     p_a       (D, N, G*H)  W_ih x + b_ih (+ b_hh, but for GRU's n)
@@ -147,7 +147,7 @@ def scan_forward(
     m_b = o_b < n
     # Rows that the step before this one had read what it wrote, others begin here.
     p_x = p_hidden + o_from * H
-    # h of the program's own units: GRU mixes it in, and on the tile road it is all of h.
+    # h of the program's own units: GRU mixes it in, and on the tile path it is all of h.
     b_h = tl.load(row_pointers(o_b, p_x, n_from, p_h0, H)[:, None] + o_u[None, :], mask=m_state, other=0.0)
 
     weights = ()

@@ -130,7 +130,7 @@ def freed(backend: str, when: str, every: str = "1") -> None:
     for name, call in functions():
         for form in forms(name):
             if "int8" in name and (when != "inference" or backend not in ("quick", "cpp")):
-                continue  # it has no gradients, and one road
+                continue  # it has no gradients, and one path
             if backend == "numba" and ("bfloat16" in name or "Jordan" in name):
                 continue  # it does not serve them
             module = MODULES[name]()

@@ -11,7 +11,7 @@ from support import needs_torch_under_autocast
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn import roads
+from fastrnn import paths
 
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 names = pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", *CELLS])
@@ -155,7 +155,7 @@ def test_layers_run_on_the_backend_asked_for(target, monkeypatch):
     dtypes = []
     forward = target.module.forward
     monkeypatch.setattr(target.module, "forward", lambda *args: dtypes.append(args[1].dtype) or forward(*args))
-    served = ["RNN", "RNNCell"] + ["LSTM"] * roads._ONEDNN  # else torch.nn does not cast an LSTM as a whole
+    served = ["RNN", "RNNCell"] + ["LSTM"] * paths._ONEDNN  # else torch.nn does not cast an LSTM as a whole
     for name in served:
         _, ours = pair(name)
         with torch.autocast("cpu", torch.bfloat16), fastrnn.use_backend(target.name), torch.no_grad():

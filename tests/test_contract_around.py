@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
-from fastrnn import roads
+from fastrnn import paths
 
 NAMES = ("RNN", "LSTM", "GRU")
 names = pytest.mark.parametrize("name", NAMES)
@@ -215,7 +215,7 @@ def test_dynamic_quantization_is_by_exact_type(name: str):
 def test_what_no_backend_serves_runs_on_torch(name: str, monkeypatch):
     theirs, ours = pair(name)
     x = inputs()
-    monkeypatch.setattr(roads, "choose", lambda *layer: None)
+    monkeypatch.setattr(paths, "choose", lambda *layer: None)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
     assert "Layer" not in ours(x)[0].grad_fn.name()
 

@@ -83,7 +83,7 @@ def results_and_gradients(module: nn.Module, x: Tensor, hx: list[Tensor], seeds:
 @everyone
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes_with_gradients(name: str, dtype: torch.dtype):
-    """Results and gradients have the dtype of the parameters, whichever road serves it.
+    """Results and gradients have the dtype of the parameters, whichever path serves it.
 
     Budgets as in :func:`support.expect`, of torch.nn's own errors in float32 on the same values.
     """

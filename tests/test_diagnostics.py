@@ -130,8 +130,8 @@ def test_watching_changes_neither_results_nor_dropout_nor_gradients():
 
     plain = run()
     with gradient_norms(module) as norms:
-        watched = run()
-    torch.testing.assert_close(watched, plain)
+        observed = run()
+    torch.testing.assert_close(observed, plain)
     assert all(norm.shape == (STEPS,) and norm.all() for norm in norms.values())
 
 
@@ -160,7 +160,7 @@ def test_blocks_within_blocks(library: object):
             run()
         torch.testing.assert_close((inner, again), ({k[2:]: v for k, v in alone.items() if k[0] == "a"}, alone))
     torch.testing.assert_close(outer, alone)
-    assert fastrnn.roads.watching_road.get() is None
+    assert fastrnn.paths.watching_path.get() is None
     assert type(first) is library.LSTM and type(second) is library.GRU  # type: ignore
     for module in (first, second):
         assert not module._forward_hooks and not module._forward_pre_hooks
@@ -240,7 +240,7 @@ def test_what_cannot_be_seen_is_an_error():
     with pytest.raises(RuntimeError, match="input.size"), gradient_norms(module):
         module(x[..., 1:])
     assert not module._forward_hooks and not module._forward_pre_hooks
-    assert fastrnn.roads.watching_road.get() is None
+    assert fastrnn.paths.watching_path.get() is None
 
 
 def test_plot(tmp_path):

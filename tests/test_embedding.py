@@ -96,7 +96,7 @@ def test_second_derivatives(target, case: Case):
         assert torch.autograd.gradgradcheck(run, (table, *parameters))
 
 
-def test_the_road_is_the_gather_where_tokens_far_outnumber_the_vocabulary(monkeypatch: pytest.MonkeyPatch):
+def test_the_path_is_the_gather_where_tokens_far_outnumber_the_vocabulary(monkeypatch: pytest.MonkeyPatch):
     kinds, layer = [], ops.layer
 
     def spy(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What only a GPU shows: the barrier between programs under stress, every road on the machine, streams, CUDA graphs.
+"""What only a GPU shows: the barrier between programs under stress, every path on the machine, streams, CUDA graphs.
 
 The correctness suite itself runs on the GPU too: ``pytest -m gpu`` selects both.
 """
@@ -13,8 +13,8 @@ from support import Case, Inputs, expect, make, run, verify
 
 import fastrnn
 from fastrnn.backends import triton as backend
-from fastrnn.backends import triton_launch, triton_roads
-from fastrnn.backends.triton_roads import Chip, Road, choose_road
+from fastrnn.backends import triton_launch, triton_paths
+from fastrnn.backends.triton_paths import Chip, Path, choose_path
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
@@ -55,9 +55,9 @@ def test_tf32_is_used_where_torch_allows_it_for_rnns_and_nowhere_else(monkeypatc
 
     def spy(chip: Chip, mode: str, sequences: int, hidden: int, directions: int, dtype: torch.dtype, precision: str):
         seen.append(precision)
-        return choose_road(chip, mode, sequences, hidden, directions, dtype, precision)
+        return choose_path(chip, mode, sequences, hidden, directions, dtype, precision)
 
-    monkeypatch.setattr(triton_launch, "choose_road", spy)
+    monkeypatch.setattr(triton_launch, "choose_path", spy)
     inputs = on_gpu(make(Case("")))
     for allowed in (True, False):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
@@ -70,9 +70,9 @@ def barrier_inputs(programs: str) -> Inputs:
     multiprocessors = torch.cuda.get_device_properties(CUDA).multi_processor_count
     hidden, rows = (256, 16 * (multiprocessors // 16)) if programs == "full" else (256, 16)
     case = Case("", "LSTM", steps=6, rows=rows, inputs=16, hidden=hidden, dtype=torch.bfloat16)
-    road = choose_road(Chip.of(CUDA), "LSTM", rows, hidden, 1, torch.bfloat16, "ieee")
-    assert road.has_barrier
-    assert road.name == "spread"
+    path = choose_path(Chip.of(CUDA), "LSTM", rows, hidden, 1, torch.bfloat16, "ieee")
+    assert path.has_barrier
+    assert path.name == "spread"
     return on_gpu(make(case))
 
 
@@ -110,9 +110,9 @@ def test_two_streams_run_the_barrier_side_by_side():
 @pytest.mark.parametrize("name", ["tile", "spread", "stream"])
 def test_a_long_sequence(monkeypatch: pytest.MonkeyPatch, name: str):
     """T beyond 65,535, where cuDNN fails."""
-    roads = {"tile": Road("tile", 16, 32, 32, 4, 1, whole=True), "spread": Road("spread", 16, 16, 16, 8, 1, whole=True)}
-    roads["stream"] = Road("stream", 16, 16, 16, 4, 1, whole=True)
-    monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: roads[name])
+    paths = {"tile": Path("tile", 16, 32, 32, 4, 1, whole=True), "spread": Path("spread", 16, 16, 16, 8, 1, whole=True)}
+    paths["stream"] = Path("stream", 16, 16, 16, 4, 1, whole=True)
+    monkeypatch.setattr(triton_launch, "choose_path", lambda *shape: paths[name])
     inputs = on_gpu(make(Case("", "GRU", steps=70_000, rows=2, inputs=4, hidden=32)))
     y, hn, _, _ = backend.forward(*inputs[:6], save=False)
     tail = inputs.x[-200:]  # a GRU forgets where it began
@@ -160,7 +160,7 @@ def test_automatic_choice_hands_over_what_cudnn_wins_and_a_name_does_not(monkeyp
     forward = backend.forward
     monkeypatch.setattr(backend, "forward", lambda *values: calls.append("triton") or forward(*values))
     table = frozenset({("GRU", torch.float32, 1, False, 8, 4)} if wins else ())
-    monkeypatch.setattr(triton_roads, "CUDNN_WINS", table)
+    monkeypatch.setattr(triton_paths, "CUDNN_WINS", table)
     module, x = fastrnn.GRU(5, 7, device=CUDA), torch.randn(6, 3, 5, device=CUDA)
     with torch.no_grad():
         module(x)

@@ -22,7 +22,7 @@ FLOORS = [
     {"backends", "sequences"},
     {"ops", "fused"},
     {"stacks", "network"},
-    {"roads"},
+    {"paths"},
     {"embedding", "functional", "recompute"},
     {"options"},
     {"modules"},

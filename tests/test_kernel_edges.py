@@ -158,7 +158,7 @@ def test_sigmoid_and_tanh_are_good_to_a_few_ulp_of_themselves(dtype: torch.dtype
 @pytest.mark.parametrize("kind, options", [("LSTM", {"proj_size": 128}), ("LSTM", {}), ("GRU", {}), ("RNN", {})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_alike_everywhere_are_packed_everywhere(kind: str, options: dict[str, int], dtype: torch.dtype):
-    """Kept weights against those packed for one call: what says whether a part has changed is of that part alone.
+    """Cached weights against those packed for one call: what says whether a part has changed is of that part alone.
 
     All parts are of one size, so that they have the same bytes: as many inputs as outputs, and a projection whose
     columns are cut evenly, into whole vectors of any instruction set."""

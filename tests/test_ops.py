@@ -53,7 +53,7 @@ def test_second_derivative(target, case: Case):
 
 @pytest.mark.parametrize("case", [FORMS[0], FORMS[2]], ids=str)
 def test_third_derivative_counts_each_path_once(target, case: Case):
-    """With a state that depends on the input, the road of the second derivative must not leak into the first's."""
+    """With a state that depends on the input, the path of the second derivative must not leak into the first's."""
     layer, tensors = leaves(target, case)
     x, h0, *rest = (t.detach() for t in tensors)
 

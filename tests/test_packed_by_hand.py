@@ -1,4 +1,4 @@
-"""A PackedSequence that somebody made by hand, in every way wrong: an error that says so, on every road."""
+"""A PackedSequence that somebody made by hand, in every way wrong: an error that says so, on every path."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def test_one_step_of_a_layer(kind: str, form: dict[str, Any], lead: tuple[int, .
     for hx in (None, (h, h + 1) if kind == "LSTM" else h):
         first = None if hx is None else tuple(each[None] for each in hx) if kind == "LSTM" else hx[None]
         exact = [each[0] for each in flat(layer(x[None], first)[1])]
-        found = cpp.quick_int8(vars(cell), x, hx, MODES[kind])
+        found = cpp.fast_path_int8(vars(cell), x, hx, MODES[kind])
         assert found is not None
         assert same(found, exact) and same(cell(x, hx), exact)
         with monkeypatch.context() as patch:
-            patch.setattr(cpp, "quick_int8", lambda *_: None)
+            patch.setattr(cpp, "fast_path_int8", lambda *_: None)
             assert same(cell(x, hx), exact)
         assert not same(found, [each + 1e-6 for each in exact])
         with torch.no_grad():

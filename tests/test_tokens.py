@@ -153,7 +153,7 @@ def test_a_narrow_dtype_takes_tokens_too():
     torch.testing.assert_close(module(tokens)[0], module(rows)[0], rtol=0, atol=3 * torch.finfo(torch.bfloat16).eps)
 
 
-def test_a_backend_without_the_road_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_a_backend_without_the_path_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backends.load("reference"), "TOKENS", False)
     with fastrnn.use_backend("reference"), pytest.raises(fastrnn.BackendError, match="tokens"):
         fastrnn.LSTM(9, 4)(torch.zeros(2, 3, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""The Triton backend without a GPU: every road through the interpreter, the table of roads, and the machine code that
+"""The Triton backend without a GPU: every path through the interpreter, the table of paths, and the machine code that
 the kernels become, compiled for GPUs that need not be there."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from support import RAGGED, Case, Inputs, expect, make, run, verify
 from triton_offline import CHIPS, DTYPES, Usage, Variant, compile_all
 
 from fastrnn.backends import triton as backend
-from fastrnn.backends import triton_launch, triton_roads
-from fastrnn.backends.triton_roads import KIB, Chip, Road, choose_road
+from fastrnn.backends import triton_launch, triton_paths
+from fastrnn.backends.triton_paths import KIB, Chip, Path, choose_path
 from fastrnn.modes import CELLS
 
 triton = pytest.importorskip("triton", minversion="3.6")
@@ -30,9 +30,9 @@ interpreted = pytest.mark.skipif(not triton_launch.INTERPRETED, reason="runs thr
 
 # Small blocks, so that small cases have several programs, tiles of rows and pieces of depth, with tails in each.
 ROADS = {
-    "tile": Road("tile", 16, 32, 32, 4, 1, whole=True),
-    "spread": Road("spread", 32, 16, 8, 2, 1, whole=True),
-    "stream": Road("stream", 16, 16, 16, 4, 1, whole=True),
+    "tile": Path("tile", 16, 32, 32, 4, 1, whole=True),
+    "spread": Path("spread", 32, 16, 8, 2, 1, whole=True),
+    "stream": Path("stream", 16, 16, 16, 4, 1, whole=True),
 }
 FORMS = [
     Case("both directions", directions=2),
@@ -57,9 +57,9 @@ def all_seeds(inputs: Inputs) -> Inputs:
 
 @interpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("road", ROADS.values(), ids=ROADS)
-def test_every_road_is_right(monkeypatch: pytest.MonkeyPatch, road: Road, case: Case):
-    monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: road)
+@pytest.mark.parametrize("path", ROADS.values(), ids=ROADS)
+def test_every_path_is_right(monkeypatch: pytest.MonkeyPatch, path: Path, case: Case):
+    monkeypatch.setattr(triton_launch, "choose_path", lambda *shape: path)
     expected = expect(case, all_seeds)
     verify(run(backend, expected.inputs), expected)
 
@@ -98,7 +98,7 @@ def test_one_launch_for_all_steps_equals_one_for_each(
     inputs = all_seeds(make(Case("", mode, lengths=lengths, directions=2)))
     found = []
     for whole in (True, False):
-        monkeypatch.setattr(triton_launch, "choose_road", lambda *shape: ROADS["tile"]._replace(whole=whole))  # noqa: B023
+        monkeypatch.setattr(triton_launch, "choose_path", lambda *shape: ROADS["tile"]._replace(whole=whole))  # noqa: B023
         found.append(run(backend, inputs))
     for name, tensor in found[0].items():
         assert torch.equal(tensor, found[1][name]), name
@@ -112,19 +112,19 @@ SMALL = Chip(8, 64 * KIB)
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("mode", backend.MODES)
-def test_every_shape_has_a_road_that_the_device_can_run(chip: Chip, precision: str, dtype: torch.dtype, mode: str):
+def test_every_shape_has_a_path_that_the_device_can_run(chip: Chip, precision: str, dtype: torch.dtype, mode: str):
     for hidden in (1, 16, 17, 64, 65, 100, 128, 200, 256, 500, 512, 768, 1000, 1024, 1500, 2048, 5000):
         for sequences in (1, 8, 16, 17, 32, 64, 65, 256, 4096, 2_000_000):
             for directions in (1, 2):
-                road = choose_road(chip, mode, sequences, hidden, directions, dtype, precision)
-                rows, units, _ = road.grid(sequences, hidden, directions)
+                path = choose_path(chip, mode, sequences, hidden, directions, dtype, precision)
+                rows, units, _ = path.grid(sequences, hidden, directions)
                 assert units <= 65_535  # rows may be more: theirs is the one dimension of a grid that may pass it
-                assert (units - 1) * road.units < hidden <= units * road.units
-                assert (rows - 1) * road.rows < sequences <= rows * road.rows
-                assert not road.has_barrier or units * rows * directions <= chip.multiprocessors
-                assert road.name != "tile" or units == 1
-                weights = len(CELLS[mode].gates) * road.units * hidden * dtype.itemsize
-                assert road.name == "stream" or weights + triton_roads.SCRATCH <= chip.shared_memory
+                assert (units - 1) * path.units < hidden <= units * path.units
+                assert (rows - 1) * path.rows < sequences <= rows * path.rows
+                assert not path.has_barrier or units * rows * directions <= chip.multiprocessors
+                assert path.name != "tile" or units == 1
+                weights = len(CELLS[mode].gates) * path.units * hidden * dtype.itemsize
+                assert path.name == "stream" or weights + triton_paths.SCRATCH <= chip.shared_memory
 
 
 @pytest.mark.parametrize(
@@ -141,31 +141,31 @@ def test_every_shape_has_a_road_that_the_device_can_run(chip: Chip, precision: s
         (2048, 16, torch.bfloat16, "stream", 128),
     ],
 )
-def test_roads_of_an_lstm_on_a_large_chip(hidden: int, sequences: int, dtype: torch.dtype, name: str, programs: int):
-    road = choose_road(H200, "LSTM", sequences, hidden, 1, dtype, "tf32")
-    rows, units, _ = road.grid(sequences, hidden, 1)
-    assert (road.name, units * rows, road.whole) == (name, programs, True)
+def test_paths_of_an_lstm_on_a_large_chip(hidden: int, sequences: int, dtype: torch.dtype, name: str, programs: int):
+    path = choose_path(H200, "LSTM", sequences, hidden, 1, dtype, "tf32")
+    rows, units, _ = path.grid(sequences, hidden, 1)
+    assert (path.name, units * rows, path.whole) == (name, programs, True)
 
 
 def test_what_a_device_cannot_hold_at_once_is_launched_step_by_step():
-    assert not choose_road(H200, "LSTM", 4096, 2048, 1, torch.bfloat16, "tf32").whole
-    assert not choose_road(SMALL, "GRU", 16, 1024, 1, torch.bfloat16, "tf32").whole
+    assert not choose_path(H200, "LSTM", 4096, 2048, 1, torch.bfloat16, "tf32").whole
+    assert not choose_path(SMALL, "GRU", 16, 1024, 1, torch.bfloat16, "tf32").whole
 
 
 def test_what_cudnn_wins_is_handed_to_it(monkeypatch: pytest.MonkeyPatch):
-    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
+    assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
     lost = {("LSTM", torch.float16, 1, False, 256, 64), ("GRU", torch.float16, 1, True, 1, 0)}
-    monkeypatch.setattr(triton_roads, "CUDNN_WINS", frozenset(lost))
-    assert triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 200, 33, 65_535)
-    assert triton_roads.cudnn_wins("GRU", torch.float16, 1, True, 1, 0, 1)
-    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 128, 64, 100)
-    assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 65_536)
+    monkeypatch.setattr(triton_paths, "CUDNN_WINS", frozenset(lost))
+    assert triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 200, 33, 65_535)
+    assert triton_paths.cudnn_wins("GRU", torch.float16, 1, True, 1, 0, 1)
+    assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 128, 64, 100)
+    assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 65_536)
     with torch.backends.cudnn.flags(enabled=False):
-        assert not triton_roads.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
+        assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
 
 
 BOTH = ("forward", "backward")
-# A variant for each road, cell, dtype, precision, form and target; not their product, which would take many minutes.
+# A variant for each path, cell, dtype, precision, form and target; not their product, which would take many minutes.
 VARIANTS = [
     *(Variant(kernel, "sm_90", "LSTM", 1024, 64, "bf16") for kernel in BOTH),
     *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16") for kernel in BOTH),
@@ -206,17 +206,17 @@ def test_machine_code_stays_within_limits(variant: Variant):
     """Spills: the up to 56 bytes of a program whose weights take half of all registers are known and allowed, an array
     that went to memory is hundreds.  Reloads: weights stay in registers wherever there is a tensor core.  Exponentials:
     each value's are computed once, not by every warp."""
-    usage, road = usages(variant in FIRST)[variant], variant.road()
+    usage, path = usages(variant in FIRST)[variant], variant.path()
     registers = 512 if variant.target == "gfx942" else 255
     assert usage.registers <= registers
     assert usage.spilled <= 64
     assert usage.shared <= CHIPS[variant.target].shared_memory
     tensor_core = variant.dtype != "fp32" or variant.precision == "tf32"
-    if road.name != "stream" and tensor_core and variant.target != "gfx942":
+    if path.name != "stream" and tensor_core and variant.target != "gfx942":
         assert usage.reloads == 0
     if variant.target != "gfx942":
         each = EXPONENTIALS[variant.mode] if variant.kernel == "forward" else int(variant.mode == "LSTM")
-        assert usage.exponentials <= each * -(-road.rows * road.units // (32 * road.warps))
+        assert usage.exponentials <= each * -(-path.rows * path.units // (32 * path.warps))
 
 
 def test_a_new_length_or_batch_size_compiles_nothing():

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.backends.triton_roads import KIB, Chip, choose_road
+from fastrnn.backends.triton_paths import KIB, Chip, choose_path
 from fastrnn.modes import CELLS
 
 CHIPS = {"sm_80": Chip(108, 163 * KIB), "sm_90": Chip(132, 227 * KIB), "gfx942": Chip(304, 64 * KIB, 64)}
@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Variant(NamedTuple):
-    """One kernel as a layer of this shape would launch it; ``precision`` as in ``choose_road``, ``cells`` whether the
+    """One kernel as a layer of this shape would launch it; ``precision`` as in ``choose_path``, ``cells`` whether the
     cell states of all steps have a gradient."""
 
     kernel: str
@@ -40,9 +40,9 @@ class Variant(NamedTuple):
     directions: int = 1
     cells: bool = False
 
-    def road(self):
+    def path(self):
         shape = (self.mode, self.sequences, self.hidden, self.directions)
-        return choose_road(CHIPS[self.target], *shape, DTYPES[self.dtype], self.precision)
+        return choose_path(CHIPS[self.target], *shape, DTYPES[self.dtype], self.precision)
 
 
 class Usage(NamedTuple):
@@ -67,9 +67,9 @@ def compile_variant(variant: Variant) -> Usage:
     from fastrnn.backends.triton_launch import constants_of, options_of
 
     kernel: Any = {"forward": scan_forward, "backward": scan_backward}[variant.kernel]
-    cell, road = CELLS[variant.mode], variant.road()
+    cell, path = CELLS[variant.mode], variant.path()
     constants = constants_of(
-        variant.mode, variant.hidden, road, DTYPES[variant.dtype], variant.precision, variant.packed
+        variant.mode, variant.hidden, path, DTYPES[variant.dtype], variant.precision, variant.packed
     )
     constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BN=variant.mode == "GRU")
     constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True, HAS_DCELLS=variant.cells)
@@ -92,7 +92,7 @@ def compile_variant(variant: Variant) -> Usage:
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     compute, lanes = {"sm_80": (80, 32), "sm_90": (90, 32), "gfx942": ("gfx942", 64)}[variant.target]
     target = GPUTarget("hip" if lanes == 64 else "cuda", compute, lanes)
-    built: Any = triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(road))
+    built: Any = triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(path))
     loop = built.asm["ttgir"].partition("scf.while")[2]
     reloads = len(re.findall(r"= ttg\.(?:local_load|convert_layout) [^\n]*-> [^\n]*opIdx = 1", loop))
     registers, spilled = amd_usage(built.asm["amdgcn"]) if lanes == 64 else nvidia_usage(built.asm["cubin"])

@@ -52,22 +52,22 @@ STACKED = torch.float32, torch.float64, torch.bfloat16  # what forward_stack and
 TOKENS = True
 
 
-def quick(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = None) -> Any:
+def fast_path(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = None) -> Any:
     """The forward of a module in one call of :mod:`fastrnn._core`, where nothing about it is out of the ordinary; else
-    None, and all is left to Python.  See ``_core.quick``, which stands here where there is a core."""
+    None, and all is left to Python.  See ``_core.fast_path``, which stands here where there is a core."""
     return None
 
 
-def prepare_quick(*calm: Guard, of_floats: Sequence[Guard]) -> None:
-    """Lets :func:`quick` and ``_core.quick_int8`` serve calls at which each of these functions returns one of these
-    very objects; those ``of_floats`` are asked by ``quick`` alone, and first."""
+def prepare_fast_path(*guards: Guard, of_floats: Sequence[Guard]) -> None:
+    """Lets :func:`fast_path` and ``_core.fast_path_int8`` serve calls at which each of these returns one of these
+    very objects; those ``of_floats`` are asked by ``fast_path`` alone, and first."""
     if not _missing:
         torch_has = torch.nn.Parameter, torch.empty_like, torch.get_num_threads
-        _core.prepare_quick(*torch_has, [*of_floats, *calm], list(calm))
+        _core.prepare_fast_path(*torch_has, [*of_floats, *guards], list(guards))
 
 
 if not _missing:
-    quick, quick_int8 = _core.quick, _core.quick_int8
+    fast_path, fast_path_int8 = _core.fast_path, _core.fast_path_int8
     forward_int8 = _core.forward_int8
 
 
@@ -230,9 +230,9 @@ def backward(
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
         wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
-        kept = Saved(_wide(saved.gates), saved.cells, _wide(saved.hidden))
+        saved_layers = Saved(_wide(saved.gates), saved.cells, _wide(saved.hidden))
         seeds = _wide(grad_y), _wide(grad_hn), _wide(grad_cn), grad_cells
-        found = backward(mode, *wide, kept, *seeds, need_x, need_state, need_weights)
+        found = backward(mode, *wide, saved_layers, *seeds, need_x, need_state, need_weights)
         grad_x, grad_h0, grad_c0 = (None if grad is None else grad.to(dtype) for grad in found[:3])
         return Backward(grad_x, grad_h0, grad_c0, found.weights and [g.to(dtype) for g in found.weights])
     grad_x = _like(x) if need_x else None
@@ -261,7 +261,7 @@ def forward_stack(
     each = len(weights) // h0.shape[0]
     hn = _like(h0)
     cn = h0.new_empty(0) if c0 is None else _like(c0)
-    calls, ys, kept = [], [], []
+    calls, ys, saved_layers = [], [], []
     for i in range(h0.shape[0]):
         own, h, c = weights[i * each : (i + 1) * each], h0[i : i + 1], None if c0 is None else c0[i : i + 1]
         last = i + 1 == h0.shape[0]
@@ -271,10 +271,10 @@ def forward_stack(
         ends = hn[i : i + 1], None if c0 is None else cn[i : i + 1]
         calls.append((*_inputs(mode, x, batch_sizes, h, c, own), y, *ends, *saved))
         ys.append(y)
-        kept.append(_saved(h0, saved))
+        saved_layers.append(_saved(h0, saved))
         x = y
     _KERNELS[h0.dtype][0](calls)
-    return ys, hn, cn, kept if save else None
+    return ys, hn, cn, saved_layers if save else None
 
 
 def backward_stack(
@@ -302,7 +302,7 @@ def backward_stack(
     grad_c0 = _like(c0) if need_state and c0 is not None else None
     # Gradients of what lies between layers, each of which lives until the layer below is done: a wavefront is at most
     # as high as there are threads.
-    room = [torch.empty_like(ys[0]) for _ in range(min(count - 1, torch.get_num_threads() + 1))]
+    buffers = [torch.empty_like(ys[0]) for _ in range(min(count - 1, torch.get_num_threads() + 1))]
     grads: list[Any] = [None] * len(weights)
 
     def of_layer(states: Tensor | None, i: int) -> Tensor | None:
@@ -317,7 +317,7 @@ def backward_stack(
             grads[i * each : (i + 1) * each] = own_grads
         inputs = _inputs(mode, ys[i - 1] if i else x, batch_sizes, h0[i : i + 1], of_layer(c0, i), own)
         seeds = grad, of_layer(grad_hn, i), of_layer(grad_cn, i), _dense(grad_cells) if i + 1 == count else None
-        grad = room[i % len(room)] if i else grad_x
+        grad = buffers[i % len(buffers)] if i else grad_x
         calls.append((*inputs, *saved[i], *seeds, grad, of_layer(grad_h0, i), of_layer(grad_c0, i), own_grads))
     _KERNELS[h0.dtype][1](calls)
     return Backward(grad_x, grad_h0, grad_c0, grads)

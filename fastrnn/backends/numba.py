@@ -1,6 +1,6 @@
 """Fused kernels that Numba compiles at first use: the same equations where there is no C++ core.
 
-Thin: it hands the kernels of :mod:`fastrnn.kernels.numba_scan` dense tensors and room to work in, and starts them on
+Thin: it hands the kernels of :mod:`fastrnn.kernels.numba_scan` dense tensors and a workspace, and starts them on
 the threads that torch itself uses.  Numba is imported when the backend is first asked for.  bfloat16 and float16 run in
 float32.  Interface: :mod:`fastrnn.backends`.
 """
@@ -91,14 +91,14 @@ def forward(
     x = _checked(x, inputs) if tokens else _dense(x, dtype)
     h0, c0 = _dense(h0, dtype), None if c0 is None else _dense(c0, dtype)
     weights = [_dense(weight, dtype) for weight in weights]
-    room = h0.new_empty
-    y, hn, cn = room(*lead, directions * outputs), torch.empty_like(h0), None if c0 is None else torch.empty_like(c0)
+    empty = h0.new_empty
+    y, hn, cn = empty(*lead, directions * outputs), torch.empty_like(h0), None if c0 is None else torch.empty_like(c0)
     gates = cells = states = None
     if save:
-        gates = room(directions, rows, plan.kept * hidden) if plan.kept else None
-        cells = room(directions, rows, hidden) if cn is not None or CELLS[mode].output else None
-        states = room(directions, rows, outputs)
-    work = room(plan.room)
+        gates = empty(directions, rows, plan.saved_gates * hidden) if plan.saved_gates else None
+        cells = empty(directions, rows, hidden) if cn is not None or CELLS[mode].output else None
+        states = empty(directions, rows, outputs)
+    work = empty(plan.workspace_size)
     kept = gates if plan.in_place else None
     for d in range(directions if batch else 0):
         plan.run(d, weights, (work, sizes, starts, x, h0, c0, y, hn, cn, kept, cells, states))
@@ -107,7 +107,7 @@ def forward(
 
     def result(tensor: Tensor | None) -> Tensor:
         if tensor is None:
-            return room(0, dtype=narrow)
+            return empty(0, dtype=narrow)
         return tensor if dtype is narrow else tensor.to(narrow)
 
     saved = Saved(result(gates), result(None) if cells is None else cells, result(states)) if save else None
@@ -161,23 +161,23 @@ def backward(
     if c0 is not None:
         c0 = _dense(c0, dtype)
         dc0 = torch.zeros_like(c0) if grad_cn is None else _dense(grad_cn, dtype).clone()
-    room = h0.new_empty
-    work = room(plan.room)
+    empty = h0.new_empty
+    work = empty(plan.workspace_size)
     dx: Tensor | None = None
     grads: list[Tensor] = []
     for d, weight in enumerate(split_weights(weights, directions)):
         own_gates = None
-        if plan.kept:
+        if plan.saved_gates:
             own_gates = gates[d] if plan.in_place else plan.from_saved(gates[d])
         dh = F.pad(dh0[d], (0, wide(outputs) - outputs))
-        own_dx = room(rows, wide(inputs)) if need_x else None
+        own_dx = empty(rows, wide(inputs)) if need_x else None
         dw_ih = dw_hh = db_ih = db_hh = dw_hr = db_hr = None
         if need_weights:
-            dw_ih = room(depth, wide(inputs)) if named is None else h0.new_zeros(len(named), depth)
-            dw_hh = room(depth, wide(outputs))
-            db_ih, db_hh = (None, None) if weight.b_ih is None else (room(depth), room(depth))
-            dw_hr = None if weight.w_hr is None else room(wide(outputs), wide(hidden))
-            db_hr = None if weight.b_hr is None else room(wide(outputs))
+            dw_ih = empty(depth, wide(inputs)) if named is None else h0.new_zeros(len(named), depth)
+            dw_hh = empty(depth, wide(outputs))
+            db_ih, db_hh = (None, None) if weight.b_ih is None else (empty(depth), empty(depth))
+            dw_hr = None if weight.w_hr is None else empty(wide(outputs), wide(hidden))
+            db_hr = None if weight.b_hr is None else empty(wide(outputs))
         if batch:
             given = (work, sizes, starts, x, h0, c0, own_gates, cells, states, dy, d_cells, dh, dc0)
             plan.run(d, weights, (*given, own_dx, dw_ih, dw_hh, dw_hr, db_ih, db_hh, db_hr))

@@ -61,9 +61,9 @@ class Plan:
         self.hidden = shape.gate_rows // self.gates
         self.panels = -(-self.hidden // kernel.units)
         self.padded = self.panels * kernel.units
-        self.kept = len(CELLS[mode].saved)
+        self.saved_gates = len(CELLS[mode].saved)
         # Whether the kernels' gates, (panels, N, slots, U), are saved as they are; (N, slots, H) is, elsewhere.
-        self.in_place = self.kept > 0 and self.padded == self.hidden
+        self.in_place = self.saved_gates > 0 and self.padded == self.hidden
         numbers: Any = range(shape.parameters)
         places = split_weights(numbers, shape.directions)
         self.projected = places[0].w_hr is not None
@@ -72,18 +72,18 @@ class Plan:
         self.even_steps = starts_of(torch.full((shape.steps,), shape.batch, device="cpu"))
         work = shape.rows * shape.gate_rows * (shape.outputs + (0 if shape.tokens else shape.inputs))
         self.team = shape.threads if work > SERIAL_WORK else 1
-        rooms = self._forward_rooms(*wanted) if which == "forward" else self._backward_rooms(*wanted)
+        workspaces = self._forward_workspaces(*wanted) if which == "forward" else self._backward_workspaces(*wanted)
 
         sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
         sizes["need_state"] = which == "backward" and wanted[1]
-        self.room = 0  # values in all
+        self.workspace_size = 0  # values in all
         own = {"scratch": self.team * 8 * kernel.columns, "modes": self.team * MODE_BYTES // dtype.itemsize}
-        for name, count in (own | rooms).items():
-            sizes[name] = self.room * dtype.itemsize if count else 0
-            self.room += (count + 15) // 16 * 16  # each on cache lines of its own
+        for name, count in (own | workspaces).items():
+            sizes[name] = self.workspace_size * dtype.itemsize if count else 0
+            self.workspace_size += (count + 15) // 16 * 16  # each on cache lines of its own
         self.modes = sizes["modes"]
         own_gates = sizes.get("own_gates", 0) // dtype.itemsize
-        self.gates_place = slice(own_gates, own_gates + rooms.get("own_gates", 0))
+        self.gates_place = slice(own_gates, own_gates + workspaces.get("own_gates", 0))
         sizes |= numba_start.team_functions(self.team)
         heads = [sizes | {"direction": d} for d in range(shape.directions)]
         self.heads = [struct.pack(f"{len(kernel.sizes)}q", *(head[name] for name in kernel.sizes)) for head in heads]
@@ -93,8 +93,8 @@ class Plan:
         """``columns``, up to whole panels."""
         return -(-columns // self.kernel.columns) * self.kernel.columns
 
-    def _forward_rooms(self, save: bool) -> dict[str, int]:
-        """How many values the kernel forward wants room for under each name."""
+    def _forward_workspaces(self, save: bool) -> dict[str, int]:
+        """How many values the kernel forward wants in its workspace under each name."""
         rows, batch, inputs, outputs = self.shape.rows, self.shape.batch, self.shape.inputs, self.shape.outputs
         depth = self.gates * self.padded
         least, most = DIRECT_ROWS
@@ -110,8 +110,8 @@ class Plan:
             "short": batch * self.wide(outputs) if self.projected else 0,
         }
 
-    def _backward_rooms(self, need_x: bool, need_state: bool, need_weights: bool) -> dict[str, int]:
-        """How many values the kernel backward wants room for under each name."""
+    def _backward_workspaces(self, need_x: bool, need_state: bool, need_weights: bool) -> dict[str, int]:
+        """How many values the kernel backward wants in its workspace under each name."""
         rows, batch, hidden, wide = self.shape.rows, self.shape.batch, self.hidden, self.wide
         inputs, outputs = wide(self.shape.inputs), wide(self.shape.outputs)
         depth = self.gates * self.padded

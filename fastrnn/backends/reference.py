@@ -1,6 +1,6 @@
 """The equations in plain PyTorch: any device, any dtype, differentiable as often as you like.
 
-The oracle's home (tests run it in float64) and the road for second derivatives and for torch.func, so nothing here is
+The oracle's home (tests run it in float64) and the path for second derivatives and for torch.func, so nothing here is
 written in place and nothing is fused.  Interface: :mod:`fastrnn.backends`.
 """
 

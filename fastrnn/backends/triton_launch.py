@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Saved
-from fastrnn.backends.triton_roads import Chip, Road, choose_road
+from fastrnn.backends.triton_paths import Chip, Path, choose_path
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.modes import CELLS
 
@@ -89,22 +89,22 @@ def _launch(
     tf32 = recurrent.is_cuda and not torch.version.hip and recurrent.dtype == torch.float32 and rnns_may_use_tf32()
     precision = "tf32" if tf32 else "ieee"
     chip = Chip.of(recurrent.device)
-    road = choose_road(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision)
+    path = choose_path(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision)
     if INTERPRETED:  # its programs run one after another: none can wait for another
-        road = road._replace(whole=not road.has_barrier)
-    grid = road.grid(rows.sequences, hidden_size, directions)
-    constants = constants_of(mode, hidden_size, road, recurrent.dtype, precision, rows.offsets is not None)
+        path = path._replace(whole=not path.has_barrier)
+    grid = path.grid(rows.sequences, hidden_size, directions)
+    constants = constants_of(mode, hidden_size, path, recurrent.dtype, precision, rows.offsets is not None)
     ptx = not (INTERPRETED or torch.version.hip)
-    at_once = rows.steps if road.whole else 1
+    at_once = rows.steps if path.whole else 1
     with on_device(recurrent.device):
         arrived = recurrent.new_zeros(directions * grid[0], dtype=torch.int64)
         for begin in range(0, rows.steps, at_once):
             steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
-            kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, PTX=ptx, **options_of(road))
+            kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, PTX=ptx, **options_of(path))
 
 
 def constants_of(
-    mode: str, hidden_size: int, road: Road, dtype: torch.dtype, precision: str, packed: bool
+    mode: str, hidden_size: int, path: Path, dtype: torch.dtype, precision: str, packed: bool
 ) -> dict[str, Any]:
     """What both kernels are compiled for.  T, B and N are not in it: a new length compiles nothing."""
     import triton.language as tl
@@ -115,21 +115,21 @@ def constants_of(
         CELL=mode,
         GATES=len(CELLS[mode].gates),
         SAVED=len(CELLS[mode].saved),
-        ROAD=road.name,
-        ROWS=road.rows,
-        UNITS=road.units,
-        DEPTH=road.depth,
-        SLICES=road.warps,
+        ROAD=path.name,
+        ROWS=path.rows,
+        UNITS=path.units,
+        DEPTH=path.depth,
+        SLICES=path.warps,
         PACKED=packed,
         OPERAND=tl.float32 if INTERPRETED else operand,
         PRECISION=precision,
     )
 
 
-def options_of(road: Road) -> dict[str, Any]:
+def options_of(path: Path) -> dict[str, Any]:
     """How Triton is to compile and launch them.  Programs that wait for each other must all run at once."""
-    cooperative = dict(launch_cooperative_grid=True) if road.has_barrier else {}
-    return dict(num_warps=road.warps, num_stages=road.stages, enable_fp_fusion=True, **cooperative)
+    cooperative = dict(launch_cooperative_grid=True) if path.has_barrier else {}
+    return dict(num_warps=path.warps, num_stages=path.stages, enable_fp_fusion=True, **cooperative)
 
 
 def rnns_may_use_tf32() -> bool:

@@ -73,10 +73,10 @@ def workspaces(program: Program, whole: bool) -> list[str]:
 def pointers(program: Program, whole: bool) -> list[str]:
     """The names of a kernel's pointers: ``p_`` and an array, of a state ``_initial`` and ``_final``, of a neighbour
     ``_initial``, beside those of :func:`workspaces`.  A "total" is (programs, columns), to be summed up."""
-    found, kept = [], workspaces(program, whole)
+    found, own = [], workspaces(program, whole)
     for name, array in program.arrays.items():
         own = f"p_{identifier(name)}"
-        if array.kind not in ("state", "row") or name in kept:
+        if array.kind not in ("state", "row") or name in own:
             found.append(own)
         if array.kind in ("state", "neighbour"):
             found.append(f"{own}_initial")
@@ -104,7 +104,7 @@ def print_triton(program: Program, whole: bool) -> str:
 class _Printer:
     def __init__(self, program: Program, whole: bool) -> None:
         self.program, self.arrays, self.whole = program, program.arrays, whole
-        self.kept = workspaces(program, whole)
+        self.workspaces = workspaces(program, whole)
         self.known: set[Node] = set()  # values of this step that are in registers
         self.lines: list[str] = []
         self.indent = "    "
@@ -161,7 +161,7 @@ class _Printer:
         """States and sums as they are before the first step."""
         states, sums = self.of_kind("state"), self.sums()
         for name, own, array in self.of_kind("sequence", "row"):
-            if array.kind == "sequence" or name in self.kept:
+            if array.kind == "sequence" or name in self.workspaces:
                 self.line(f"a_{own} = p_{own} + r_b * {self.columns(array)}")
         for _, own, array in self.of_kind("total"):
             self.line(f"a_{own} = p_{own} + tl.program_id(0) * {self.columns(array)}")
@@ -177,7 +177,7 @@ class _Printer:
         for name, own, array in states:
             place = f"r_b * Z_{array.size} + o_{array.size}"
             self.line(f"s_{own} = load_rows(p_{own}_initial, {place}, m_b & m_{array.size}, REAL)")
-            if name in self.kept:
+            if name in self.workspaces:
                 self.line(f"tl.store(p_{own} + {place}, s_{own}, mask=m_b & m_{array.size})")
         for _, own, array in sums:
             rows = "ROWS" if array.kind == "sequence" else "1"
@@ -212,7 +212,7 @@ class _Printer:
             self.line(f"a_{own} = p_{own} + (first_{_WAYS[array.offset]} + r_b) * {self.columns(array)}")
             self.line(f"b_{own} = p_{own}_initial + r_b * {self.columns(array)}")
         for name, own, array in self.of_kind("state"):
-            if name in self.kept:
+            if name in self.workspaces:
                 self.line(f"a_{own} = p_{own} + (step % 2 * B + r_b) * Z_{array.size}")
                 self.line(f"next_{own} = p_{own} + ((step + 1) % 2 * B + r_b) * Z_{array.size}")
 
@@ -298,7 +298,7 @@ class _Printer:
         if array.kind == "state":  # rows that this step has not keep theirs
             before = f"s_{own}" if self.whole else f"tl.load({place}, mask={batch}, other=0.0)"
             self.line(f"n_{own} = tl.where(m, {value}, {before})")
-            if name in self.kept:
+            if name in self.workspaces:
                 self.line(f"tl.store(next_{own} + o_{size}, n_{own}, mask={batch})")
             return
         mask = "m"
@@ -310,7 +310,7 @@ class _Printer:
                 self.line(f"s_{own} += {value}")
                 return
             value = f"tl.load({place}, mask={mask}, other=0.0) + {value}"
-        if array.kind != "row" or name in self.kept:
+        if array.kind != "row" or name in self.workspaces:
             self.line(f"tl.store({place}, {value}, mask={mask})")
 
     def value(self, node: Node, exact: bool = False) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastrnn.backends import BackendError, requested
 from fastrnn.cell.declare import Cell
 from fastrnn.compiler.program import Compiled, compile_cell
-from fastrnn.dynamo import transformed, watched
+from fastrnn.dynamo import observed, transformed
 from fastrnn.fused import op
 from fastrnn.fused.engines import ENGINES, automatic, unsupported
 from fastrnn.fused.layer import Scan, plan, scan_by_torch
@@ -59,5 +59,5 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
     if name == "reference" or transformed() or not _fuses(compiled, name, device.type, dtype):
         scan = scan_by_torch
     else:
-        scan = op.scan if watched() else ENGINES[name].scan
+        scan = op.scan if observed() else ENGINES[name].scan
     return scan

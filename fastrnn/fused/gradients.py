@@ -17,10 +17,10 @@ from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.layout import layout, side_by_side
 
 
-def history_of(compiled: Compiled, name: str, emitted: Sequence[Tensor], kept: dict[str, Tensor]) -> Tensor:
+def history_of(compiled: Compiled, name: str, emitted: Sequence[Tensor], workspace: dict[str, Tensor]) -> Tensor:
     """The values of a state behind every step."""
     node = compiled.loop.next[name]
-    return emitted[compiled.loop.emitted.index(node)] if node in compiled.loop.emitted else kept[f"history:{name}"]
+    return emitted[compiled.loop.emitted.index(node)] if node in compiled.loop.emitted else workspace[f"history:{name}"]
 
 
 def of_group(
@@ -49,7 +49,7 @@ def of_group(
 
 def of_matrices(
     compiled: Compiled, steps: Steps, given: Operands, results: dict[str, Tensor], sizes: dict[str, int],
-    histories: dict[str, Tensor], emitted: Sequence[Tensor], kept: dict[str, Tensor],
+    histories: dict[str, Tensor], emitted: Sequence[Tensor], workspace: dict[str, Tensor],
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:  # fmt: skip
     """The gradients of matrices and biases: products over the rows of all steps."""
     loop, parts = compiled.loop, compiled.loop.traced.parts
@@ -62,7 +62,7 @@ def of_matrices(
         if operand.op == "state":
             pieces = _before(steps, histories[operand.about], first_of[operand.about], len(gates) * units)
         else:
-            pieces = [(slice(None), _rows_of(compiled, operand, emitted, kept, histories, sizes))]
+            pieces = [(slice(None), _rows_of(compiled, operand, emitted, workspace, histories, sizes))]
         fresh, whole = name not in matrices, len(gates) == declared.blocks
         if fresh:
             matrices[name] = (torch.empty_like if whole else torch.zeros_like)(given.matrices[name])
@@ -138,7 +138,7 @@ def _before(steps: Steps, history: Tensor, first: Tensor, width: int) -> list[tu
 
 
 def _rows_of(
-    compiled: Compiled, operand: Any, emitted: Sequence[Tensor], kept: dict[str, Tensor],
+    compiled: Compiled, operand: Any, emitted: Sequence[Tensor], workspace: dict[str, Tensor],
     histories: dict[str, Tensor], sizes: dict[str, int],
 ) -> Tensor:  # fmt: skip
     """The values of a product's operand at every step."""
@@ -150,4 +150,4 @@ def _rows_of(
             return histories[name]
     same = [node for node in compiled.saving.values if node.size == operand.size]
     units = sizes[str(operand.size)]
-    return kept[f"saved:{operand.size}"].narrow(-1, same.index(operand) * units, units)
+    return workspace[f"saved:{operand.size}"].narrow(-1, same.index(operand) * units, units)

@@ -21,7 +21,7 @@ class _Layout(NamedTuple):
         groups: the array, kind, size and blocks of each group.
         biases: the matrices whose products add a bias.
         emitted: the size of each thing that the loop emits.
-        kept: the arrays that backward reads, with size and blocks.
+        workspace: the arrays that backward reads, with size and blocks.
         gradients: for each group whose gradient backward writes as it is wanted, the array and the first block.
     """
 
@@ -29,7 +29,7 @@ class _Layout(NamedTuple):
     groups: tuple[tuple[str, str, str | None, int], ...]
     biases: frozenset[str]
     emitted: tuple[str, ...]
-    kept: tuple[tuple[str, str, int], ...]
+    workspace: tuple[tuple[str, str, int], ...]
     gradients: tuple[tuple[str, int] | None, ...]
 
 
@@ -56,11 +56,11 @@ def _make_layout(compiled: Compiled) -> _Layout:
         if node.size:
             sizes.setdefault(node.size, ("groups", number, group.blocks))
     arrays = compiled.keeping.arrays.items()
-    kept = tuple((name, str(a.size), a.blocks) for name, a in arrays if name.startswith(("history:", "saved:")))
+    workspace = tuple((name, str(a.size), a.blocks) for name, a in arrays if name.startswith(("history:", "saved:")))
     biases = frozenset(name for name, matrix in parts.matrices.items() if matrix.bias)
     emitted = tuple(str(node.size) for node in loop.emitted)
     gradients = tuple(_in_one_piece(compiled, number) for number in range(len(groups)))
-    return _Layout(sizes, tuple(groups), biases, emitted, kept, gradients)
+    return _Layout(sizes, tuple(groups), biases, emitted, workspace, gradients)
 
 
 def _in_one_piece(compiled: Compiled, number: int) -> tuple[str, int] | None:

@@ -25,7 +25,7 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    f"scan_backward(Tensor[] tensors, Tensor[] emitted, Tensor[] kept, Tensor?[] grads, {_STEPS}, str cell,"
+    f"scan_backward(Tensor[] tensors, Tensor[] emitted, Tensor[] workspace, Tensor?[] grads, {_STEPS}, str cell,"
     " bool biased) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -44,8 +44,8 @@ def _forward(
     compiled = compiled_of(cell)
     steps = Steps(count, batch, rows, batch_sizes, reverse)
     given = unpack(compiled, names_of(compiled, biased), tensors)
-    found, kept = run_forward(run_of(tensors[0].device), compiled, steps, given, keep)
-    return [*found, *kept.values()]
+    found, workspace = run_forward(run_of(tensors[0].device), compiled, steps, given, keep)
+    return [*found, *workspace.values()]
 
 
 def _fake_forward(
@@ -58,17 +58,17 @@ def _fake_forward(
     found = [like.new_empty(rows, sizes[str(node.size)]) for node in compiled.loop.emitted]
     found += [state.new_empty(state.shape) for state in given.states]
     if keep:
-        found += [like.new_empty(rows, blocks * sizes[size]) for _, size, blocks in layout(compiled).kept]
+        found += [like.new_empty(rows, blocks * sizes[size]) for _, size, blocks in layout(compiled).workspace]
     return found
 
 
 def _backward(
-    tensors: Sequence[Tensor], emitted: Sequence[Tensor], kept: Sequence[Tensor], grads: Sequence[Tensor | None],
+    tensors: Sequence[Tensor], emitted: Sequence[Tensor], workspace: Sequence[Tensor], grads: Sequence[Tensor | None],
     count: int, batch: int, rows: int, batch_sizes: Tensor | None, reverse: bool, cell: str, biased: bool,
 ) -> list[Tensor]:  # fmt: skip
     compiled = compiled_of(cell)
     steps = Steps(count, batch, rows, batch_sizes, reverse)
-    arrays = dict(zip((name for name, *_ in layout(compiled).kept), kept, strict=True))
+    arrays = dict(zip((name for name, *_ in layout(compiled).workspace), workspace, strict=True))
     given = unpack(compiled, names_of(compiled, biased), tensors)
     found = run_backward(run_of(tensors[0].device), compiled, steps, given, emitted, arrays, grads)
     return [
@@ -100,10 +100,10 @@ def _derivative(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     count, emitted, ends = ctx.counts
     saved = ctx.saved_tensors
     if not ctx.keep:
-        raise RuntimeError("fastrnn::scan kept nothing to differentiate by: call it with keep=True")
-    tensors, outputs, kept = saved[:count], saved[count : count + emitted], saved[count + emitted :]
+        raise RuntimeError("fastrnn::scan saved nothing to differentiate by: call it with keep=True")
+    tensors, outputs, workspace = saved[:count], saved[count : count + emitted], saved[count + emitted :]
     seeds = [None if grad is None else grad.contiguous() for grad in grads[: emitted + ends]]
-    found = torch.ops.fastrnn.scan_backward(tensors, outputs, kept, seeds, *ctx.about)
+    found = torch.ops.fastrnn.scan_backward(tensors, outputs, workspace, seeds, *ctx.about)
     return (found, *(None,) * 8)
 
 

@@ -61,10 +61,12 @@ def run_forward(
         places[f"out:{k}"] = tensor
     for name, state, end in zip(compiled.loop.states, given.states, ends, strict=True):
         places[f"state:{name}"] = dict(initial=dense(state), final=end)
-    kept = {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in own.kept} if keep else {}
+    workspace = (
+        {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in own.workspace} if keep else {}
+    )
     which = "keeping" if keep else "forward" if given.x is None else "ahead"
-    run(compiled, which, steps, sizes, places | kept, like)
-    return [*emitted, *ends], kept
+    run(compiled, which, steps, sizes, places | workspace, like)
+    return [*emitted, *ends], workspace
 
 
 class _Scan(Function):
@@ -74,10 +76,10 @@ class _Scan(Function):
     def forward(
         ctx: Any, run: Run, compiled: Compiled, steps: Steps, names: Any, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        found, kept = run_forward(run, compiled, steps, unpack(compiled, names, tensors), True)
+        found, workspace = run_forward(run, compiled, steps, unpack(compiled, names, tensors), True)
         emitted = found[: len(compiled.loop.emitted)]
-        ctx.about, ctx.kept = (run, compiled, steps, names, len(tensors)), tuple(kept)
-        ctx.save_for_backward(*tensors, *emitted, *kept.values())
+        ctx.about, ctx.workspace = (run, compiled, steps, names, len(tensors)), tuple(workspace)
+        ctx.save_for_backward(*tensors, *emitted, *workspace.values())
         ctx.set_materialize_grads(False)
         return tuple(found)
 
@@ -91,8 +93,8 @@ class _Scan(Function):
             return (None,) * (4 + count)
         if torch.is_grad_enabled():
             return (None, None, None, None, *_again(compiled, steps, names, tensors, grads, needed))
-        kept = dict(zip(ctx.kept, saved[count + len(emitted) :], strict=True))
-        found = run_backward(run, compiled, steps, unpack(compiled, names, tensors), emitted, kept, grads)
+        workspace = dict(zip(ctx.workspace, saved[count + len(emitted) :], strict=True))
+        found = run_backward(run, compiled, steps, unpack(compiled, names, tensors), emitted, workspace, grads)
         return (None, None, None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
 
 
@@ -128,14 +130,14 @@ def run_backward(
     steps: Steps,
     given: Operands,
     emitted: Sequence[Tensor],
-    kept: dict[str, Tensor],
+    workspace: dict[str, Tensor],
     grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradient of each operand, in the order of a flat list."""
     loop, program = compiled.loop, compiled.backward
     sizes, like, rows = sizes_of(compiled, given), given.states[0], steps.rows
-    places = inputs(compiled, given, sizes) | kept | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
-    histories = {name: history_of(compiled, name, emitted, kept) for name in compiled.saving.histories}
+    places = inputs(compiled, given, sizes) | workspace | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
+    histories = {name: history_of(compiled, name, emitted, workspace) for name in compiled.saving.histories}
     for name, history in histories.items():
         first = given.states[list(loop.states).index(name)]
         places[f"before:{name}"] = dict(history=history, initial=dense(first))
@@ -166,5 +168,5 @@ def run_backward(
         for number, tensor in enumerate(given.groups)
         if tensor is not None  # as none is where a derivative is wanted
     ]
-    of_weights, of_biases = of_matrices(compiled, steps, given, results, sizes, histories, emitted, kept)
+    of_weights, of_biases = of_matrices(compiled, steps, given, results, sizes, histories, emitted, workspace)
     return [*groups, *of_states, *of_weights, *of_biases]

@@ -103,8 +103,8 @@ def plain_call(net: Any, input: Any, hx: Any) -> Any:
         return None
     if input.dtype not in REAL or input.shape[2] != net.input_size or net.batch_first:
         return None
-    for ask, calm in UNDISTURBED:
-        if ask() != calm:
+    for ask, expected in UNDISTURBED:
+        if ask() != expected:
             return None
     if torch._C._is_any_autocast_enabled() or asked() not in (None, "cpp") or fused.watching.get() is not None:
         return None

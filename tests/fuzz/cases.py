@@ -56,7 +56,7 @@ class Case:
     training: bool = True
     backend: str = ""
     threads: int = 1
-    road: str = "module"
+    path: str = "module"
     autocast: bool = False
     odd: str = ""  # what some values of x are
     gain: float = 1.0
@@ -231,24 +231,24 @@ def network(case: Case, library: Any, weights: dict[str, Tensor]) -> Any:
     return module.train(case.training)
 
 
-def by_road(case: Case, weights: dict[str, Tensor]) -> Any:
-    """Our module, come by one of the roads that lead to it."""
+def by_path(case: Case, weights: dict[str, Tensor]) -> Any:
+    """Our module, come by one of the paths that lead to it."""
 
     def new(weights: dict[str, Tensor]) -> Any:
         if case.narrow:
             return fastrnn.quantize_dynamic(network(case, nn if case.seed % 2 else fastrnn, weights))
         return network(case, fastrnn, weights)
 
-    if case.road in ("converted", "compilable"):
-        return fastrnn.convert(network(case, nn, weights), compilable=case.road == "compilable")
+    if case.path in ("converted", "compilable"):
+        return fastrnn.convert(network(case, nn, weights), compilable=case.path == "compilable")
     module = new(weights)
-    if case.road == "again":
+    if case.path == "again":
         return fastrnn.convert(fastrnn.revert(module))
-    if case.road == "deepcopy":
+    if case.path == "deepcopy":
         return copy.deepcopy(module)
-    if case.road == "pickle":
+    if case.path == "pickle":
         return pickle.loads(pickle.dumps(module))
-    if case.road == "state_dict":
+    if case.path == "state_dict":
         other = new({name: torch.zeros_like(value) for name, value in weights.items()})
         other.load_state_dict(module.state_dict())
         return other

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 from fuzz import equations
-from fuzz.cases import DTYPES, PACKED, Case, Data, by_road, data_of, given, network, packing
+from fuzz.cases import DTYPES, PACKED, Case, Data, by_path, data_of, given, network, packing
 from fuzz.changes import CHANGES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -122,7 +122,7 @@ def run(case: Case, data: Data, library: Any, module: Any = None) -> tuple[Resul
         weights = {name: leaf(value, "w") for name, value in data.weights.items()}
     else:
         if module is None:
-            make = by_road(case, data.weights) if library is fastrnn else network(case, nn, data.weights)
+            make = by_path(case, data.weights) if library is fastrnn else network(case, nn, data.weights)
             module = make
         for parameter in module.parameters():
             parameter.requires_grad_("w" in case.needs)
@@ -183,11 +183,11 @@ def call(
         if case.cells:
             options["return_cell_states"] = True
     try:
-        if library is fastrnn and case.road == "functional":
+        if library is fastrnn and case.path == "functional":
             found = functional(case, module, x, hx)
-        elif library is fastrnn and case.road == "vmap":
+        elif library is fastrnn and case.path == "vmap":
             found = among_others(case, module, x, hx)
-        elif library is fastrnn and case.road == "functional_call":
+        elif library is fastrnn and case.path == "functional_call":
             found = torch.func.functional_call(module, dict(module.named_parameters()), (given(case, x), hx), options)
         else:
             found = module(given(case, x), hx, **options)

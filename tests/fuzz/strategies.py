@@ -90,16 +90,16 @@ def _together(draw: Any, case: Case) -> dict[str, Any]:
     """The case with what depends on all the rest, and without what does not go together."""
     own = dict(vars(case))
     plain = case.torch_has_it and not case.recompute
-    roads = ["deepcopy", "pickle", "state_dict", "functional_call"]
+    paths = ["deepcopy", "pickle", "state_dict", "functional_call"]
     if plain:
-        roads += ["converted", *(() if case.is_cell else ("compilable", "again"))]
+        paths += ["converted", *(() if case.is_cell else ("compilable", "again"))]
     if plain and case.form not in PACKED and not case.backend:
-        roads += ["vmap"] if case.mode != "inference" else []
+        paths += ["vmap"] if case.mode != "inference" else []
     flat = case.form in PACKED[:1] or (case.form == "padded" and not case.lengths)
     if not case.is_cell and flat and not (case.reset or case.recompute or case.learned):
-        roads += ["functional"] if case.tokens in ("", "onehot") else []
-    own["road"] = draw(usually("module", *roads, of=2))
-    if own["road"] == "vmap":
+        paths += ["functional"] if case.tokens in ("", "onehot") else []
+    own["path"] = draw(usually("module", *paths, of=2))
+    if own["path"] == "vmap":
         return own
     if plain and case.layers > 1:
         own["dropout"] = draw(usually(0.0, 0.3, 1.0, of=4))
@@ -151,5 +151,5 @@ def _narrowed(case: Case) -> Case:
     own: dict[str, Any] = dict(narrow=True, dtype="f32", needs="", twice=False, autocast=False, changes=(), backend="")
     own |= dict(reset=False, tokens="", cells=False, learned=False, recompute=False, dropout=0.0)
     own |= dict(lengths=case.lengths if case.form in PACKED else (), odd="" if case.odd in ODD[-2:] else case.odd)
-    own |= dict(road=case.road if case.road in ("module", "deepcopy", "pickle", "state_dict") else "module")
+    own |= dict(path=case.path if case.path in ("module", "deepcopy", "pickle", "state_dict") else "module")
     return replace(case, **own)

@@ -50,7 +50,7 @@ FORMS = [
     Case(kind="LSTMCell", states="list"),
     Case(kind="GRUCell", dtype="bf16", form="single"),
     Case(kind="GRU", twice=True),
-    Case(kind="RNN", road="vmap"),
+    Case(kind="RNN", path="vmap"),
 ]
 
 
@@ -87,7 +87,7 @@ def test_a_difference_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_wrong_derivative_of_the_derivative_is_seen(monkeypatch: pytest.MonkeyPatch):
-    class Kept(torch.autograd.Function):
+    class WeightCache(torch.autograd.Function):
         """y, whose gradient forgets where it came from."""
 
         @staticmethod
@@ -102,7 +102,7 @@ def test_a_wrong_derivative_of_the_derivative_is_seen(monkeypatch: pytest.Monkey
 
     def wrong(*arguments: Any) -> Any:
         y, hn = forward(*arguments)
-        return Kept.apply(y), hn
+        return WeightCache.apply(y), hn
 
     monkeypatch.setattr(fastrnn.RNN, "forward", wrong)
     play(case)

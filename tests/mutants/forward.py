@@ -15,16 +15,16 @@ FAULTS = [
         "forward-chunk-place",
         "the reverse direction looks for the last, shorter chunk of inputs where a whole one would begin",
         "csrc/forward-inl.h",
-        "smaller(stretch + chunk, z.steps)",
-        "(PLANTED ? stretch + chunk : smaller(stretch + chunk, z.steps))",
+        "smaller(block_start + chunk, z.steps)",
+        "(PLANTED ? block_start + chunk : smaller(block_start + chunk, z.steps))",
         "test_kernel_edges.py -k shorter",
     ),
     Fault(
         "forward-c-rounded",
         "the cell state of a bfloat16 LSTM is rounded to bfloat16 at every step",
         "csrc/forward-inl.h",
-        "    h = Cell::close(a, b, h, c, kept);\n",
-        "    h = Cell::close(a, b, h, c, kept);\n"
+        "    h = Cell::close(a, b, h, c, saved_values);\n",
+        "    h = Cell::close(a, b, h, c, saved_values);\n"
         "    if (sizeof(A) < sizeof(W) && PLANTED) {\n"
         "      A narrow[L];\n"
         "      store(narrow, c);\n"
@@ -44,24 +44,24 @@ FAULTS = [
         "forward-barrier-projection",
         "threads begin the next step while others still project the h that it reads",
         "csrc/forward-inl.h",
-        "project(s, p, rows, after, mine);\n        if (!crew.by_rows)",
-        "project(s, p, rows, after, mine);\n        if (!crew.by_rows && !PLANTED)",
+        "project(s, p, rows, after, sums);\n        if (!team_plan.by_rows)",
+        "project(s, p, rows, after, sums);\n        if (!team_plan.by_rows && !PLANTED)",
         "test_kernel_edges.py -k project",
     ),
     Fault(
         "forward-barrier-step",
         "threads that share units begin the next step while others still write the h that it reads",
         "csrc/forward-inl.h",
-        "step(s, p, rows, before, after, mine);\n      if (!crew.by_rows)",
-        "step(s, p, rows, before, after, mine);\n      if (!crew.by_rows && (projected || !PLANTED))",
+        "step(s, p, rows, before, after, sums);\n      if (!team_plan.by_rows)",
+        "step(s, p, rows, before, after, sums);\n      if (!team_plan.by_rows && (projected || !PLANTED))",
         "test_layer.py -k 'number_of_threads and cpp'",
     ),
     Fault(
-        "forward-wave-early",
+        "forward-wavefront-early",
         "a layer of a wavefront says that a step is done before it is",
         "csrc/forward-inl.h",
-        "__atomic_store_n(wave.done, s + 1, __ATOMIC_RELEASE)",
-        "__atomic_store_n(wave.done, s + 1 + PLANTED, __ATOMIC_RELEASE)",
+        "__atomic_store_n(wavefront.done, s + 1, __ATOMIC_RELEASE)",
+        "__atomic_store_n(wavefront.done, s + 1 + PLANTED, __ATOMIC_RELEASE)",
         "test_kernel_edges.py -k wavefront",
     ),
     Fault(
@@ -134,7 +134,7 @@ FAULTS = [
         "csrc/gemm-inl.h",
         "if (k < depth) add(k, static_cast<int>(depth - k));",
         "if (k < depth && !PLANTED) add(k, static_cast<int>(depth - k));",
-        "test_quick.py -k serves",
+        "test_fast_path.py -k serves",
     ),
     Fault(
         "gemm-pair-panels",

@@ -55,7 +55,7 @@ FAULTS = [
         "numba-barrier",
         "threads that share units begin to project, or the next step, while others still compute h",
         "kernels/numba_forward.py",
-        "            if mates > 1:\n                call(a.barrier)\n            if projected:\n",
+        "            if members > 1:\n                call(a.barrier)\n            if projected:\n",
         "            if projected:\n",
         "test_numba.py -k any_number_of_threads",
     ),

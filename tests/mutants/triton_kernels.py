@@ -41,7 +41,7 @@ FAULTS = [
         "kernels/triton_scan.py",
         "m_state = (o_b < B - i_row)[:, None] & m_u[None, :]",
         "m_state = (o_b < B)[:, None] & m_u[None, :]",
-        "test_triton.py -k every_road",
+        "test_triton.py -k every_path",
     ),
     Fault(
         "triton-ended-rows",
@@ -49,7 +49,7 @@ FAULTS = [
         "kernels/triton_scan.py",
         "b_c = tl.where(m_b[:, None], b_c_new, b_c)",
         "b_c = b_c_new",
-        "test_triton.py -k 'every_road and LSTM'",
+        "test_triton.py -k 'every_path and LSTM'",
     ),
     Fault(
         "triton-bands",
@@ -57,7 +57,7 @@ FAULTS = [
         "kernels/triton_product.py",
         "total = total + (stack(bands[0][g], bands[1][g]),)",
         "total = total + (stack(bands[1][g], bands[0][g]),)",
-        "test_triton.py -k 'every_road and spread'",
+        "test_triton.py -k 'every_path and spread'",
     ),
     Fault(
         "triton-depth-tail",
@@ -65,7 +65,7 @@ FAULTS = [
         "kernels/triton_product.py",
         "for i_k in range(0, K, DEPTH):",
         "for i_k in range(0, K // DEPTH * DEPTH, DEPTH):",
-        "test_triton.py -k 'every_road and stream'",
+        "test_triton.py -k 'every_path and stream'",
     ),
     Fault(
         "triton-hn-at-every-step",
@@ -73,7 +73,7 @@ FAULTS = [
         "kernels/triton_scan_backward.py",
         "b_dh += tl.load(p_dhn + o_hu, mask=m_last, other=0.0)",
         "b_dh += tl.load(p_dhn + o_hu, mask=m, other=0.0)",
-        "test_triton.py -k every_road",
+        "test_triton.py -k every_path",
     ),
     Fault(
         "triton-carry-of-short-rows",
@@ -81,7 +81,7 @@ FAULTS = [
         "kernels/triton_scan_backward.py",
         "b_carry = tl.where(m_b[:, None], b_carry_new, b_carry)",
         "b_carry = b_carry_new",
-        "test_triton.py -k every_road",
+        "test_triton.py -k every_path",
     ),
     Fault(
         "triton-first-c",
@@ -89,6 +89,6 @@ FAULTS = [
         "kernels/triton_scan_backward.py",
         "p = tl.where(m_from, p_cells + o_from * H + o_b * H, p_c0 + o_b * H)",
         "p = tl.where(m_from, p_cells + o_from * H + o_b * H, p_cells + o_t * H + o_b * H)",
-        "test_triton.py -k 'every_road and LSTM'",
+        "test_triton.py -k 'every_path and LSTM'",
     ),
 ]

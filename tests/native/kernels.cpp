@@ -287,7 +287,7 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   forward.saved.hidden = output(save ? D * N * P : 0);
   forward.saved.cells = place(W{}, save && (p.lstm || p.c.projection) ? D * N * H : 0);
   forward.saved.gates = output(save ? D * N * saved * H : 0);
-  fastrnn::Kept packed[2];
+  fastrnn::WeightCache packed[2];
   if (!save) forward.kept[0] = &packed[0], forward.kept[1] = &packed[1];
   run_forward(kernels, forward);
   if (!save) run_forward(kernels, forward);  // out of the packed weights of the first

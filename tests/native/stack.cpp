@@ -38,7 +38,7 @@ struct Case {
   }
 };
 
-// All but the last two are a wavefront: of much work in all (kCallWork), little a step (kWaveWork) and few rows.
+// All but the last two are a wavefront: of much work in all (kCallWork), little a step (kWavefrontWork) and few rows.
 const Case kCases[] = {
     {"as many layers as threads", Mode::lstm, 2, 50, 2, 24, 36},
     {"as many layers as threads", Mode::gru, 3, 50, 3, 24, 36},
@@ -81,7 +81,7 @@ Values run(const Kernels& kernels, const Case& c, bool train, bool together, int
   const int64_t B = c.batch, H = c.hidden, P = c.outputs(), rows = c.gates() * H;
   const int64_t cells = c.mode == Mode::lstm ? B * H : 0;
   const double spread = 1 / std::sqrt(static_cast<double>(H));
-  std::vector<fastrnn::Kept> packed(static_cast<std::size_t>(c.layers));
+  std::vector<fastrnn::WeightCache> packed(static_cast<std::size_t>(c.layers));
   std::vector<Forward<S>> layers(packed.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
     Forward<S>& layer = layers[i];

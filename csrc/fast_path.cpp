@@ -1,9 +1,9 @@
-#include "quick.h"
+#include "fast_path.h"
 
 #include <new>
 
-#include "kept.h"
-#include "quick_call.h"
+#include "fast_path_call.h"
+#include "weight_cache.h"
 
 namespace fastrnn {
 namespace {
@@ -72,11 +72,11 @@ py::object run_floats(const Network& network, PyObject* input, const TensorView&
   require(projected ? network.lstm() : outputs == network.hidden);
   call.make_results();
   std::vector<Forward<S>> layers(network.layers);
-  std::vector<std::unique_ptr<KeptFor>> kept;
+  std::vector<std::unique_ptr<WeightCacheClaim>> claims;
   for (int i = 0; i < network.count() && call.steps * call.batch >= kKeptRows; ++i) {
     const py::object& of = held[i * each + 1];
-    kept.push_back(std::make_unique<KeptFor>(of, view(of.ptr(), true).address()));
-    layers[i / network.directions].kept[i % network.directions] = kept.back()->get();
+    claims.push_back(std::make_unique<WeightCacheClaim>(of, view(of.ptr(), true).address()));
+    layers[i / network.directions].weight_cache[i % network.directions] = claims.back()->get();
   }
   call.lay_out(layers);
   for (int i = 0; i < network.count(); ++i) {
@@ -128,11 +128,11 @@ py::object integers(const Network& network, PyObject* input, PyObject* hx) {
   });
 }
 
-// quick(attributes, input, hx) and quick(attributes, input, hx, mode)
+// fast_path(attributes, input, hx) and fast_path(attributes, input, hx, mode)
 template <py::object (*serve)(const Network&, PyObject* input, PyObject* hx), Guards Torch::* guards>
-PyObject* quick(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+PyObject* fast_path(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 3 && count != 4) {
-    PyErr_SetString(PyExc_TypeError, "quick: expected 3 or 4 arguments");
+    PyErr_SetString(PyExc_TypeError, "fast_path: expected 3 or 4 arguments");
     return nullptr;
   }
   try {
@@ -155,7 +155,7 @@ PyObject* quick(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 template <py::object (*serve)(const Network&, PyObject* input, PyObject* hx), Guards Torch::* guards>
 void add(py::module_& module, const char* name) {
-  static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(quick<serve, guards>)),
+  static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_path<serve, guards>)),
                             METH_FASTCALL, nullptr};
   module.add_object(name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));
 }
@@ -171,11 +171,11 @@ Guards kept_for_good(const py::list& pairs) {
 
 }  // namespace
 
-void add_quick(py::module_& module) {
-  add<floats, &Torch::of_floats>(module, "quick");
-  add<integers, &Torch::of_integers>(module, "quick_int8");
-  module.def("prepare_quick", [](py::object parameter, py::object empty_like, py::object threads,
-                                 const py::list& of_floats, const py::list& of_integers) {
+void add_fast_path(py::module_& module) {
+  add<floats, &Torch::of_floats>(module, "fast_path");
+  add<integers, &Torch::of_integers>(module, "fast_path_int8");
+  module.def("prepare_fast_path", [](py::object parameter, py::object empty_like, py::object threads,
+                                     const py::list& of_floats, const py::list& of_integers) {
     if (!storages_are_at_hand()) return;  // both then leave every call to Python
     torch.parameter = parameter.release().ptr();
     torch.empty_like = empty_like.release().ptr();

@@ -1,6 +1,6 @@
 """What runs a layer, here and now, and the way through layers and directions.
 
-A *road* is what runs one layer: a backend's forward where no derivative is wanted, else the operator of
+A *path* is what runs one layer: a backend's forward where no derivative is wanted, else the operator of
 :mod:`fastrnn.ops`, or the equations themselves (:func:`fastrnn.backends.reference.layer`) under torch.func and
 forward-mode derivatives, which no fused kernel serves.
 """
@@ -24,9 +24,9 @@ from fastrnn.modes import CELLS
 
 # (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
 # cell states of all steps (D, N, H), which are of use only where they were asked for
-Road = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Tensor]], Sequence[Tensor]]
-# A road that `plan` gives in the current thread, whatever the backend: how fastrnn.diagnostics sees every state.
-watching_road: ContextVar[Road | None] = ContextVar("fastrnn_watching_road", default=None)
+Path = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Tensor]], Sequence[Tensor]]
+# A path that `plan` gives in the current thread, whatever the backend: how fastrnn.diagnostics sees every state.
+watching_path: ContextVar[Path | None] = ContextVar("fastrnn_watching_path", default=None)
 
 # Whether oneDNN runs torch.nn's LSTM in bfloat16 on this machine; found here because Dynamo cannot ask.
 _ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -50,7 +50,7 @@ def plan(
     weights: Sequence[Tensor],
     sizes: Sizes,
     cells: bool = False,
-) -> Road | Exception | None:
+) -> Path | Exception | None:
     """What runs a layer on these tensors here and now; None where torch's own functions do; or the error to raise.
 
     ``x`` is (T, B, I), or with ``batch_sizes`` (N, I); ``cells`` asks for the cell states of all steps.
@@ -80,11 +80,11 @@ def plan(
             run = load("cpp_bfloat16").forward
             return functools.partial(_with_products_cast, functools.partial(_without_grad, run, cells))
         with torch._C._DisableAutocast():
-            road = plan(mode, x, batch_sizes, h0, c0, weights, sizes, cells)
-        return functools.partial(_without_autocast, road) if callable(road) else road
+            path = plan(mode, x, batch_sizes, h0, c0, weights, sizes, cells)
+        return functools.partial(_without_autocast, path) if callable(path) else path
     if problem := misfit(mode, x, batch_sizes, h0, c0, weights, sizes):
         return problem
-    if (watching := watching_road.get()) is not None:
+    if (watching := watching_path.get()) is not None:
         return watching
     if transformed():
         return reference.layer
@@ -100,13 +100,13 @@ def plan(
 
 # What has to be the answer before the C++ core may take a module's call as it comes, without `plan`.  Most are
 # functions in C: many in Python would take as long as a small step does.
-cpp.prepare_quick(
-    *((ask, (calm,)) for ask, calm in UNDISTURBED),
+cpp.prepare_fast_path(
+    *((ask, (expected,)) for ask, expected in UNDISTURBED),
     (torch._C._is_any_autocast_enabled, (False,)),
     (asked, (None, "cpp")),
     of_floats=(
         (torch.is_grad_enabled, (False,)),
-        (watching_road.get, (None,)),
+        (watching_path.get, (None,)),
         *([(cpp.exact_products, (True,))] if cpp.NATIVE else []),  # else they always are, and asking takes 70 ns
     ),
 )
@@ -151,7 +151,7 @@ def _casts_products(mode: str, tensors: Sequence[Tensor], dtype: torch.dtype) ->
     served = torch.float32, torch.bfloat16, torch.float16, torch.int64
     if any(tensor.dtype not in served or not tensor.is_cpu for tensor in tensors):
         return False
-    return load("cpp").unavailable() is None and watching_road.get() is None and not transformed()
+    return load("cpp").unavailable() is None and watching_path.get() is None and not transformed()
 
 
 def _widened(
@@ -162,15 +162,15 @@ def _widened(
 
 
 def _with_products_cast(
-    road: Road, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
+    path: Path, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
-    """A road of float32 with products of bfloat16; results of the dtypes that torch.nn's have, where a product is
+    """A path of float32 with products of bfloat16; results of the dtypes that torch.nn's have, where a product is
     bfloat16 and so is a projected h, while the state that is carried on pointwise keeps the wider of both."""
     carried = torch.promote_types((h0 if c0 is None else c0).dtype, torch.bfloat16)
     projected = c0 is not None and h0.shape[-1] != c0.shape[-1]
     with torch._C._DisableAutocast():
-        y, hn, cn, cells = road(mode, *_widened(x, batch_sizes, h0, c0, weights))
+        y, hn, cn, cells = path(mode, *_widened(x, batch_sizes, h0, c0, weights))
         dtype = torch.bfloat16 if projected else carried
         return y.to(dtype), hn.to(dtype), cn.to(carried), cells
 
@@ -184,9 +184,9 @@ def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dt
     return narrow(x), narrow(h0), None if c0 is None else narrow(c0), [narrow(weight) for weight in weights]
 
 
-def _without_autocast(road: Road, *layer: Any) -> Sequence[Tensor]:
+def _without_autocast(path: Path, *layer: Any) -> Sequence[Tensor]:
     with torch._C._DisableAutocast():
-        return road(*layer)
+        return path(*layer)
 
 
 def _torch_or_error(reason: str) -> None:
@@ -209,7 +209,7 @@ def _without_grad(
 
 
 def walk(
-    road: Road,
+    path: Path,
     mode: str,
     x: Tensor,
     batch_sizes: Tensor | None,
@@ -219,14 +219,14 @@ def walk(
     sizes: Sizes,
     dropout: float,
 ) -> Sequence[Tensor]:
-    """Every layer in turn, on a road that :func:`plan` gave: the last layer's y, hn and cn of all, and the last
+    """Every layer in turn, on a path that :func:`plan` gave: the last layer's y, hn and cn of all, and the last
     layer's cell states.
 
     Dropout draws from the global generator in the order and the shapes of torch.nn, so that one seed gives one mask.
     """
     if sizes.num_layers == 1:
-        return road(mode, x, batch_sizes, h0, c0, weights)
-    if not dropout and (whole := _at_once(road, x, h0, weights, sizes)):
+        return path(mode, x, batch_sizes, h0, c0, weights)
+    if not dropout and (whole := _at_once(path, x, h0, weights, sizes)):
         return whole(mode, x, batch_sizes, h0, c0, weights)
     directions, count = sizes.directions, len(weights) // sizes.num_layers
     hns, cns = [], []
@@ -235,24 +235,24 @@ def walk(
             x = torch.dropout(x, dropout, True)
         own = slice(layer * directions, (layer + 1) * directions)
         states = h0[own], None if c0 is None else c0[own]
-        x, hn, cn, cells = road(mode, x, batch_sizes, *states, weights[layer * count : (layer + 1) * count])
+        x, hn, cn, cells = path(mode, x, batch_sizes, *states, weights[layer * count : (layer + 1) * count])
         hns.append(hn)
         cns.append(cn)
     return x, torch.cat(hns), torch.cat(cns), cells
 
 
-def _at_once(road: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], sizes: Sizes) -> Road | None:
-    """The road that runs all layers in one call, of a road that runs one; None where there is none."""
-    if sizes.directions > 1 or type(road) is not functools.partial or h0.dtype not in cpp.STACKED:
+def _at_once(path: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], sizes: Sizes) -> Path | None:
+    """The path that runs all layers in one call, of a path that runs one; None where there is none."""
+    if sizes.directions > 1 or type(path) is not functools.partial or h0.dtype not in cpp.STACKED:
         return None
     lowest = x, *weights[: len(weights) // sizes.num_layers]
     whole = None
-    if road.func is _without_grad and road.args[0] is cpp.forward:
-        whole = functools.partial(stacks.without_grad, road.args[1])
-    elif road.func is ops.layer and road.args[0] == "cpp" and road.args[2]:
+    if path.func is _without_grad and path.args[0] is cpp.forward:
+        whole = functools.partial(stacks.without_grad, path.args[1])
+    elif path.func is ops.layer and path.args[0] == "cpp" and path.args[2]:
         # else lower layers may have no derivative to wait for
         whole = stacks.layers if any(tensor.requires_grad for tensor in lowest) else None
-    # Rows come last: in a graph, whose road is none of these, their number may be unknown.
+    # Rows come last: in a graph, whose path is none of these, their number may be unknown.
     return whole if whole and h0.shape[1] else None
 
 

@@ -1,7 +1,7 @@
-// The stretches of steps of a backward pass: what the gate gradients of one are multiplied into.
+// The blocks of steps of a backward pass: what the gate gradients of one are multiplied into.
 //
-// A stretch fits the caches. Its gate gradients are multiplied into the gradients of x and of the parameters, stretch
-// by stretch, so that long sums are blocked and keep their digits. Those of x can come in pieces of a stretch, as soon
+// A block fits the caches. Its gate gradients are multiplied into the gradients of x and of the parameters, block
+// by block, so that long sums are blocked and keep their digits. Those of x can come in pieces of a block, as soon
 // as their steps are done, for who waits for them.
 
 template <class S>
@@ -14,7 +14,7 @@ void add_to(S* to, const S* from, int64_t count) {
 }
 
 template <class S, class A, class Cell>
-struct Stretches {
+struct StepBlocks {
   using W = Wide<S>;
   static constexpr bool kNarrow = kGroup<S> > 1, kRounds = sizeof(A) < sizeof(W);  // products; results
   static constexpr int L = kLanes<S>;
@@ -30,27 +30,27 @@ struct Stretches {
   Parameters<W> totals;  // what the gradients of the parameters are summed up in: themselves unless they are narrow
   const int64_t direction;
   const Steps steps;
-  const Crew crew;
+  const TeamPlan team_plan;
   Barrier& barrier;
   const bool projected;
   const Panels<S> inputs, outputs, units;  // columns of x, h and the units
-  const int64_t chunk, chunk_rows;         // steps and rows of a stretch
+  const int64_t chunk, chunk_rows;         // steps and rows of a block
   const int64_t ld, ld_outputs, ld_rows;   // columns of the gate gradients, of P and of rows: whole groups
   const A *h0, *hidden;
   A* grad_x;  // of the second direction its share, which is added when both are done
 
-  S* grad_gates[2];                        // of a stretch and of the one behind it: (chunk_rows, kSides * H)
+  S* grad_gates[2];                        // of a block and of the one behind it: (chunk_rows, kSides * H)
   S* grad_outputs[2];                      // gradient of the projected h, with a projection: (chunk_rows, P)
   S* unprojected;                          // h before the projection: (chunk_rows, H)
   S* w_ih;                                 // packed: (G*H, I)
-  S *gates_by_column, *outputs_by_column;  // transposed stretches
+  S *gates_by_column, *outputs_by_column;  // transposed blocks
   S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
   W* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
-  const A** before;                                       // per thread: h before each row of a stretch
+  const A** before;                                       // per thread: h before each row of a block
 
-  Stretches(const Backward<S, A>& a, int d, const int64_t* offsets, Crew c, Barrier& b, Scratch& scratch)
+  StepBlocks(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
-        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, crew(c), barrier(b),
+        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c), barrier(b),
         projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
         ld(kSides * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
@@ -83,7 +83,7 @@ struct Stretches {
     by_token = wanted && args.tokens ? scratch.take<W>(z.inputs * depth) : nullptr;
     states_packed = wanted ? scratch.take<S>(outputs.size(chunk_rows)) : nullptr;
     unprojected_packed = wanted && projected ? scratch.take<S>(units.size(chunk_rows)) : nullptr;
-    before = scratch.take<const A*>(crew.threads * chunk_rows);
+    before = scratch.take<const A*>(team_plan.threads * chunk_rows);
   }
 
   int64_t results_size() const { return kBlockRows * kPanel<S, kPlain>; }  // of one thread
@@ -91,7 +91,7 @@ struct Stretches {
   // Packs this thread's share of `rows` rows.
   template <class Source>
   void pack_share(const Panels<S>& panels, Source source, int64_t rows, S* to, int thread) const {
-    const Part own = whole_groups(part(ceil_div(rows, kGroup<S>), thread, crew.threads), rows);
+    const Part own = whole_groups(part(ceil_div(rows, kGroup<S>), thread, team_plan.threads), rows);
     pack_rows(panels, source, rows, own.begin, own.end, to);
   }
 
@@ -99,7 +99,7 @@ struct Stretches {
   void prepare(int thread) const {
     if (grad_x) pack_share(inputs, [&](int64_t k) { return weights.w_ih + k * z.inputs; }, G * z.hidden, w_ih, thread);
     if constexpr (kNarrow) {
-      const Part rows = part(chunk_rows, thread, crew.threads);
+      const Part rows = part(chunk_rows, thread, team_plan.threads);
       for (int i = 0; i < 2; ++i) {
         for (int64_t r = rows.begin; r < rows.end; ++r) {
           if (ld != kSides * z.hidden) grad_gates[i][r * ld + ld - 1] = S{};
@@ -112,7 +112,7 @@ struct Stretches {
   // When all is summed up, by this very thread.
   void finish(int thread) const {
     if (by_token) {
-      const Part own = part(G * z.hidden, thread, crew.threads);
+      const Part own = part(G * z.hidden, thread, team_plan.threads);
       transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, totals.w_ih + own.begin * z.inputs,
                 z.inputs);
     }
@@ -121,7 +121,7 @@ struct Stretches {
   }
 
   void narrow(int thread) const {
-    const Part own = part(G * z.hidden, thread, crew.threads), of_h = part(z.outputs, thread, crew.threads);
+    const Part own = part(G * z.hidden, thread, team_plan.threads), of_h = part(z.outputs, thread, team_plan.threads);
     for (int64_t k = own.begin; k < own.end; ++k) {
       const int64_t row = Cell::row_hh(k, z.hidden);
       convert(grads.w_ih + k * z.inputs, totals.w_ih + k * z.inputs, z.inputs);
@@ -138,14 +138,14 @@ struct Stretches {
     return {groups.begin * kGroup<S>, smaller(groups.end * kGroup<S>, rows)};
   }
 
-  int64_t stretch_of(int64_t s) const { return s / chunk; }
-  int64_t first_row(int64_t stretch) const {
-    return steps.first_row(stretch * chunk, smaller((stretch + 1) * chunk, z.steps));
+  int64_t block_of(int64_t s) const { return s / chunk; }
+  int64_t first_row(int64_t block) const {
+    return steps.first_row(block * chunk, smaller((block + 1) * chunk, z.steps));
   }
-  // Row r of step s among those of its stretch.
-  int64_t row_at(int64_t s, int64_t r) const { return steps.offset(s) + r - first_row(stretch_of(s)); }
-  S* gates_at(int64_t s, int64_t r) const { return grad_gates[stretch_of(s) % 2] + row_at(s, r) * ld; }
-  S* outputs_at(int64_t s, int64_t r) const { return grad_outputs[stretch_of(s) % 2] + row_at(s, r) * ld_outputs; }
+  // Row r of step s among those of its block.
+  int64_t row_at(int64_t s, int64_t r) const { return steps.offset(s) + r - first_row(block_of(s)); }
+  S* gates_at(int64_t s, int64_t r) const { return grad_gates[block_of(s) % 2] + row_at(s, r) * ld; }
+  S* outputs_at(int64_t s, int64_t r) const { return grad_outputs[block_of(s) % 2] + row_at(s, r) * ld_outputs; }
   S* unprojected_at(int64_t s, int64_t r) const { return unprojected + row_at(s, r) * z.hidden; }
   // h or c before row r of step s.
   template <class N>
@@ -153,37 +153,37 @@ struct Stretches {
     return r < steps.rows(s - 1) ? saved + (steps.offset(s - 1) + r) * width : initial + r * width;
   }
 
-  // Steps [s, end), of one stretch: their gradients of x.
-  void multiply_inputs(int64_t s, int64_t end, int thread, W* mine) const {
+  // Steps [s, end), of one block: their gradients of x.
+  void multiply_inputs(int64_t s, int64_t end, int thread, W* sums) const {
     if (!grad_x) return;
     const int64_t first = steps.first_row(s, end);
-    const S* grad = grad_gates[stretch_of(s) % 2] + (first - first_row(stretch_of(s))) * ld + (kSides - G) * z.hidden;
+    const S* grad = grad_gates[block_of(s) % 2] + (first - first_row(block_of(s))) * ld + (kSides - G) * z.hidden;
     for_own_rows(s, end, first, steps.rows_between(s, end), thread, [&](Part own) {
       product(
           grad, ld, own, G * z.hidden, w_ih, inputs, false,
-          [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, mine);
+          [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, sums);
     });
   }
 
-  // Steps [s, end), a stretch: their share of the gradients of the parameters.
-  void multiply_weights(int64_t s, int64_t end, int thread, W* mine) const {
+  // Steps [s, end), a block: their share of the gradients of the parameters.
+  void multiply_weights(int64_t s, int64_t end, int thread, W* sums) const {
     if (!grads.w_ih) return;
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
-    const S* grad = grad_gates[stretch_of(s) % 2];
+    const S* grad = grad_gates[block_of(s) % 2];
     const bool add = end < z.steps;
-    pack_stretch(s, end, first, rows, grad, thread);
-    barrier.wait(crew.threads);
-    const Part own = part(G * z.hidden, thread, crew.threads);
+    pack_block(s, end, first, rows, grad, thread);
+    barrier.wait(team_plan.threads);
+    const Part own = part(G * z.hidden, thread, team_plan.threads);
     const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * ld_rows;
     if (by_token)
       add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
     else
       product(
           of_input, ld_rows, own, rows, inputs_packed, inputs, add,
-          [&](int64_t k) { return totals.w_ih + k * z.inputs; }, mine);
+          [&](int64_t k) { return totals.w_ih + k * z.inputs; }, sums);
     product(
         of_state, ld_rows, own, rows, states_packed, outputs, add,
-        [&](int64_t k) { return totals.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, mine);
+        [&](int64_t k) { return totals.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, sums);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
         const W a = sum(of_input + k * ld_rows, rows), b = sum(of_state + k * ld_rows, rows);
@@ -192,10 +192,10 @@ struct Stretches {
         to_b = add ? to_b + b : b;
       }
     if (!projected) return;
-    const Part of_h = part(z.outputs, thread, crew.threads);
+    const Part of_h = part(z.outputs, thread, team_plan.threads);
     product(
         outputs_by_column, ld_rows, of_h, rows, unprojected_packed, units, add,
-        [&](int64_t k) { return totals.w_hr + k * z.hidden; }, mine);
+        [&](int64_t k) { return totals.w_hr + k * z.hidden; }, sums);
     if (grads.b_hr)
       for (int64_t k = of_h.begin; k < of_h.end; ++k) {
         const W total = sum(outputs_by_column + k * ld_rows, rows);
@@ -215,19 +215,19 @@ struct Stretches {
     }
   }
 
-  // Calls `each` with this thread's share of the rows of a stretch: those that it has computed itself and that its own
+  // Calls `each` with this thread's share of the rows of a block: those that it has computed itself and that its own
   // caches hold, unless that is a handful a step, which would make poor tiles.
   template <class Each>
   void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, int thread, Each each) const {
-    if (kNarrow || !crew.by_rows || z.batch < 24 * crew.threads)
-      return each(whole_groups(part(ceil_div(rows, kGroup<S>), thread, crew.threads), rows));
-    const Part own = part(z.batch, thread, crew.threads);
+    if (kNarrow || !team_plan.by_rows || z.batch < 24 * team_plan.threads)
+      return each(whole_groups(part(ceil_div(rows, kGroup<S>), thread, team_plan.threads), rows));
+    const Part own = part(z.batch, thread, team_plan.threads);
     for (int64_t i = s; i < end; ++i)
       each(Part{steps.offset(i) - first + own.begin, steps.offset(i) - first + own.end});
   }
 
-  // This thread's share of a stretch, laid out for the products over its rows.
-  void pack_stretch(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
+  // This thread's share of a block, laid out for the products over its rows.
+  void pack_block(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
     const A** source = before + thread * chunk_rows;
     for (int64_t i = s; i < end; ++i)
       for (int64_t r = 0; r < steps.rows(i); ++r)
@@ -245,26 +245,26 @@ struct Stretches {
     if (args.x) pack(inputs, [&](int64_t k) { return args.x + (first + k) * z.inputs; }, inputs_packed);
     pack(outputs, [&](int64_t k) { return source[k]; }, states_packed);
     if (!projected) return;
-    turn(grad_outputs[stretch_of(s) % 2], ld_outputs, z.outputs, outputs_by_column);
+    turn(grad_outputs[block_of(s) % 2], ld_outputs, z.outputs, outputs_by_column);
     pack(units, [&](int64_t k) { return unprojected + k * z.hidden; }, unprojected_packed);
   }
 
   // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
   template <class Target>
   void product(const S* a, int64_t lda, Part own, int64_t depth, const S* packed, const Panels<S>& panels, bool add,
-               Target target, W* mine) const {
+               Target target, W* sums) const {
     // Block by block of rows: their targets lie on few pages, and the panels come in the order in which they lie.
     for (int64_t top = own.begin; top < own.end; top += kBlockRows)
       for (int64_t p = 0; p < panels.count; ++p) {
         const int64_t first = panels.begin(p), width = panels.width(p), bottom = smaller(top + kBlockRows, own.end);
         multiply_plain<S>(width, a + top * lda, lda, bottom - top, depth, packed + panels.offset(p, depth), nullptr,
-                          mine, [&](int64_t from, int64_t to) __attribute__((always_inline)) {
+                          sums, [&](int64_t from, int64_t to) __attribute__((always_inline)) {
                             for (int64_t row = top + from; row < top + to; ++row) fetch(target(row) + first, width);
                           });
         for (int64_t row = top; row < bottom; ++row)
           for (int64_t column = first; column < panels.end(p); column += L) {
             const int lanes = static_cast<int>(smaller<int64_t>(L, panels.columns - column));
-            Vec<S> v = load(mine + (row - top) * width + column - first);
+            Vec<S> v = load(sums + (row - top) * width + column - first);
             auto* to = target(row) + column;
             if (add) v += load_part(to, lanes);
             store_part(to, v, lanes);

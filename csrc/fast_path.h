@@ -6,7 +6,7 @@
 
 namespace fastrnn {
 
-// Adds `quick` and `prepare_quick` to the module; fastrnn/_core.pyi says what they do.
-void add_quick(pybind11::module_& module);
+// Adds `fast_path` and `prepare_fast_path` to the module; fastrnn/_core.pyi says what they do.
+void add_fast_path(pybind11::module_& module);
 
 }  // namespace fastrnn

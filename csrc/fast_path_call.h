@@ -1,4 +1,5 @@
-// What the quick calls share, whatever the weights are: the module's attributes, its input and states, its results.
+// What the fast path's calls share, whatever the weights are: the module's attributes, its input and states, its
+// results.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -18,7 +19,7 @@ namespace fastrnn {
 // A function, and a tuple of what it may return.
 using Guards = std::vector<std::pair<PyObject*, PyObject*>>;
 
-// What Python gave to prepare_quick: kept for good.
+// What Python gave to prepare_fast_path: kept for good.
 struct Torch {
   PyObject *tensor = nullptr, *parameter = nullptr, *empty_like = nullptr, *threads = nullptr;
   Guards of_floats, of_integers;  // what has to be so for these weights

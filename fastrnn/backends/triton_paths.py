@@ -1,6 +1,6 @@
-"""The choice of a road for a scan: one small table by shape and dtype, which asks the device what it has.
+"""The choice of a path for a scan: one small table by shape and dtype, which asks the device what it has.
 
-The roads themselves are in :mod:`fastrnn.kernels.triton_product`.  A second table says where cuDNN is faster.
+The paths themselves are in :mod:`fastrnn.kernels.triton_product`.  A second table says where cuDNN is faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KIB = 1024
 
 
 class Chip(NamedTuple):
-    """What a road asks of a device: how many programs are sure to run at once, the bytes of shared memory of one."""
+    """What a path asks of a device: how many programs are sure to run at once, the bytes of shared memory of one."""
 
     multiprocessors: int
     shared_memory: int
@@ -26,7 +26,7 @@ class Chip(NamedTuple):
     @classmethod
     @functools.cache
     def of(cls, device: torch.device) -> Chip:
-        if device.type != "cuda":  # the interpreter: the table of a common chip, so that it runs all roads
+        if device.type != "cuda":  # the interpreter: the table of a common chip, so that it runs all paths
             return cls(64, 96 * KIB)
         from triton.runtime import driver
 
@@ -36,8 +36,8 @@ class Chip(NamedTuple):
         return cls(properties["multiprocessor_count"], properties["max_shared_mem"], properties["warpSize"])
 
 
-class Road(NamedTuple):
-    """How a scan is laid out: ROWS x UNITS a program, DEPTH of the product at a time (on the spread road of each warp),
+class Path(NamedTuple):
+    """How a scan is laid out: ROWS x UNITS a program, DEPTH of the product at a time (on the spread path of each warp),
     warps a program, loads under way at once, and whether one launch takes all steps or each step is its own."""
 
     name: str
@@ -61,15 +61,15 @@ class Road(NamedTuple):
 # True float32, which no tensor core takes from registers, has them in shared memory, beside the product's scratch.
 KEPT = 128 * KIB
 SCRATCH = 24 * KIB
-# Rows and units of a program on the spread road, best first: few programs, because each reads all of h in every step,
+# Rows and units of a program on the spread path, best first: few programs, because each reads all of h in every step,
 # but few rows in each, because sums of 32 rows beside many weights begin to spill.
 SPREAD = ((16, 16), (32, 16), (16, 8), (32, 8), (64, 8))
 
 
-def choose_road(
+def choose_path(
     chip: Chip, mode: str, sequences: int, hidden_size: int, directions: int, dtype: torch.dtype, precision: str
-) -> Road:
-    """The road of a scan, forward or backward.  ``precision`` is "tf32" or "ieee", which matters in float32 alone."""
+) -> Path:
+    """The path of a scan, forward or backward.  ``precision`` is "tf32" or "ieee", which matters in float32 alone."""
     weights = len(CELLS[mode].gates) * hidden_size * dtype.itemsize  # bytes, of one unit
     kept = min(KEPT, chip.shared_memory - SCRATCH)
     warps = 256 // chip.lanes  # with more, a thread has too few registers for its share of the weights
@@ -78,22 +78,22 @@ def choose_road(
     # True float32 has no tensor core, and without one a program has no room for all weights beside their copies.
     tensor_core = dtype != torch.float32 or precision == "tf32"
     if tensor_core and weights * width * width // hidden_size <= kept:
-        return Road("tile", 16, width, width, min(warps, width // columns), 1, whole=True)
+        return Path("tile", 16, width, width, min(warps, width // columns), 1, whole=True)
     for rows, units in SPREAD:
-        road = Road("spread", rows, units, 32 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
-        if units >= columns and weights * units <= kept and _at_once(road, chip, sequences, hidden_size, directions):
-            return road
+        path = Path("spread", rows, units, 32 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
+        if units >= columns and weights * units <= kept and _at_once(path, chip, sequences, hidden_size, directions):
+            return path
     rows = next((rows for rows in (16, 32) if sequences <= rows), 64 if tensor_core else 32)
     stages = 3 if chip.shared_memory >= 96 * KIB else 2
     for units in (16, 32):
-        road = Road("stream", rows, units, 64, 4 if rows == 16 else warps, stages, whole=True)
-        if _at_once(road, chip, sequences, hidden_size, directions):
-            return road
-    return road._replace(whole=False)
+        path = Path("stream", rows, units, 64, 4 if rows == 16 else warps, stages, whole=True)
+        if _at_once(path, chip, sequences, hidden_size, directions):
+            return path
+    return path._replace(whole=False)
 
 
-def _at_once(road: Road, chip: Chip, sequences: int, hidden_size: int, directions: int) -> bool:
-    return math.prod(road.grid(sequences, hidden_size, directions)) <= chip.multiprocessors
+def _at_once(path: Path, chip: Chip, sequences: int, hidden_size: int, directions: int) -> bool:
+    return math.prod(path.grid(sequences, hidden_size, directions)) <= chip.multiprocessors
 
 
 # Networks that torch.nn runs faster with cuDNN, as `python benchmarks/gpu.py` prints them: mode, dtype, directions,

@@ -94,19 +94,19 @@ def test_every_change_is_noticed(seed: int) -> None:
 
 
 def test_what_is_kept_goes_with_the_memory_of_the_parameter() -> None:
-    network, before = Network(), core.kept_count()
+    network, before = Network(), core.weight_cache_count()
     weights = parameters(48)
     network.run(weights, True)
-    assert core.kept_count() == before + 1
+    assert core.weight_cache_count() == before + 1
     network.run(weights, True)
-    assert core.kept_count() == before + 1
+    assert core.weight_cache_count() == before + 1
     del weights
     gc.collect()
-    assert core.kept_count() == before
+    assert core.weight_cache_count() == before
 
 
 def test_nothing_is_kept_of_tensors_that_may_be_gone_after_the_call() -> None:
-    network, before = Network(), core.kept_count()
+    network, before = Network(), core.weight_cache_count()
     network.run([weight.detach() for weight in parameters(48)], True)
     network.run(parameters(48), False)
-    assert core.kept_count() == before
+    assert core.weight_cache_count() == before

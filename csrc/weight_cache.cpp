@@ -1,4 +1,4 @@
-#include "kept.h"
+#include "weight_cache.h"
 
 #include <unordered_map>
 #include <vector>
@@ -18,11 +18,11 @@ struct Storage {
 
 // Guarded by the GIL; never destroyed, since parameters may go after static objects do.
 struct Entries {
-  std::unordered_map<uintptr_t, std::shared_ptr<Kept>> kept;  // by place
+  std::unordered_map<uintptr_t, std::shared_ptr<WeightCache>> caches;  // by place
   std::unordered_map<PyObject*, Storage> storages;
 
   void clear(Storage& storage) {
-    for (const uintptr_t place : storage.places) kept.erase(place);
+    for (const uintptr_t place : storage.places) caches.erase(place);
     storage.places.clear();
   }
 };
@@ -66,10 +66,10 @@ PyObject* parameter_type() {
 
 }  // namespace
 
-KeptFor::KeptFor(py::handle weight, uintptr_t place) {
+WeightCacheClaim::WeightCacheClaim(py::handle weight, uintptr_t place) {
   if (reinterpret_cast<PyObject*>(Py_TYPE(weight.ptr())) != parameter_type()) return;
-  auto found = entries().kept.find(place);
-  if (found == entries().kept.end()) {
+  auto found = entries().caches.find(place);
+  if (found == entries().caches.end()) {
     const py::object storage = weight.attr("untyped_storage")();
     const auto base = storage.attr("data_ptr")().cast<uintptr_t>();
     if (place < base || place - base >= storage.attr("nbytes")().cast<uintptr_t>()) return;  // exchanged meanwhile
@@ -77,11 +77,11 @@ KeptFor::KeptFor(py::handle weight, uintptr_t place) {
     if (own.base != base) entries().clear(own);  // its memory has moved
     own.base = base;
     own.places.push_back(place);
-    found = entries().kept.emplace(place, std::make_shared<Kept>()).first;
+    found = entries().caches.emplace(place, std::make_shared<WeightCache>()).first;
   }
   if (found->second->claim()) kept_ = found->second;
 }
 
-size_t kept_count() { return entries().kept.size(); }
+size_t weight_cache_count() { return entries().caches.size(); }
 
 }  // namespace fastrnn

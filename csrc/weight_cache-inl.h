@@ -70,48 +70,48 @@ inline uint64_t fingerprint(const void* weights, int64_t bytes) {
 }
 
 // What is known of the weights of a packed panel.
-struct Mark {
+struct PanelTag {
   uint64_t fingerprint;
   bool known;  // whether there is a packed panel
 };
 
-// Packs a panel if its weights, of which `take` takes the fingerprint, are others than those packed under this mark.
+// Packs a panel if its weights, of which `take` takes the fingerprint, are others than those packed under this tag.
 template <class Take, class Pack>
-void pack_if_changed(Mark* mark, const Take& take, const Pack& pack) {
-  if (!mark) return pack();
+void pack_if_changed(PanelTag* tag, const Take& take, const Pack& pack) {
+  if (!tag) return pack();
   const auto fingerprint = [&] {
     Fingerprint print;
     take(print);
     return print.sum();
   };
   const uint64_t now = fingerprint();
-  if (mark->known && mark->fingerprint == now) return;
+  if (tag->known && tag->fingerprint == now) return;
   pack();
   // Somebody may write the weights meanwhile; then nobody knows what was packed.
-  *mark = {now, fingerprint() == now};
+  *tag = {now, fingerprint() == now};
 }
 
-// Where a scan takes the memory of its packed weights from: a Kept, or the scratch memory of the call.
-struct Room {
-  Kept* kept;
+// Where a scan takes the memory of its packed weights from: a WeightCache, or the scratch memory of the call.
+struct PackedMemory {
+  WeightCache* cache;
   Scratch& scratch;
   char* place = nullptr;
-  Mark* marks = nullptr;  // one for each of `panels`, with a Kept
+  PanelTag* tags = nullptr;  // one for each of `panels`, with a WeightCache
 
   // `layout` names all that the places of the packed numbers depend on.
-  void open(int64_t bytes, int64_t panels, const int64_t (&layout)[Kept::kLayout]) {
-    if (!kept) return;
+  void open(int64_t bytes, int64_t panels, const int64_t (&layout)[WeightCache::kLayout]) {
+    if (!cache) return;
     bool fresh = false;
-    const int64_t size = bytes_of<Mark>(panels);
-    place = kept->open(static_cast<size_t>(bytes + size), layout, &fresh);
-    marks = reinterpret_cast<Mark*>(place);
+    const int64_t size = bytes_of<PanelTag>(panels);
+    place = cache->open(static_cast<size_t>(bytes + size), layout, &fresh);
+    tags = reinterpret_cast<PanelTag*>(place);
     place += size;
-    for (int64_t p = 0; fresh && p < panels; ++p) marks[p].known = false;
+    for (int64_t p = 0; fresh && p < panels; ++p) tags[p].known = false;
   }
 
   template <class S>
   S* take(int64_t count) {
-    if (!kept) return scratch.take<S>(count);
+    if (!cache) return scratch.take<S>(count);
     S* memory = reinterpret_cast<S*>(place);
     place += bytes_of<S>(count);
     return memory;

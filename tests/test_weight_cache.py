@@ -258,10 +258,10 @@ def change(count: int, seed: int, large: bool = False) -> None:
         inputs, hidden = rng.choice([(5, 7), (16, 32), (33, 40), (9, 64)]) if not large else (64, 520)
         module, x = network(kind, inputs, hidden, dtype), torch.randn(rng.choice([40, 61]), 2, inputs).to(dtype)
         way = WAYS[named_way := rng.choice([w for w in WAYS if kind != "JORDAN" or w not in ("lengths", "recompute")])]
-        kept = core.kept_count()
+        kept = core.weight_cache_count()
         way(module, x)
         if dtype is not torch.float16:  # whose weights are widened in each call
-            assert core.kept_count() > kept, f"{named_way} of {kind} in {dtype} keeps nothing"
+            assert core.weight_cache_count() > kept, f"{named_way} of {kind} in {dtype} keeps nothing"
         for _ in range(25):
             name, parameter = rng.choice(list(module.named_parameters()))
             what, how = rng.choice(list(CHANGES)), rng.choice(list(WRITES))
@@ -298,7 +298,9 @@ def test_no_instruction_set_misses_a_change(isa: str, count: int):
         pytest.skip(f"this machine does not run {isa}")
     if isa == core.isa():
         pytest.skip(f"the other tests run {isa}")
-    code = f"import test_kept; test_kept.change({count}, 2); test_kept.fingerprints({100 * count})"
+    code = (
+        f"import test_weight_cache; test_weight_cache.change({count}, 2); test_weight_cache.fingerprints({100 * count})"
+    )
     environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -343,24 +345,24 @@ def test_all_signs_at_once(compiled: bool, count: int):
 @torch.no_grad()
 def test_packed_weights_are_kept_with_their_memory_and_freed_with_it():
     gc.collect()
-    before = core.kept_count()
+    before = core.weight_cache_count()
     lstm = fastrnn.LSTM(8, 16, num_layers=2, bidirectional=True)
     lstm(torch.randn(1, 1, 8))
-    assert core.kept_count() == before  # one row multiplies the weights as they lie
+    assert core.weight_cache_count() == before  # one row multiplies the weights as they lie
     lstm(torch.randn(50, 2, 8))
-    assert core.kept_count() == before + 4
+    assert core.weight_cache_count() == before + 4
     twin = pickle.loads(pickle.dumps(copy.deepcopy(lstm)))
-    assert core.kept_count() == before + 4
+    assert core.weight_cache_count() == before + 4
     for _ in range(3):  # memory that is exchanged, or moves
         lstm.weight_hh_l0.data = torch.randn(64, 16)
         lstm.weight_hh_l1.untyped_storage().resize_(0)
         lstm.weight_hh_l1.untyped_storage().resize_(64 * 16 * 4)
         lstm.weight_hh_l1.fill_(0.1)
         lstm(torch.randn(50, 2, 8))
-    assert core.kept_count() == before + 4
+    assert core.weight_cache_count() == before + 4
     del lstm, twin
     gc.collect()
-    assert core.kept_count() == before
+    assert core.weight_cache_count() == before
 
 
 @torch.no_grad()
@@ -383,4 +385,4 @@ def test_what_the_way_of_a_call_is():
     """The ways above are those that keep something, the quick one among them."""
     gru = fastrnn.GRU(4, 6)
     with torch.no_grad():
-        assert cpp.quick(vars(gru), torch.randn(9, 4, 4), None) is not None or not core.storages_are_at_hand()
+        assert cpp.fast_path(vars(gru), torch.randn(9, 4, 4), None) is not None or not core.storages_are_at_hand()

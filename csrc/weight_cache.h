@@ -13,21 +13,21 @@ namespace fastrnn {
 // first. Nothing is claimed for other objects, which may be gone after the call, nor while another thread has it. What
 // is kept under a place is a guess that its fingerprints confirm, so it does no harm if other memory stands there now.
 // Construct and destroy with the GIL.
-class KeptFor {
+class WeightCacheClaim {
  public:
-  KeptFor(pybind11::handle weight, uintptr_t place);
-  ~KeptFor() {
+  WeightCacheClaim(pybind11::handle weight, uintptr_t place);
+  ~WeightCacheClaim() {
     if (kept_) kept_->release();
   }
-  KeptFor(const KeptFor&) = delete;
-  KeptFor& operator=(const KeptFor&) = delete;
-  Kept* get() const { return kept_.get(); }
+  WeightCacheClaim(const WeightCacheClaim&) = delete;
+  WeightCacheClaim& operator=(const WeightCacheClaim&) = delete;
+  WeightCache* get() const { return kept_.get(); }
 
  private:
-  std::shared_ptr<Kept> kept_;
+  std::shared_ptr<WeightCache> kept_;
 };
 
 // For how many parameters something is kept.
-size_t kept_count();
+size_t weight_cache_count();
 
 }  // namespace fastrnn

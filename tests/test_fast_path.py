@@ -77,7 +77,7 @@ def test_what_it_serves_is_right(kind: str, form: dict[str, Any], shape: tuple[i
     exact = flat(theirs(x.double(), None if hx is None else wide(hx)))
     allowed = budget(theirs, x, hx, exact)
     for _ in range(2):  # the second call finds the packed weights of the first
-        found = cpp.quick(vars(ours), x, hx)
+        found = cpp.fast_path(vars(ours), x, hx)
         assert found is not None
         assert close(flat(found), exact, allowed)
     spoilt = [tensor.clone() for tensor in flat(found)]
@@ -94,7 +94,7 @@ def test_batch_first(kind: str, shape: tuple[int, int]):
     ours, theirs = modules(kind, batch_first=True)
     x = torch.randn(*shape, 19)
     hx = ours(x)[1]
-    found = cpp.quick(vars(ours), x, hx)
+    found = cpp.fast_path(vars(ours), x, hx)
     assert found is not None
     for f, e in zip(flat(found), flat(theirs(x.double(), wide(hx))), strict=True):
         assert f.shape == e.shape
@@ -119,7 +119,7 @@ def test_cells(kind: str, lead: tuple[int, ...]):
             assert f.shape == e.shape and f._base is None
             torch.testing.assert_close(f.double(), e, atol=1e-6, rtol=0)
     mode = {"RNNCell": "RNN_TANH", "LSTMCell": "LSTM", "GRUCell": "GRU"}[kind]
-    assert cpp.quick(vars(ours), x, hx, mode) is not None
+    assert cpp.fast_path(vars(ours), x, hx, mode) is not None
 
 
 @readable
@@ -129,7 +129,7 @@ def test_what_it_leaves_to_python():
     h = torch.zeros(2, 2, 6)
 
     def left(input: Any = x, hx: Any = None) -> bool:
-        return cpp.quick(attributes, input, hx) is None
+        return cpp.fast_path(attributes, input, hx) is None
 
     assert left()  # gradients are on
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_what_it_leaves_to_python():
         weight.data = torch._neg_view(weight.detach())
         assert left()
     with pytest.raises(TypeError, match="3 or 4"):
-        core.quick(attributes)
+        core.fast_path(attributes)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ def flat(result: Any) -> list[Tensor]:
 
 def in_python(module: nn.Module, *arguments: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpp, "quick_int8", lambda *_: None)
+        patch.setattr(cpp, "fast_path_int8", lambda *_: None)
         return module(*arguments)
 
 
@@ -61,7 +61,7 @@ def test_the_bits_of_the_way_in_python(kind: str, form: dict[str, Any], shape: t
     x = torch.randn(*shape, 19)
     hx = in_python(module, x)[1] if given else None
     exact = flat(in_python(module, x, hx))
-    found = cpp.quick_int8(vars(module), x, hx)
+    found = cpp.fast_path_int8(vars(module), x, hx)
     assert found is not None
     assert same(flat(found), exact) and same(flat(module(x, hx)), exact)
     spoilt = [tensor.clone() for tensor in exact]
@@ -70,7 +70,7 @@ def test_the_bits_of_the_way_in_python(kind: str, form: dict[str, Any], shape: t
     module.batch_first = True
     if 1 in shape or len(shape) == 1:  # else the input is not as the kernel reads it
         turned = x if len(shape) == 1 else x.transpose(0, 1).contiguous()
-        found = cpp.quick_int8(vars(module), turned, hx)
+        found = cpp.fast_path_int8(vars(module), turned, hx)
         assert found is not None
         assert same(flat(found), [e.contiguous() for e in flat(in_python(module, turned, hx))])
 
@@ -83,7 +83,7 @@ def test_long_calls_without_the_interpreter(threads: int):
     x, before = torch.randn(30, 2, 96), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = cpp.quick_int8(vars(module), x, None)
+        found = cpp.fast_path_int8(vars(module), x, None)
         assert found is not None
         assert same(flat(found), flat(in_python(module, x)))
     finally:
@@ -96,7 +96,7 @@ def test_gradients_neither_hinder_nor_come():
     x, h = torch.randn(1, 2, 19, requires_grad=True), torch.randn(1, 2, 33, requires_grad=True)
     for hx in (None, (h, h)):
         assert same(flat(module(x, hx)), flat(in_python(module, x, hx)))
-        assert cpp.quick_int8(vars(module), x, hx) is not None
+        assert cpp.fast_path_int8(vars(module), x, hx) is not None
 
 
 @readable
@@ -106,7 +106,7 @@ def test_what_it_leaves_to_python():
     attributes = vars(module)
 
     def left(input: Any = x, hx: Any = None) -> bool:
-        return cpp.quick_int8(attributes, input, hx) is None
+        return cpp.fast_path_int8(attributes, input, hx) is None
 
     assert not left() and not left(hx=(h, h)) and not left(hx=[h, h])
     assert left(x[0, 0]) and left(x[:0]) and left(x[:, :0]) and left(x[..., :3]) and left(x.transpose(0, 1))
@@ -152,12 +152,12 @@ def test_weights_are_read_only_where_they_are_what_they_should_be(name: str):
     own: Any = buffers[name]
     for other in (own[:-1], own.double(), own.to_sparse(), own.to("meta"), own.unsqueeze(0), None):
         buffers[name] = other
-        assert cpp.quick_int8(vars(module), x, None) is None
+        assert cpp.fast_path_int8(vars(module), x, None) is None
     del buffers[name]
-    assert cpp.quick_int8(vars(module), x, None) is None
+    assert cpp.fast_path_int8(vars(module), x, None) is None
     buffers[name] = own
-    assert cpp.quick_int8(vars(module), x, None) is not None
+    assert cpp.fast_path_int8(vars(module), x, None) is not None
     for attribute, wrong in (("hidden_size", 34), ("proj_size", 0), ("num_layers", 1), ("bidirectional", True)):
-        assert cpp.quick_int8(vars(module) | {attribute: wrong}, x, None) is None
+        assert cpp.fast_path_int8(vars(module) | {attribute: wrong}, x, None) is None
     for order in (tuple(module._order), module._order[:-1], module._order[::-1], []):
-        assert cpp.quick_int8(vars(module) | {"_order": order}, x, None) is None
+        assert cpp.fast_path_int8(vars(module) | {"_order": order}, x, None) is None
