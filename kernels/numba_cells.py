@@ -6,8 +6,8 @@ gives the values that backward needs and the state after it (a cell without c gi
 (``h0``, ``c0``) and after the step and the gradients of the state after; it gives the gradients of the
 pre-activations, what reaches ``dh0`` past them, ``dc0``, and the output again (:class:`Cell` names the slots).
 
-The equations are those of :mod:`fastrnn.modes`.  Numba makes float64 of float32 and a literal, so formulas here hold
-no literals: ``i - i * i`` is ``i * (1 - i)``, and :func:`like` gives a constant the type of a value.
+The equations are those of :mod:`fastrnn.modes`.  Numba makes float64 of float32 and a literal, so :func:`like` gives a
+constant the type of a value.  A slope is ``i * (1 - i)``, not ``i - i * i``: near 1 that would lose its digits.
 """
 
 from __future__ import annotations
@@ -168,12 +168,12 @@ def relu(x):
 
 @inlined
 def d_sigmoid(d, y):
-    return d * (y - y * y)
+    return d * (y * (like(1.0, d) - y))
 
 
 @inlined
 def d_tanh(d, y):
-    return d - d * y * y
+    return d * (like(1.0, d) - y * y)
 
 
 @inlined
@@ -191,15 +191,13 @@ def lstm_forward(i, f, g, o, h, c):
 
 @inlined
 def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
-    t = tanh(c)
-    d = dh * o
-    dc = dc + (d - d * t * t)
-    dg = dc * i
+    t, one = tanh(c), like(1.0, dh)
+    dc = dc + dh * o * (one - t * t)
     return (
-        dc * g * (i - i * i),
-        dc * (c0 * (f - f * f)),
-        dg - dg * g * g,
-        dh * t * (o - o * o),
+        dc * g * (i * (one - i)),
+        dc * (c0 * (f * (one - f))),
+        dc * i * (one - g * g),
+        dh * t * (o * (one - o)),
         like(0.0, dh),
         dc * f,
         o * t,
@@ -215,9 +213,9 @@ def gru_forward(b_n, r, z, n, h, c):
 
 @inlined
 def gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
-    dn = dh - dh * z
-    dn = dn - dn * n * n
-    return dn * r, dn * (b_n * (r - r * r)), dh * ((h0 - n) * (z - z * z)), dn, dh * z, dc, h
+    one = like(1.0, dh)
+    dn = dh * (one - z) * (one - n * n)
+    return dn * r, dn * (b_n * (r * (one - r))), dh * ((h0 - n) * (z * (one - z))), dn, dh * z, dc, h
 
 
 @inlined

@@ -222,7 +222,7 @@ def play_bad(bad: BadCall) -> None:
                 x, hx = spoilt(fault, case, x, hx)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             return  # two faults that cannot be made together
-        if not case.is_cell and isinstance(x, Tensor) and x.dtype is torch.int32 and x.dim() == 2:
+        if not case.is_cell and isinstance(x, Tensor) and x.dtype is torch.int32 and x.dim() in (1, 2):
             return  # tokens, which torch.nn has not
         found = outcome(ours, x, hx)
         if found[0] is not None and (unchecked(case, x, hx) or by_hand(bad, x) and found[0] is not AttributeError):
