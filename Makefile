@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench bench-compare check dev format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest clean
+.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ check: .venv/installed  ## lint, formats, types, then the tests
 	$(MAKE) test
 
 dev: .venv/installed  ## install the working tree, editable, with all tools; after that only C++ needs `make dev` again
+
+stubs: .venv/installed  ## write the types of the cells' declarations (fastrnn/cells/*.pyi)
+	$(BIN)/python typings/cell_stubs.py
 
 format: .venv/installed  ## write the formats that `make check` asks for
 	$(BIN)/ruff check --fix .

@@ -143,7 +143,7 @@ class LSTM(Compilable):
     _base = nn.LSTM
     # nn.LSTM's forward, which runs where no backend serves, calls its own of these.
     check_forward_args: Any = nn.LSTM.check_forward_args
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     permute_hidden: Any = nn.LSTM.permute_hidden
 
 

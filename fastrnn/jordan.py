@@ -73,6 +73,15 @@ class JordanRNN(Options, nn.Module):
     1/sqrt(H).
     """
 
+    input_size: int
+    hidden_size: int
+    output_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+
     def __init__(
         self,
         input_size: int,

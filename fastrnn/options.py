@@ -104,7 +104,9 @@ class NoOptions:
         ValueError: an option is set to True.
     """
 
-    learn_initial_state, return_cell_states, recompute = map(_absent, NAMES)
+    learn_initial_state: property = _absent("learn_initial_state")
+    return_cell_states: property = _absent("return_cell_states")
+    recompute: property = _absent("recompute")
 
 
 class Options:

@@ -75,6 +75,9 @@ class _Errors:
 class _Int8(options.NoOptions, nn.Module):
     """What the modules below share: their weights, and where they run."""
 
+    input_size: int
+    hidden_size: int
+    bias: bool
     _float: type[nn.Module]
 
     def __init__(self, float_module: Any) -> None:
@@ -182,13 +185,20 @@ class _Quantized(_Int8):
     ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.
     """
 
+    mode: str
+    proj_size: int
+    dropout: float
+    num_layers: int
+    batch_first: bool
+    bidirectional: bool
+
     def __init__(self, float_module: nn.RNNBase) -> None:
         super().__init__(float_module)
         own = float_module
         self.mode, self.proj_size, self.dropout = own.mode, own.proj_size, 0.0
         self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
         if own.mode.startswith("RNN"):
-            self.nonlinearity = own.mode.removeprefix("RNN_").lower()
+            self.nonlinearity: str = own.mode.removeprefix("RNN_").lower()
         self._flat_weights_names: list[str] = []  # of parameters, which there are none of
         for layer in range(own.num_layers):
             for end in ("", "_reverse")[: 1 + own.bidirectional]:
@@ -224,6 +234,8 @@ class _QuantizedCell(_Int8):
     ``weight_ih`` and ``weight_hh``, int8, their rows' ``scale_ih`` and ``scale_hh``, and the biases, float32.
     """
 
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
     _mode: str
 
     def __init__(self, float_module: nn.Module) -> None:
@@ -308,7 +320,7 @@ class QuantizedRNNCell(_QuantizedCell):
 
     def __init__(self, float_module: nn.RNNCell) -> None:
         super().__init__(float_module)
-        self.nonlinearity = float_module.nonlinearity
+        self.nonlinearity: str = float_module.nonlinearity
         self._mode = f"RNN_{self.nonlinearity.upper()}"
         if self._mode not in CELLS:
             raise ValueError(f"Unknown nonlinearity: {self.nonlinearity}")

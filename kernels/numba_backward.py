@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import carray
 
@@ -22,7 +25,7 @@ from .numba_tiles import (
 )
 
 
-def backward_kernel(cell: Cell, real: type):
+def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
     """The callback backward, over :data:`BACKWARD`."""
     step, gates, slots, input_slot, shift = cell.backward, cell.gates, cell.slots, cell.input_slot, cell.shift
     d_output = cell.d_output

@@ -13,7 +13,7 @@ constant the type of a value.  A slope is ``i * (1 - i)``, not ``i - i * i``: ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -22,22 +22,25 @@ from numba.extending import overload, register_jitable
 
 # 'contract' lets a product and a sum become one FMA.  No other liberty: NaN and infinity must come through.
 # The numpy error model drops the test for a zero divisor, whose branch would keep LLVM from vectorising.
-OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
 # A loop over 8 units is too short for LLVM to vectorise behind a test that its arrays lie apart, unless told otherwise:
 # AVX2 would run it number by number.  It is told for the whole process, the only way there is.
 llvm.set_option("fastrnn", "-vectorizer-min-trip-count=4")
-device = register_jitable(**OPTIONS)
-INLINED = {**OPTIONS, "forceinline": True}  # a call left standing in a loop keeps LLVM from vectorising it
-inlined = register_jitable(**INLINED)
+# What is compiled is called with types of LLVM's, for which Python has none.
+Jitable = Callable[[Callable[..., Any]], Callable[..., Any]]
+device: Jitable = register_jitable(**OPTIONS)
+# A call left standing in a loop keeps LLVM from vectorising it.
+INLINED: dict[str, Any] = {**OPTIONS, "forceinline": True}
+inlined: Jitable = register_jitable(**INLINED)
 
 
 @inlined
-def identity(v):
+def identity(v: float) -> float:
     return v
 
 
 @inlined
-def d_identity(d, y):
+def d_identity(d: float, y: float) -> float:
     return d
 
 
@@ -60,7 +63,7 @@ class Cell(NamedTuple):
     d_output: Callable[..., object] = d_identity
 
 
-def like(value, x):
+def like(value: Any, x: Any) -> Any:
     """``value`` in the type of ``x``."""
     raise NotImplementedError("only inside compiled code")
 
@@ -141,7 +144,7 @@ def _sigmoid_range_for(x):
 
 
 @inlined
-def sigmoid(x):
+def sigmoid(x: float) -> float:
     """1 / (1 + exp(-x)), both sides of the fraction times a power of two so small that the lower one is a number as
     long as the result is one: a gate closes entirely, by way of the least denormal numbers."""
     shift, unit, low, high = _sigmoid_range(x)
@@ -150,7 +153,7 @@ def sigmoid(x):
 
 
 @inlined
-def tanh(x):
+def tanh(x: float) -> float:
     """(e^2|x| - 1) / (e^2|x| + 1) with the sign of x, and e^2|x| - 1 in one piece: small x keep their precision."""
     one, limit = like(1.0, x), like(22.0, x)  # from which on tanh is 1 to the last bit of float64
     size = _clamp(-x if x < like(0.0, x) else x, like(0.0, x), limit)
@@ -161,36 +164,36 @@ def tanh(x):
 
 
 @inlined
-def relu(x):
+def relu(x: float) -> float:
     zero = like(0.0, x)
     return zero if x < zero else x  # in this order NaN stays NaN
 
 
 @inlined
-def d_sigmoid(d, y):
+def d_sigmoid(d: float, y: float) -> float:
     return d * (y * (like(1.0, d) - y))
 
 
 @inlined
-def d_tanh(d, y):
+def d_tanh(d: float, y: float) -> float:
     return d * (like(1.0, d) - y * y)
 
 
 @inlined
-def d_relu(d, y):
+def d_relu(d: float, y: float) -> float:
     zero = like(0.0, d)
     return zero if y <= zero else d  # in this order a NaN has a slope, as torch's has
 
 
 @inlined
-def lstm_forward(i, f, g, o, h, c):
+def _lstm_forward(i, f, g, o, h, c):
     i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
     c = f * c + i * g
     return i, f, g, o, o * tanh(c), c
 
 
 @inlined
-def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
+def _lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
     t, one = tanh(c), like(1.0, dh)
     dc = dc + dh * o * (one - t * t)
     return (
@@ -205,50 +208,50 @@ def lstm_backward(i, f, g, o, h0, c0, h, c, dh, dc):
 
 
 @inlined
-def gru_forward(b_n, r, z, n, h, c):
+def _gru_forward(b_n, r, z, n, h, c):
     r, z = sigmoid(r), sigmoid(z)
     n = tanh(n + r * b_n)
     return b_n, r, z, n, n + z * (h - n), c
 
 
 @inlined
-def gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
+def _gru_backward(b_n, r, z, n, h0, c0, h, c, dh, dc):
     one = like(1.0, dh)
     dn = dh * (one - z) * (one - n * n)
     return dn * r, dn * (b_n * (r * (one - r))), dh * ((h0 - n) * (z * (one - z))), dn, dh * z, dc, h
 
 
 @inlined
-def tanh_forward(a, p1, p2, p3, h, c):
+def _tanh_forward(a, p1, p2, p3, h, c):
     h = tanh(a)
     return a, p1, p2, p3, h, h
 
 
 @inlined
-def tanh_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
+def _tanh_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
     zero = like(0.0, dh)
     return d_tanh(dh, h), zero, zero, zero, zero, dc, h
 
 
 @inlined
-def relu_forward(a, p1, p2, p3, h, c):
+def _relu_forward(a, p1, p2, p3, h, c):
     h = relu(a)
     return a, p1, p2, p3, h, h
 
 
 @inlined
-def relu_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
+def _relu_backward(s0, s1, s2, s3, h0, c0, h, c, dh, dc):
     zero = like(0.0, dh)
     return d_relu(dh, h), zero, zero, zero, zero, dc, h
 
 
 CELLS = {
-    "RNN_TANH": Cell(tanh_forward, tanh_backward, gates=1, slots=1),
-    "RNN_RELU": Cell(relu_forward, relu_backward, gates=1, slots=1),
-    "LSTM": Cell(lstm_forward, lstm_backward, gates=4, slots=4),
-    "GRU": Cell(gru_forward, gru_backward, gates=3, slots=4, input_slot=1, shift=2),
+    "RNN_TANH": Cell(_tanh_forward, _tanh_backward, gates=1, slots=1),
+    "RNN_RELU": Cell(_relu_forward, _relu_backward, gates=1, slots=1),
+    "LSTM": Cell(_lstm_forward, _lstm_backward, gates=4, slots=4),
+    "GRU": Cell(_gru_forward, _gru_backward, gates=3, slots=4, input_slot=1, shift=2),
 }
-OUTPUTS = {
+OUTPUTS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
     "IDENTITY": (identity, d_identity),
     "TANH": (tanh, d_tanh),
     "RELU": (relu, d_relu),

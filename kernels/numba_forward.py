@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import carray
 
@@ -10,7 +13,7 @@ from .numba_scan import BLOCK, DIGEST, MODE_BYTES, neighbours, panels_of, partit
 from .numba_tiles import at, call, call_with, copy, dots, gather, pack_gates, pointer, product, share
 
 
-def forward_kernel(cell: Cell, real: type):
+def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
     """The callback forward, over :data:`FORWARD`."""
     step, gates, slots, input_slot, shift = cell.forward, cell.gates, cell.slots, cell.input_slot, cell.shift
     output = cell.output

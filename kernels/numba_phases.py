@@ -10,7 +10,9 @@ its results are in the cache.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -32,7 +34,7 @@ STEP, NEIGHBOUR, STATE, ROW, SEQUENCE, UNIT, NUMBER, TOTAL = range(8)
 # terms: column, of the operand; depth, of a head; share, how many heads of the part have a head of the term between
 #     them; packed (heads of the part, panels, depth, COLUMNS).
 # operands: result, or array with its first column.
-TABLES = {
+TABLES: dict[str, tuple[str, ...]] = {
     "arrays": ("kind", "data", "other", "row", "columns", "initial", "initial_row", "final", "offset", "single"),
     "parts": ("units", "heads", "result", "results", "operand", "operands", "function"),
     "results": ("term", "terms", "bias", "mean", "column", "mean_heads"),
@@ -72,7 +74,7 @@ def columns_of(itemsize: int) -> int:
     return 4 * VECTOR_BYTES // itemsize
 
 
-def driver(real: type):
+def driver(real: type) -> Callable[[Any], None]:
     """The callback over :data:`CALL`, for one element type."""
     item = np.dtype(real).itemsize
     width = columns_of(item)

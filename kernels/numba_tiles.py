@@ -6,6 +6,8 @@ takes lie side by side, row by row, whatever the width of the whole.
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
@@ -24,7 +26,7 @@ ROWS_OF_3 = 8 if _many else 4
 
 
 @intrinsic
-def pointer(context, address, real):
+def pointer(context: Any, address: Any, real: Any) -> Any:
     """The address, an integer, as a pointer to ``real``, a type of numbers or of records."""
 
     def code(context, builder, signature, arguments):
@@ -35,7 +37,7 @@ def pointer(context, address, real):
 
 
 @intrinsic
-def at(context, start, distance):
+def at(context: Any, start: Any, distance: Any) -> Any:
     """The pointer ``distance`` elements behind ``start``."""
 
     def code(context, builder, signature, arguments):
@@ -45,7 +47,7 @@ def at(context, start, distance):
 
 
 @intrinsic
-def call(context, address):
+def call(context: Any, address: Any) -> Any:
     """Calls the C function int(void) at the address."""
 
     def code(context, builder, signature, arguments):
@@ -56,7 +58,7 @@ def call(context, address):
 
 
 @intrinsic
-def call_with(context, address, argument):
+def call_with(context: Any, address: Any, argument: Any) -> Any:
     """Calls the C function int(void*) at the address."""
 
     def code(context, builder, signature, arguments):
@@ -268,7 +270,7 @@ def pack_gate_rows(packed, w, me, team, gates, units, hidden, columns, width, sh
 
 
 @intrinsic
-def lanes_of(context, start):
+def lanes_of(context: Any, start: Any) -> Any:
     """How many of the numbers that ``start`` points to fill a vector."""
 
     def code(context, builder, signature, arguments):

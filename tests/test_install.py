@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {path.relative_to(ROOT) for pattern in ("fastrnn/**/*.py*", "kernels/*.py") for path in ROOT.glob(pattern)}
+SOURCES |= {Path("fastrnn/py.typed")}
 SOURCES = {path for path in SOURCES if "__pycache__" not in path.parts}
 NATIVE = {path.relative_to(ROOT) for path in ROOT.glob("csrc/*")} | {Path("CMakeLists.txt"), Path("pyproject.toml")}
 
@@ -78,7 +79,8 @@ def test_without_a_compiler_the_python_backends_are_installed(source: Path, tmp_
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     run(*pip, "install", "--no-deps", "--target", site, wheel, cwd=empty)
-    installed = {path.relative_to(site) for path in site.glob("fastrnn/**/*.py*") if "__pycache__" not in path.parts}
+    installed = {path.relative_to(site) for path in site.glob("fastrnn/**/*") if path.is_file()}
+    installed = {path for path in installed if "__pycache__" not in path.parts}
     assert installed == {Path("fastrnn") / path if path.parts[0] == "kernels" else path for path in SOURCES}
 
     # -S: without the development environment's own installation, which a .pth file there announces
@@ -97,3 +99,16 @@ def test_the_core_runs_on_the_threads_of_torch():
     maps = run(sys.executable, "-c", "import fastrnn._core; print(open('/proc/self/maps').read())", cwd=ROOT / "tests")
     runtimes = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libomp" in line}
     assert runtimes == {str(shared.resolve())}
+
+
+def test_the_version_stands_in_one_place():
+    """In ``fastrnn/__init__.py``; the change log has an entry for a version that is no development's."""
+    from importlib.metadata import version
+
+    import fastrnn
+
+    assert version("fastrnn") == fastrnn.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changes or f"## [{fastrnn.__version__}]" in changes
+    for name in ("pyproject.toml", "CITATION.cff", "README.md", "CMakeLists.txt"):
+        assert fastrnn.__version__ not in (ROOT / name).read_text(), name

@@ -28,7 +28,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -121,7 +121,7 @@ def use_backend(name: str) -> Iterator[None]:
         _asked.reset(token)
 
 
-asked = _asked.get  # the same as `requested` for who counts calls of Python functions
+asked: Callable[[], str | None] = _asked.get  # the same as `requested` for who counts calls of Python functions
 
 
 def requested() -> str | None:

@@ -34,8 +34,8 @@ try:
     _KERNELS[torch.bfloat16] = _core.forward_bfloat16, _core.backward_bfloat16
     _MIXED = _core.forward_mixed, _core.backward_mixed
     NATIVE = _core.multiplies_bfloat16()
-except ImportError as error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
-    _missing = str(error)
+except ImportError as _error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
+    _missing = str(_error)
 
 # mode -> the numbers of fastrnn::Mode and fastrnn::Activation in csrc/scan.h
 _MODES = {"RNN_TANH": (0, 0), "RNN_RELU": (1, 0), "GRU": (2, 0), "LSTM": (3, 0)}
@@ -45,6 +45,9 @@ _MODES |= {
     for g, output in enumerate(OUTPUTS)
 }
 
+FastPath = Callable[..., Any]
+# What ``_core`` calls a layer: see there.
+Layer = tuple[int, int, int, int, int, int, int, int, int, int, Tensor | None]
 Guard = tuple[Callable[[], Any], tuple[Any, ...]]
 
 MODES = tuple(CELLS)
@@ -66,6 +69,8 @@ def prepare_fast_path(*guards: Guard, of_floats: Sequence[Guard]) -> None:
         _core.prepare_fast_path(*torch_has, [*of_floats, *guards], list(guards))
 
 
+fast_path_int8: FastPath
+forward_int8: Callable[..., None]
 if not _missing:
     fast_path, fast_path_int8 = _core.fast_path, _core.fast_path_int8
     forward_int8 = _core.forward_int8
@@ -112,7 +117,7 @@ def isa() -> str:
     return _core.isa()
 
 
-def layer_sizes(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_ih: Tensor):
+def layer_sizes(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_ih: Tensor) -> Layer:
     """The sizes of a layer, as :mod:`fastrnn._core` takes them."""
     directions, batch, outputs = h0.shape
     gate_rows, inputs = w_ih.shape
@@ -324,6 +329,6 @@ def backward_stack(
 
 
 # What `fastrnn.backends.load` knows as "cpp_bfloat16".
-products_of_bfloat16 = SimpleNamespace(
+products_of_bfloat16: SimpleNamespace = SimpleNamespace(
     forward=functools.partial(forward, narrow=True), backward=functools.partial(backward, narrow=True)
 )

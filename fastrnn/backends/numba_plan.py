@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,41 +53,48 @@ class Plan:
     ``wanted`` is ``(save,)`` or ``(need_x, need_state, need_weights)``.
     """
 
+    kernel: numba_start.Kernel
+    shape: Shape
+    gates: int
+    slots: int
+
     def __init__(self, mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> None:
         self.kernel = kernel = numba_start.kernel(mode, which, dtype)
         from fastrnn.kernels.numba_scan import MODE_BYTES  # which imports Numba
 
         self.shape, self.gates, self.slots = shape, kernel.cell.gates, kernel.cell.slots
-        self.hidden = shape.gate_rows // self.gates
-        self.panels = -(-self.hidden // kernel.units)
-        self.padded = self.panels * kernel.units
-        self.saved_gates = len(CELLS[mode].saved)
+        self.hidden: int = shape.gate_rows // self.gates
+        self.panels: int = -(-self.hidden // kernel.units)
+        self.padded: int = self.panels * kernel.units
+        self.saved_gates: int = len(CELLS[mode].saved)
         # Whether the kernels' gates, (panels, N, slots, U), are saved as they are; (N, slots, H) is, elsewhere.
-        self.in_place = self.saved_gates > 0 and self.padded == self.hidden
+        self.in_place: bool = self.saved_gates > 0 and self.padded == self.hidden
         numbers: Any = range(shape.parameters)
         places = split_weights(numbers, shape.directions)
-        self.projected = places[0].w_hr is not None
-        self.places = [[-1 if k is None else int(k) for k in own] for own in places]
+        self.projected: bool = places[0].w_hr is not None
+        self.places: list[list[int]] = [[-1 if k is None else int(k) for k in own] for own in places]
         # Of what is not packed, the steps' rows and where they start.
-        self.even_steps = starts_of(torch.full((shape.steps,), shape.batch, device="cpu"))
+        self.even_steps: tuple[Tensor, Tensor] = starts_of(torch.full((shape.steps,), shape.batch, device="cpu"))
         work = shape.rows * shape.gate_rows * (shape.outputs + (0 if shape.tokens else shape.inputs))
-        self.team = shape.threads if work > SERIAL_WORK else 1
+        self.team: int = shape.threads if work > SERIAL_WORK else 1
         workspaces = self._forward_workspaces(*wanted) if which == "forward" else self._backward_workspaces(*wanted)
 
         sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
         sizes["need_state"] = which == "backward" and wanted[1]
-        self.workspace_size = 0  # values in all
+        self.workspace_size: int = 0  # values in all
         own = {"scratch": self.team * 8 * kernel.columns, "modes": self.team * MODE_BYTES // dtype.itemsize}
         for name, count in (own | workspaces).items():
             sizes[name] = self.workspace_size * dtype.itemsize if count else 0
             self.workspace_size += (count + 15) // 16 * 16  # each on cache lines of its own
-        self.modes = sizes["modes"]
+        self.modes: int = sizes["modes"]
         own_gates = sizes.get("own_gates", 0) // dtype.itemsize
-        self.gates_place = slice(own_gates, own_gates + workspaces.get("own_gates", 0))
+        self.gates_place: slice[int, int, None] = slice(own_gates, own_gates + workspaces.get("own_gates", 0))
         sizes |= numba_start.team_functions(self.team)
         heads = [sizes | {"direction": d} for d in range(shape.directions)]
-        self.heads = [struct.pack(f"{len(kernel.sizes)}q", *(head[name] for name in kernel.sizes)) for head in heads]
-        self.pack = struct.Struct(f"{6 + len(kernel.addresses)}q").pack
+        self.heads: list[bytes] = [
+            struct.pack(f"{len(kernel.sizes)}q", *(head[name] for name in kernel.sizes)) for head in heads
+        ]
+        self.pack: Callable[..., bytes] = struct.Struct(f"{6 + len(kernel.addresses)}q").pack
 
     def wide(self, columns: int) -> int:
         """``columns``, up to whole panels."""

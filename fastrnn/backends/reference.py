@@ -52,7 +52,7 @@ def relu_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tenso
 
 
 STEP = {"LSTM": lstm_cell, "GRU": gru_cell, "TANH": tanh_cell, "RELU": relu_cell}
-OUTPUT = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -36,7 +36,11 @@ class Declared:
     ``self.U[0]`` is the first, and ``weight_U_0`` its matrix.
     """
 
-    name = ""
+    gates: tuple[str, ...]
+    size: str
+    copies: str | None
+
+    name: str = ""
 
     def __init__(self, gates: str = "", size: str = HIDDEN, copies: str | None = None) -> None:
         self.gates, self.size, self.copies = _gates(gates), size, copies
@@ -71,6 +75,9 @@ class Matrix(Declared):
         kind: of :mod:`fastrnn.cell.kinds`; dense by default.
         copies: the name of the constant that says how many there are, where they are several.
     """
+
+    bias: bool
+    kind: Kind
 
     def __init__(
         self,
@@ -126,6 +133,9 @@ class State:
     With ``copies``, the name of a constant, it stands for as many states: ``step(self, x, h, *past)`` takes them as a
     tuple, and the dict that it returns has one under the same name.
     """
+
+    size: str
+    copies: str | None
 
     def __init__(self, size: str = HIDDEN, *, copies: str | None = None) -> None:
         self.size, self.copies = size, copies
@@ -223,13 +233,16 @@ class Parts:
         copies: for each declaration or state of several copies, their names.
     """
 
+    x: str
+    copies: dict[str, tuple[str, ...]]
+
     def __init__(self, cell: Cell) -> None:
         cls, self.copies = type(cell), {}
         declared: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             declared.update(vars(base))
         self._read_step(cell, declared)
-        self.output = cls.output or next(iter(self.states))
+        self.output: str = cls.output or next(iter(self.states))
         self.matrices: dict[str, Matrix] = self._all(cell, declared, Matrix)
         self.vectors: dict[str, Vector] = self._all(cell, declared, Vector)
         self.scalars: dict[str, Scalar] = self._all(cell, declared, Scalar)
@@ -238,7 +251,7 @@ class Parts:
             kind: next((n for n, m in self.matrices.items() if isinstance(m, kind) and n not in declared_as), None)
             for kind in (Input, Recurrent)
         }
-        self.names = {
+        self.names: dict[str, str] = {
             name: "ih" if name == first[Input] else "hh" if name == first[Recurrent] else name for name in self.matrices
         }
         attributes = {name: declared_as.get(name, name) for name in self.matrices}

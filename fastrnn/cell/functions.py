@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,9 @@ class CellError(TypeError):
 
 class Value:
     """A named value of a step while it is traced: arithmetic on it makes nodes."""
+
+    graph: Graph
+    node: Node
 
     __slots__ = ("graph", "node")
 
@@ -197,15 +201,15 @@ def _unary(op: str, function: Any, equation: str) -> Any:
     return apply
 
 
-neg = _unary("neg", torch.neg, "-v")
-exp = _unary("exp", torch.exp, "e^v")
-log = _unary("log", torch.log, "The natural logarithm of v")
-tanh = _unary("tanh", torch.tanh, "tanh(v)")
-sigmoid = _unary("sigmoid", torch.sigmoid, "1 / (1 + e^-v)")
-relu = _unary("relu", torch.relu, "max(v, 0), which keeps a NaN")
-softplus = _unary("softplus", lambda v: torch.logaddexp(v, v.new_zeros(())), "log(1 + e^v)")
-abs = _unary("abs", torch.abs, "\\|v\\|")
-sqrt = _unary("sqrt", torch.sqrt, "The square root of v")
+neg: Callable[[Any], Any] = _unary("neg", torch.neg, "-v")
+exp: Callable[[Any], Any] = _unary("exp", torch.exp, "e^v")
+log: Callable[[Any], Any] = _unary("log", torch.log, "The natural logarithm of v")
+tanh: Callable[[Any], Any] = _unary("tanh", torch.tanh, "tanh(v)")
+sigmoid: Callable[[Any], Any] = _unary("sigmoid", torch.sigmoid, "1 / (1 + e^-v)")
+relu: Callable[[Any], Any] = _unary("relu", torch.relu, "max(v, 0), which keeps a NaN")
+softplus: Callable[[Any], Any] = _unary("softplus", lambda v: torch.logaddexp(v, v.new_zeros(())), "log(1 + e^v)")
+abs: Callable[[Any], Any] = _unary("abs", torch.abs, "\\|v\\|")
+sqrt: Callable[[Any], Any] = _unary("sqrt", torch.sqrt, "The square root of v")
 
 
 def maximum(a: Any, b: Any) -> Any:

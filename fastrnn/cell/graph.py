@@ -34,6 +34,13 @@ class Node:
         line: where the user wrote it, as "file:line".
     """
 
+    about: Any
+    args: tuple[Node, ...]
+    index: int
+    line: str
+    op: str
+    size: str | None
+
     __slots__ = ("about", "args", "index", "line", "op", "size")
 
     def __init__(self, op: str, args: tuple[Node, ...], about: Any, size: str | None, index: int, line: str) -> None:

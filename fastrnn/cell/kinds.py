@@ -9,6 +9,7 @@ A kind is ``square`` if its operand must have the units of a gate, and ``gated``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from torch import Tensor
 class Dense:
     """``weight`` (G*Z, K)."""
 
-    heads, square, gated = 1, False, True
+    heads: ClassVar[int] = 1
+    square: ClassVar[bool] = False
+    gated: ClassVar[bool] = True
 
     def shapes(self, gates: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
         return {"weight": (gates * rows, columns)}
@@ -31,7 +34,9 @@ class Dense:
 class Diagonal:
     """``weight`` (G*Z,): the product is one of numbers, unit by unit, and Z == K."""
 
-    heads, square, gated = 1, True, True
+    heads: ClassVar[int] = 1
+    square: ClassVar[bool] = True
+    gated: ClassVar[bool] = True
 
     def shapes(self, gates: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
         return {"weight": (gates * rows,)}
@@ -45,7 +50,8 @@ class Heads:
     """
 
     heads: int
-    square, gated = False, True
+    square: ClassVar[bool] = False
+    gated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.heads, int) or self.heads < 1:
@@ -65,7 +71,9 @@ class LowRank:
     """``weight_u`` (G*Z, rank) times ``weight_v`` (rank, K); the rank is at most both."""
 
     rank: int
-    heads, square, gated = 1, False, True
+    heads: ClassVar[int] = 1
+    square: ClassVar[bool] = False
+    gated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
@@ -83,7 +91,9 @@ class Antisymmetric:
     """W - W^T - gamma I of ``weight`` W (Z, Z), one gate; source: Chang et al., "AntisymmetricRNN" (2019)."""
 
     gamma: float = 0.0
-    heads, square, gated = 1, True, False
+    heads: ClassVar[int] = 1
+    square: ClassVar[bool] = True
+    gated: ClassVar[bool] = False
 
     def shapes(self, gates: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
         return {"weight": (rows, columns)}

@@ -34,6 +34,12 @@ class Regularised(Cell, abstract=True):
         sizes: the sizes of those operands.
     """
 
+    inner: Cell
+    zoneout: tuple[tuple[str, float], ...]
+    training: bool
+    dropped: str | None
+    sizes: tuple[str, ...]
+
     def __init__(
         self, inner: Cell, zoneout: Mapping[str, float], training: bool, dropped: str | None, sizes: tuple[str, ...]
     ) -> None:

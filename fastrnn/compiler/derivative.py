@@ -33,7 +33,7 @@ class Build:
     """Makes nodes of a gradient, leaving out what is 1 or 0 by construction."""
 
     def __init__(self) -> None:
-        self.graph = Graph()
+        self.graph: Graph = Graph()
 
     def const(self, value: float) -> Node:
         return self.graph.node("const", about=value)

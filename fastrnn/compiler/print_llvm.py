@@ -57,11 +57,21 @@ def _atanh(count: int) -> tuple[float, ...]:
 class Printer:
     """Lines of a function over vectors of ``lanes`` numbers of ``real``, "float" or "double"."""
 
+    real: str
+    lanes: int
+    bits: int
+    fraction: int
+    bias: int
+    rounder: float
+    v: str
+    i: str
+
     def __init__(self, real: str, lanes: int) -> None:
-        self.real, self.lanes, self.lines = real, lanes, []
+        self.real, self.lanes = real, lanes
+        self.lines: list[str] = []
         self.bits, self.fraction, self.bias, self.rounder = _BITS[real]
         self.v, self.i = f"<{lanes} x {real}>", f"<{lanes} x i{self.bits}>"
-        self.suffix = f"v{lanes}f{self.bits}"
+        self.suffix: str = f"v{lanes}f{self.bits}"
         self.declared: set[str] = set()
         self._count = 0
 

@@ -114,6 +114,9 @@ def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
 class Rebuilt:
     """The graph of a derivative in which values that are not at hand are computed again from those that are."""
 
+    graph: Graph
+    at_hand: set[Node]
+
     def __init__(self, at_hand: set[Node]) -> None:
         self.graph, self.at_hand = Graph(), at_hand
         self._made: dict[Node, Node] = {}

@@ -60,7 +60,7 @@ class Chosen(Cell):
     """What the cells have in common: ``activations`` f, g, h in the order of their equations, and ``clip``."""
 
     activations: tuple[Activation, ...] = ()
-    clip = math.inf
+    clip: float = math.inf
 
     def apply(self, k: int, v: Any) -> Any:
         """Activation k of v."""
@@ -80,8 +80,9 @@ class ChosenRNN(Chosen):
     Source: ONNX's RNN; keras.layers.SimpleRNN.
     """
 
-    activations = (("tanh",),)
-    W, U = Input(), Recurrent()
+    activations: tuple[Activation, ...] = (("tanh",),)
+    W: Input = Input()
+    U: Recurrent = Recurrent()
 
     def step(self, x: Any, h: Any) -> dict[str, Any]:
         return dict(h=self.gate(0, self.W(x) + self.U(h)))
@@ -97,8 +98,9 @@ class ChosenLSTM(Chosen):
     Source: ONNX's LSTM; keras.layers.LSTM.
     """
 
-    activations = (("sigmoid",), ("tanh",), ("tanh",))
-    W, U = Input("i f g o"), Recurrent("i f g o")
+    activations: tuple[Activation, ...] = (("sigmoid",), ("tanh",), ("tanh",))
+    W: Input = Input("i f g o")
+    U: Recurrent = Recurrent("i f g o")
 
     def step(self, x: Any, h: Any, c: Any) -> dict[str, Any]:
         a, b = self.W(x), self.U(h)
@@ -121,7 +123,7 @@ class ChosenPeepholeLSTM(ChosenLSTM):
     Source: ONNX's LSTM with its input P.
     """
 
-    p = Vector("i f o")
+    p: Vector = Vector("i f o")
 
     def peep(self, v: Any, gate: str, c: Any) -> Any:
         return v + getattr(self.p, gate) * c
@@ -133,7 +135,8 @@ class ChosenCoupledLSTM(ChosenLSTM):
     Source: ONNX's LSTM with ``input_forget=1``.
     """
 
-    W, U = Input("i g o"), Recurrent("i g o")
+    W: Input = Input("i g o")
+    U: Recurrent = Recurrent("i g o")
 
     def forget(self, a: Any, b: Any, c: Any, i: Any) -> Any:
         return 1 - i
@@ -145,7 +148,7 @@ class ChosenCoupledPeepholeLSTM(ChosenCoupledLSTM, ChosenPeepholeLSTM):
     Source: ONNX's LSTM with ``input_forget=1`` and its input P.
     """
 
-    p = Vector("i o")
+    p: Vector = Vector("i o")
 
 
 class ChosenGRU(Chosen):
@@ -157,8 +160,9 @@ class ChosenGRU(Chosen):
     Source: ONNX's GRU with ``linear_before_reset=1``; keras.layers.GRU with ``reset_after=True``.
     """
 
-    activations = (("sigmoid",), ("tanh",))
-    W, U = Input("r z n"), Recurrent("r z n")
+    activations: tuple[Activation, ...] = (("sigmoid",), ("tanh",))
+    W: Input = Input("r z n")
+    U: Recurrent = Recurrent("r z n")
 
     def step(self, x: Any, h: Any) -> dict[str, Any]:
         a, b = self.W(x), self.U(h)
@@ -175,8 +179,10 @@ class ChosenResetBeforeGRU(Chosen):
     Source: ONNX's GRU with ``linear_before_reset=0``; keras.layers.GRU with ``reset_after=False``.
     """
 
-    activations = (("sigmoid",), ("tanh",))
-    W, U, nh = Input("r z n"), Recurrent("r z"), Recurrent()
+    activations: tuple[Activation, ...] = (("sigmoid",), ("tanh",))
+    W: Input = Input("r z n")
+    U: Recurrent = Recurrent("r z")
+    nh: Recurrent = Recurrent()
 
     def step(self, x: Any, h: Any) -> dict[str, Any]:
         a, b = self.W(x), self.U(h)

@@ -19,7 +19,7 @@ from fastrnn.interop.onnx_activations import read_activations
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
-GATES = {"RNN": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
+GATES: dict[str, tuple[str, ...]] = {"RNN": ("h",), "LSTM": ("i", "o", "f", "g"), "GRU": ("z", "r", "n")}
 PEEPHOLES = ("i", "o", "f")
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h")
 ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}

@@ -25,6 +25,11 @@ class Definition(nn.Module):
         state_names, state_sizes: of the states, in the order of ``hx``.
     """
 
+    bias: bool
+    input_size: int
+    hidden_size: int
+    sizes: dict[str, int]
+
     cell: Cell
     _names: list[str]  # of the parameters of a direction
 
@@ -58,8 +63,8 @@ class Definition(nn.Module):
             )
         self.input_size, self.hidden_size, self.sizes = input_size, hidden_size, found
         self._traced, self._compiled = traced, fused.prepare(cell)
-        self.state_names = tuple(traced.parts.states)
-        self.state_sizes = tuple(found[size] for size in traced.parts.states.values())
+        self.state_names: tuple[str, ...] = tuple(traced.parts.states)
+        self.state_sizes: tuple[int, ...] = tuple(found[size] for size in traced.parts.states.values())
 
     @property
     def parts(self) -> Parts:

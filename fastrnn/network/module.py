@@ -51,6 +51,14 @@ class Network(Definition):
         TypeError, ValueError: an argument that makes no network.
     """
 
+    recurrent_dropout: float
+    num_layers: int
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    learn_initial_state: bool
+    recompute: bool
+
     def __init__(
         self,
         cell: Cell | type[Cell],
@@ -83,9 +91,9 @@ class Network(Definition):
                 raise ValueError(f"{name} should be a probability from 0 to below 1, got {rate!r}")
         if recurrent_dropout_per not in ("sequence", "step"):
             raise ValueError(f"recurrent_dropout_per should be 'sequence' or 'step', got {recurrent_dropout_per!r}")
-        self.zoneout = {name: float(rate) for name, rate in by_state.items() if rate}
+        self.zoneout: dict[str, float] = {name: float(rate) for name, rate in by_state.items() if rate}
         self.recurrent_dropout, self.recurrent_dropout_per = float(recurrent_dropout), recurrent_dropout_per
-        self.weight_dropout = float(weight_dropout)
+        self.weight_dropout: float = float(weight_dropout)
         if not isinstance(num_layers, int) or num_layers < 1:
             raise ValueError("num_layers must be greater than zero")
         if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:

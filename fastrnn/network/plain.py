@@ -34,15 +34,18 @@ class Plain:
         x: the place of x.
     """
 
+    dtype: torch.dtype
+    inputs: int
+
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         compiled, parts = net._compiled, net.parts
         self.dtype, self.inputs = dtype, net.input_size
-        self.engine = cpp.engine(compiled, "ahead", dtype)
-        self.sizes = [net.sizes[name] for name in self.engine.sizes]
+        self.engine: cpp.Engine = cpp.engine(compiled, "ahead", dtype)
+        self.sizes: list[int] = [net.sizes[name] for name in self.engine.sizes]
         self.weights: list[tuple[int, str]] = []
         self.states: list[tuple[int, int]] = []
         outputs: dict[str, tuple[int, int]] = {}
-        self.x = self.engine.arrays.index("x")
+        self.x: int = self.engine.arrays.index("x")
         loop = compiled.loop
         for place, array in enumerate(self.engine.arrays):
             kind, _, name = array.partition(":")
@@ -51,8 +54,8 @@ class Plain:
                 self.weights.append((place, f"{what}_{parts.names[name]}_l0"))
             elif kind == "out":
                 outputs[array] = place, net.sizes[loop.emitted[int(name)].size]
-        self.outputs = [outputs[f"out:{k}"] for k in range(len(loop.emitted))]
-        self.output = loop.emitted.index(loop.traced.output)
+        self.outputs: list[tuple[int, int]] = [outputs[f"out:{k}"] for k in range(len(loop.emitted))]
+        self.output: int = loop.emitted.index(loop.traced.output)
         for name, size in zip(net.state_names, net.state_sizes, strict=True):
             self.states.append((self.engine.arrays.index(f"state:{name}"), size))
 
