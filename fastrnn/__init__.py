@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastrnn import backends
 from fastrnn.backends import BackendError, use_backend
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
+from fastrnn.choices import use_tuning
 from fastrnn.convert import convert, quantize_dynamic, revert
 from fastrnn.functional import gru, jordan_rnn, lstm, rnn
 from fastrnn.jordan import JordanRNN
@@ -22,6 +23,7 @@ from fastrnn.quantized import (
 if TYPE_CHECKING:
     from fastrnn import cell, cells, diagnostics, init, interop
     from fastrnn.network import Network, NetworkCell
+    from fastrnn.tuning import TuningCase, tune
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ __all__ = [
     "QuantizedRNN",
     "QuantizedRNNCell",
     "RNNCell",
+    "TuningCase",
     "backends",
     "cell",
     "cells",
@@ -55,7 +58,9 @@ __all__ = [
     "quantize_dynamic",
     "revert",
     "rnn",
+    "tune",
     "use_backend",
+    "use_tuning",
 ]
 
 
@@ -63,6 +68,7 @@ __all__ = [
 _LATER = {
     **dict.fromkeys(("cell", "cells", "diagnostics", "init", "interop"), None),
     **dict.fromkeys(("Network", "NetworkCell"), "network"),
+    **dict.fromkeys(("TuningCase", "tune"), "tuning"),
 }
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import fastrnn
-from fastrnn import backends, fused
+from fastrnn import backends, choices, fused
 from fastrnn.cell import Cell
 from fastrnn.compiler.explain import explain
 from fastrnn.compiler.program import compile_cell
@@ -32,6 +32,10 @@ def report() -> str:
     lines += [f"  {name:10} {reason or 'live'}" for name, reason in reasons.items()]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     lines += [f"{device} float32 runs on: {_chosen(device)}" for device in devices]
+    if torch.cuda.is_available():
+        known = choices.table(torch.device("cuda", torch.cuda.current_device()))
+        lines.append(f"measured on this GPU, all else runs on cuDNN ({known.folder() or 'kept in memory alone'}):")
+        lines += choices.report(known) or ["  nothing yet: fastrnn.tune, or FASTRNN_TUNE=1, measures"]
     if reasons["cpp"] and not reasons["numba"]:
         lines.append("Numba serves in place of the missing C++ core: it compiles at first use and is slower.")
         lines.append(f"To have the core: {reasons['cpp']}.")

@@ -14,6 +14,7 @@ from fastrnn.modules import hand_over, is_state, theirs
 from fastrnn.paths import autocast_dtype, cast, first_states, plan
 from fastrnn.scripting import copied
 from fastrnn.storage import require_memory
+from fastrnn.walk import is_by_torch
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -51,8 +52,10 @@ def step(
         require_memory(x, h0, c0, *weights)
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     path = (planned or plan)(mode, x, None, h0, c0, weights, sizes)
-    if path is None or isinstance(path, Exception):
-        return hand_over(module, base, input, hx, path)
+    if (
+        path is None or isinstance(path, Exception) or is_by_torch(path)
+    ):  # torch.nn's cells have a function of their own
+        return hand_over(module, base, input, hx, path if isinstance(path, Exception) else None)
     _, hn, cn, _ = path(mode, x, None, h0, c0, weights)
     states = (hn,) if c0 is None else (hn, cn)
     for each in states:

@@ -29,7 +29,7 @@ from fastrnn.backends import choose, reference
 from fastrnn.checks import Sizes, is_tokens, shapes_misfit, weight_shapes
 from fastrnn.dynamo import constant, left_to_python, transformed
 from fastrnn.options import NoOptions
-from fastrnn.paths import Path
+from fastrnn.walk import Path
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 State = Tensor | tuple[Tensor, Tensor]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import fused, paths
+from fastrnn import fused, paths, walk
 from fastrnn.backends import reference
 from fastrnn.convert import convert, revert
 from fastrnn.jordan import JordanRNN
@@ -121,7 +121,7 @@ def _watch_cell(module: nn.Module, name: str, states: dict[str, list[Tensor]], s
 def _watch_layers(module: nn.Module, prefix: str, states: dict[str, list[Tensor]], stack: ExitStack) -> None:
     """Has the module's forward run on a path that keeps every h."""
     layer = 0
-    tokens: list[Token[paths.Path | None]] = []
+    tokens: list[Token[walk.Path | None]] = []
 
     def watch(directions: list[list[Tensor]]) -> None:
         nonlocal layer

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn import by_torch
 from fastrnn.backends import reference
 from fastrnn.checks import Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import observed
 from fastrnn.modes import CELLS, TORCH_MODES
-from fastrnn.paths import cast, casts, cell_states, first_states, plan, walk
+from fastrnn.paths import cast, casts, first_states, plan
 from fastrnn.storage import require_memory
+from fastrnn.walk import cell_states, walk
 
 
 def rnn(
@@ -187,7 +189,7 @@ def _network(
     if isinstance(path, Exception):
         raise path
     if path is None and not (seen or tokens or return_cells) and mode in TORCH_MODES:
-        run = _by_torch
+        run = by_torch.call
     else:
         run = functools.partial(walk, path or reference.layer)
     y, hn, cn, cells = run(mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
@@ -195,23 +197,3 @@ def _network(
         cells = cell_states(cells, y)
         cells = cells.transpose_(0, 1) if turn else cells
     return (y.transpose(0, 1) if turn else y), hn, cn, cells
-
-
-def _by_torch(
-    mode: str,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    sizes: Sizes,
-    dropout: float,
-) -> Sequence[Tensor]:
-    """:func:`fastrnn.paths.walk` by torch's own function, which the modules run where no backend does."""
-    function: Any = getattr(torch._VF, mode.lower())
-    state = h0 if c0 is None else (h0, c0)
-    biases = len(weights) // (sizes.num_layers * sizes.directions) >= 4
-    network = list(weights), biases, sizes.num_layers, dropout, dropout > 0, sizes.directions == 2
-    steps = (x, state) if batch_sizes is None else (x, batch_sizes, state)
-    y, hn, *cn = function(*steps, *network, *((False,) if batch_sizes is None else ()))
-    return y, hn, cn[0] if cn else hn.new_empty(0), hn.new_empty(0)

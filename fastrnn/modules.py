@@ -20,15 +20,15 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import options, scripting
 from fastrnn.backends import BackendError, reference, requested
 from fastrnn.backends.cpp import fast_path
-from fastrnn.backends.triton_paths import cudnn_wins
 from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import leaf, observed
 from fastrnn.embedding import folded
 from fastrnn.options import Options
-from fastrnn.paths import cast, casts, cell_states, first_states, plan, walk
+from fastrnn.paths import cast, casts, first_states, plan
 from fastrnn.scripting import Pair
 from fastrnn.sequences import Lengths
 from fastrnn.storage import require_memory
+from fastrnn.walk import cell_states, walk
 
 
 def hand_over(module: Any, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
@@ -140,10 +140,6 @@ def run(
     if torch._C._is_any_autocast_enabled() and (dtype := casts(mode, x, batch_sizes, sizes)):
         x, h0, c0, weights = cast(x, h0, c0, weights, dtype)
     path = (planned or plan)(mode, x, batch_sizes, h0, c0, weights, sizes)
-    if x.is_cuda and not (tokens or cells or planned or isinstance(path, Exception)) and requested() is None:
-        steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-        shape = sizes.directions, batch_sizes is not None, hidden, h0.shape[1], steps
-        path = None if cudnn_wins(mode, h0.dtype, *shape) else path
     if tokens and path is None:
         path = reference.layer  # torch.nn has no such path
     if isinstance(path, Exception) and (cells or tokens):

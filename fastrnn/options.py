@@ -59,8 +59,9 @@ from fastrnn import recompute, sequences
 from fastrnn.backends import reference
 from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.dynamo import exported, leaf, observed, traced
-from fastrnn.paths import Path, plan
+from fastrnn.paths import plan
 from fastrnn.storage import require_memory
+from fastrnn.walk import Path
 
 # Each option of a module, and whether with it on a call gives something else than torch.nn's of the same weights.
 CHANGES = {"learn_initial_state": True, "return_cell_states": True, "recompute": False}
@@ -250,7 +251,7 @@ def _planner(cells: bool, again: bool) -> Callable[..., Path | Exception | None]
     """
 
     def planned(*arguments: Any) -> Any:
-        path = None if observed() else plan(*arguments, cells=cells)
+        path = None if observed() else plan(*arguments, cells=cells, ours=again)
         if path is None and cells:
             return reference.layer
         return recompute.around(path) if again else path

@@ -1,4 +1,4 @@
-"""What runs a layer, here and now, and the way through layers and directions.
+"""What runs a layer, here and now: a path, which :func:`fastrnn.walk.walk` takes through layers and directions.
 
 A *path* is what runs one layer: a backend's forward where no derivative is wanted, else the operator of
 :mod:`fastrnn.ops`, or the equations themselves (:func:`fastrnn.backends.reference.layer`) under torch.func and
@@ -8,7 +8,7 @@ forward-mode derivatives, which no fused kernel serves.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastrnn import ops, stacks
+from fastrnn import ops
 from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
 from fastrnn.checks import Sizes, is_tokens, misfit
+from fastrnn.choices import TORCH
 from fastrnn.dynamo import UNDISTURBED, transformed
+from fastrnn.fastest import fastest, rivalled
 from fastrnn.modes import CELLS
+from fastrnn.walk import Path, by_torch_path, without_autocast, without_grad
 
-# (mode, x, batch_sizes, h0, c0, weights) -> y, hn, cn of one layer, shaped as in fastrnn.backends.Forward, and the
-# cell states of all steps (D, N, H), which are of use only where they were asked for
-Path = Callable[[str, Tensor, Tensor | None, Tensor, Tensor | None, Sequence[Tensor]], Sequence[Tensor]]
 # A path that `plan` gives in the current thread, whatever the backend: how fastrnn.diagnostics sees every state.
 watching_path: ContextVar[Path | None] = ContextVar("fastrnn_watching_path", default=None)
 
@@ -50,10 +50,12 @@ def plan(
     weights: Sequence[Tensor],
     sizes: Sizes,
     cells: bool = False,
+    ours: bool = False,
 ) -> Path | Exception | None:
     """What runs a layer on these tensors here and now; None where torch's own functions do; or the error to raise.
 
-    ``x`` is (T, B, I), or with ``batch_sizes`` (N, I); ``cells`` asks for the cell states of all steps.
+    ``x`` is (T, B, I), or with ``batch_sizes`` (N, I); ``cells`` asks for the cell states of all steps; ``ours`` for a
+    path that :mod:`fastrnn.choices` does not leave to torch.
 
     Raises:
         BackendError: a backend was asked for by name, and it or any kernel cannot serve.
@@ -78,10 +80,10 @@ def plan(
                     _with_products_cast, functools.partial(ops.layer, "cpp_bfloat16", cells, not negative)
                 )
             run = load("cpp_bfloat16").forward
-            return functools.partial(_with_products_cast, functools.partial(_without_grad, run, cells))
+            return functools.partial(_with_products_cast, functools.partial(without_grad, run, cells))
         with torch._C._DisableAutocast():
-            path = plan(mode, x, batch_sizes, h0, c0, weights, sizes, cells)
-        return functools.partial(_without_autocast, path) if callable(path) else path
+            path = plan(mode, x, batch_sizes, h0, c0, weights, sizes, cells, ours)
+        return functools.partial(without_autocast, path) if callable(path) else path
     if problem := misfit(mode, x, batch_sizes, h0, c0, weights, sizes):
         return problem
     if (watching := watching_path.get()) is not None:
@@ -93,9 +95,16 @@ def plan(
         return None
     if name == "cpp" and h0.dtype is torch.float32 and load(name).multiplies_narrow(x, weights):
         name = "cpp_bfloat16"
-    if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if name == "triton" and not (cells or ours or is_tokens(x)) and requested() is None:
+        steps = x.shape[0] if batch_sizes is None else len(batch_sizes)
+        if rivalled(h0, steps):
+            name = fastest(mode, x, batch_sizes, h0, c0, weights, sizes, training)
+            if name == TORCH:
+                return by_torch_path
+    if negative or training:
         return functools.partial(ops.layer, name, cells, not negative)
-    return functools.partial(_without_grad, load(name).forward, cells)
+    return functools.partial(without_grad, load(name).forward, cells)
 
 
 # What has to be the answer before the C++ core may take a module's call as it comes, without `plan`.  Most are
@@ -184,82 +193,6 @@ def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dt
     return narrow(x), narrow(h0), None if c0 is None else narrow(c0), [narrow(weight) for weight in weights]
 
 
-def _without_autocast(path: Path, *layer: Any) -> Sequence[Tensor]:
-    with torch._C._DisableAutocast():
-        return path(*layer)
-
-
 def _torch_or_error(reason: str) -> None:
     if name := requested():
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
-
-
-def _without_grad(
-    forward: Callable,
-    cells: bool,
-    mode: str,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-) -> Sequence[Tensor]:
-    y, hn, cn, saved = forward(mode, x, batch_sizes, h0, c0, weights, cells)
-    return y, hn, cn, cn if saved is None else saved.cells
-
-
-def walk(
-    path: Path,
-    mode: str,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    sizes: Sizes,
-    dropout: float,
-) -> Sequence[Tensor]:
-    """Every layer in turn, on a path that :func:`plan` gave: the last layer's y, hn and cn of all, and the last
-    layer's cell states.
-
-    Dropout draws from the global generator in the order and the shapes of torch.nn, so that one seed gives one mask.
-    """
-    if sizes.num_layers == 1:
-        return path(mode, x, batch_sizes, h0, c0, weights)
-    if not dropout and (whole := _at_once(path, x, h0, weights, sizes)):
-        return whole(mode, x, batch_sizes, h0, c0, weights)
-    directions, count = sizes.directions, len(weights) // sizes.num_layers
-    hns, cns = [], []
-    for layer in range(sizes.num_layers):
-        if dropout and layer:
-            x = torch.dropout(x, dropout, True)
-        own = slice(layer * directions, (layer + 1) * directions)
-        states = h0[own], None if c0 is None else c0[own]
-        x, hn, cn, cells = path(mode, x, batch_sizes, *states, weights[layer * count : (layer + 1) * count])
-        hns.append(hn)
-        cns.append(cn)
-    return x, torch.cat(hns), torch.cat(cns), cells
-
-
-def _at_once(path: Any, x: Tensor, h0: Tensor, weights: Sequence[Tensor], sizes: Sizes) -> Path | None:
-    """The path that runs all layers in one call, of a path that runs one; None where there is none."""
-    if sizes.directions > 1 or type(path) is not functools.partial or h0.dtype not in cpp.STACKED:
-        return None
-    lowest = x, *weights[: len(weights) // sizes.num_layers]
-    whole = None
-    if path.func is _without_grad and path.args[0] is cpp.forward:
-        whole = functools.partial(stacks.without_grad, path.args[1])
-    elif path.func is ops.layer and path.args[0] == "cpp" and path.args[2]:
-        # else lower layers may have no derivative to wait for
-        whole = stacks.layers if any(tensor.requires_grad for tensor in lowest) else None
-    # Rows come last: in a graph, whose path is none of these, their number may be unknown.
-    return whole if whole and h0.shape[1] else None
-
-
-def cell_states(cells: Tensor, y: Tensor) -> Tensor:
-    """The cell states (D, N, H) of a layer as its output stands: (T, B, D*H), or packed (N, D*H), in its dtype.
-
-    A copy, which the user may change in place.
-    """
-    rows = cells[0] if cells.shape[0] == 1 else cells.transpose(0, 1).flatten(1)
-    return rows.unflatten(0, y.shape[:-1]).to(y.dtype, copy=True)

@@ -29,8 +29,8 @@ from fastrnn.compilable import Compilable
 from fastrnn.dynamo import left_to_python, transformed
 from fastrnn.modes import CELLS
 from fastrnn.modules import run, unexpected
-from fastrnn.paths import Path
 from fastrnn.storage import require_memory
+from fastrnn.walk import Path
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

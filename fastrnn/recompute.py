@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fastrnn import ops
 from fastrnn.checks import is_tokens
-from fastrnn.paths import Path
 from fastrnn.sequences import steps_and_columns, take
 from fastrnn.storage import require_memory
+from fastrnn.walk import Path
 
 # A chunk has at least so many rows, since each packs the weights and adds up their gradients anew.  A step of training
 # took, over one that keeps its gates (LSTM and GRU, H = 128 and 256), 1.4 times as long in one chunk, 1.4 to 1.5 in

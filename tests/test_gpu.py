@@ -5,15 +5,18 @@ The correctness suite itself runs on the GPU too: ``pytest -m gpu`` selects both
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path as Folder
 
 import pytest
 import torch
 from support import Case, Inputs, expect, make, run, verify
 
 import fastrnn
+from fastrnn import choices
 from fastrnn.backends import triton as backend
-from fastrnn.backends import triton_launch, triton_paths
+from fastrnn.backends import triton_launch
 from fastrnn.backends.triton_paths import Chip, Path, choose_path
 
 pytestmark = pytest.mark.gpu
@@ -154,20 +157,47 @@ def test_tokens_are_gathered_and_their_gradients_summed_the_same_way_each_time()
     assert all(same(found, run(backend, inputs)) for _ in range(20))
 
 
-@pytest.mark.parametrize("wins", [True, False])
-def test_automatic_choice_hands_over_what_cudnn_wins_and_a_name_does_not(monkeypatch: pytest.MonkeyPatch, wins: bool):
+@pytest.fixture
+def no_choices(monkeypatch: pytest.MonkeyPatch, tmp_path: Folder) -> Iterator[None]:
+    monkeypatch.setenv("FASTRNN_CACHE_DIR", str(tmp_path))
+    choices.table.cache_clear()
+    yield
+    choices.table.cache_clear()
+
+
+def test_cudnn_runs_what_was_not_measured_and_ours_what_is_asked_for(monkeypatch: pytest.MonkeyPatch, no_choices: None):
     calls: list[str] = []
     forward = backend.forward
     monkeypatch.setattr(backend, "forward", lambda *values: calls.append("triton") or forward(*values))
-    table = frozenset({("GRU", torch.float32, 1, False, 8, 4)} if wins else ())
-    monkeypatch.setattr(triton_paths, "CUDNN_WINS", table)
     module, x = fastrnn.GRU(5, 7, device=CUDA), torch.randn(6, 3, 5, device=CUDA)
     with torch.no_grad():
         module(x)
-        assert calls == ["triton"] * (not wins)
+        assert calls == []
         with fastrnn.use_backend("triton"):
             module(x)
-    assert calls[-1:] == ["triton"]
+    assert calls == ["triton"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_tuned_is_right_and_stays_chosen(no_choices: None, packed: bool):
+    case = fastrnn.TuningCase("LSTM", 64, 64, 16, 50, torch.bfloat16, packed=packed)
+    (choice,) = fastrnn.tune([case], device=CUDA)
+    assert not choice.refused and choice.winner in choice.milliseconds
+    assert fastrnn.tune([case], device=CUDA) == [choice]
+    choices.table.cache_clear()
+    assert choices.table(CUDA).all() == [choice]
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_what_cudnn_runs_is_differentiable_twice(no_choices: None, name: str):
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        module, x = getattr(fastrnn, name)(4, 5, num_layers=2), torch.randn(6, 3, 4)
+        module, x = module.to(device), x.to(device).requires_grad_()
+        (grad,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        results.append([t.cpu() for t in torch.autograd.grad(grad.square().sum(), [x, *module.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

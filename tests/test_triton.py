@@ -15,9 +15,10 @@ import torch
 from support import RAGGED, Case, Inputs, expect, make, run, verify
 from triton_offline import CHIPS, DTYPES, Usage, Variant, compile_all
 
+from fastrnn import backends
 from fastrnn.backends import triton as backend
 from fastrnn.backends import triton_launch, triton_paths
-from fastrnn.backends.triton_paths import KIB, Chip, Path, choose_path
+from fastrnn.backends.triton_paths import KIB, Chip, Path, choose_path, names_that_fit
 from fastrnn.modes import CELLS
 
 triton = pytest.importorskip("triton", minversion="3.6")
@@ -152,16 +153,27 @@ def test_what_a_device_cannot_hold_at_once_is_launched_step_by_step():
     assert not choose_path(SMALL, "GRU", 16, 1024, 1, torch.bfloat16, "tf32").whole
 
 
-def test_what_cudnn_wins_is_handed_to_it(monkeypatch: pytest.MonkeyPatch):
-    assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
-    lost = {("LSTM", torch.float16, 1, False, 256, 64), ("GRU", torch.float16, 1, True, 1, 0)}
-    monkeypatch.setattr(triton_paths, "CUDNN_WINS", frozenset(lost))
-    assert triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 200, 33, 65_535)
-    assert triton_paths.cudnn_wins("GRU", torch.float16, 1, True, 1, 0, 1)
-    assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 128, 64, 100)
-    assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 65_536)
-    with torch.backends.cudnn.flags(enabled=False):
-        assert not triton_paths.cudnn_wins("LSTM", torch.float16, 1, False, 256, 64, 100)
+def test_a_path_is_had_by_name_where_it_serves():
+    scan = H200, "LSTM", 16, 64, 1, torch.bfloat16, "tf32"
+    assert names_that_fit(*scan) == ("tile", "spread", "stream")
+    assert [choose_path(*scan, name).name for name in names_that_fit(*scan)] == ["tile", "spread", "stream"]
+    with pytest.raises(ValueError, match="expected a path of .*'stream'.*, got 'tile'"):
+        choose_path(H200, "LSTM", 16, 4096, 1, torch.bfloat16, "tf32", "tile")
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["tile", "spread", "stream"])
+def test_a_backend_on_one_path_runs_that_and_is_right(monkeypatch: pytest.MonkeyPatch, name: str):
+    seen: list[str] = []
+
+    def spy(*scan: Any) -> Path:
+        seen.append(choose_path(*scan).name)
+        return choose_path(*scan)
+
+    monkeypatch.setattr(triton_launch, "choose_path", spy)
+    expected = expect(Case("", "GRU", directions=2, dtype=torch.float16))
+    verify(run(backends.load(f"triton_{name}"), expected.inputs), expected)
+    assert seen == [name, name]
 
 
 BOTH = ("forward", "backward")

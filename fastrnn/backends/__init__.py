@@ -91,11 +91,14 @@ class BackendError(RuntimeError):
 def load(name: str) -> Any:
     """The module of a backend; it may be imported where the backend is not live.
 
-    ``"cpp_bfloat16"``, which nobody can ask for by name, has forward and backward alone: of float32 tensors, whose
-    products are of bfloat16 operands, as torch's autocast casts them.
+    Two kinds, which nobody can ask for by name, have forward and backward alone: ``"cpp_bfloat16"``, of float32
+    tensors, whose products are of bfloat16 operands, as torch's autocast casts them; and ``"triton_tile"`` and its
+    like, Triton's on the path of that name (:mod:`fastrnn.backends.triton_paths`).
     """
     if name == "cpp_bfloat16":
         return load("cpp").products_of_bfloat16
+    if name.startswith("triton_"):
+        return load("triton").on_path(name.removeprefix("triton_"))
     if name not in NAMES:
         raise BackendError(f"unknown fastrnn backend {name!r}: expected one of {', '.join(NAMES)}")
     return importlib.import_module(f"fastrnn.backends.{name}")

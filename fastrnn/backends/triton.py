@@ -17,13 +17,16 @@ Interface: :mod:`fastrnn.backends`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward
+from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward, precision_of
+from fastrnn.backends.triton_paths import Chip, names_that_fit
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.checks import is_tokens
 from fastrnn.modes import CELLS, TORCH_MODES, Weights, split_weights
@@ -62,8 +65,10 @@ def forward(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     save: bool,
+    path: str | None = None,
 ) -> Forward:
-    """See :mod:`fastrnn.backends`."""
+    """See :mod:`fastrnn.backends`; ``path`` is the name of one of :mod:`fastrnn.backends.triton_paths`, None the best
+    by its table."""
     cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size, projections = own[0].w_hh.shape[0] // len(cell.gates), [w.w_hr for w in own if w.w_hr is not None]
     flat, tokens = _rows_of(x, rows)
@@ -80,7 +85,7 @@ def forward(
             a[d][rows.first(d)] += h0[d] @ w.w_hh.t()
     start = h0.new_zeros(*h0.shape[:2], hidden_size) if projections else h0.contiguous()
     c = None if c0 is None else c0.to(torch.float32, copy=True).contiguous()
-    states, last, saved = launch_forward(mode, rows, a, _recurrent(own), _b_n(mode, own), start, c, save)
+    states, last, saved = launch_forward(mode, rows, a, _recurrent(own), _b_n(mode, own), start, c, save, path)
     if projections:
         states, last = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (states, last))
     y = torch.cat(tuple(states), -1) if save or len(own) > 1 else states[0]
@@ -104,8 +109,9 @@ def backward(
     need_x: bool,
     need_state: bool,
     need_weights: bool,
+    path: str | None = None,
 ) -> Backward:
-    """See :mod:`fastrnn.backends`."""
+    """See :mod:`fastrnn.backends` and :func:`forward`."""
     own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size = own[0].w_hh.shape[0] // len(CELLS[mode].gates)
     dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)
@@ -116,7 +122,7 @@ def backward(
     carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     if grad_cn is not None:
         carry.copy_(grad_cn)
-    d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, grad_cells, carry)
+    d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, grad_cells, carry, path)
 
     flat, tokens = _rows_of(x, rows)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
@@ -140,6 +146,19 @@ def backward(
     dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
     states = (dh0, dc0) if need_state else (None, None)
     return Backward(None if dx is None else dx.view(x.shape), *states, grads if need_weights else None)
+
+
+def on_path(name: str) -> SimpleNamespace:
+    """This backend's forward and backward on one path."""
+    return SimpleNamespace(
+        forward=functools.partial(forward, path=name), backward=functools.partial(backward, path=name)
+    )
+
+
+def paths(mode: str, h0: Tensor, hidden_size: int, directions: int) -> list[str]:
+    """The names of the paths that serve a layer of such tensors on their device."""
+    chip, precision = Chip.of(h0.device), precision_of(h0)
+    return list(names_that_fit(chip, mode, h0.shape[1], hidden_size, directions, h0.dtype, precision))
 
 
 def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, bool]:

@@ -27,6 +27,7 @@ def launch_forward(
     h0: Tensor,
     c: Tensor | None,
     save: bool,
+    path: str | None,
 ) -> tuple[Tensor, Tensor, Saved]:
     """``a`` (D, N, G*H), ``recurrent`` (D, G*H, H), ``b_n`` (D, H), ``h0`` and float32 ``c`` (D, B, H), all contiguous
     -> h of every step (D, N, H), of each sequence's last (D, B, H), and what is saved; ``c`` becomes that of the last.
@@ -39,7 +40,7 @@ def launch_forward(
     gates = a.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else (0,))
     cells = a.new_empty((*every, hidden_size) if save and c is not None else (0,), dtype=torch.float32)
     flags = dict(SAVE=save, HAS_C=c is not None, HAS_BN=b_n is not None)
-    _launch(scan_forward, mode, rows, recurrent, (a, recurrent, b_n, h0, c, states, last, gates, cells), flags)
+    _launch(scan_forward, mode, rows, recurrent, (a, recurrent, b_n, h0, c, states, last, gates, cells), flags, path)
     return states, last, Saved(gates, cells, states)
 
 
@@ -54,6 +55,7 @@ def launch_backward(
     dhn: Tensor | None,
     dcells: Tensor | None,
     carry: Tensor,
+    path: str | None,
 ) -> Tensor:
     """``dy`` and ``dcells`` (D, N, H), ``dhn`` (D, B, H) and what forward saved, any strides; ``carry`` (D, B, H)
     float32, contiguous, becomes that before the first step -> pre-activation gradients (D, N, G'*H) as the kernel
@@ -70,7 +72,7 @@ def launch_backward(
     gates, cells, hidden = (tensor.contiguous() for tensor in saved)
     flags = dict(GRADS=stored, HAS_DY=dy is not None, HAS_DHN=dhn is not None, HAS_DCELLS=dcells is not None)
     tensors = (grads, recurrent, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, dcells, carry)
-    _launch(scan_backward, mode, rows, recurrent, tensors, flags)
+    _launch(scan_backward, mode, rows, recurrent, tensors, flags, path)
     return grads
 
 
@@ -81,15 +83,14 @@ def _launch(
     recurrent: Tensor,
     tensors: tuple[Tensor | None, ...],
     flags: dict[str, Any],
+    name: str | None,
 ) -> None:
     """The scan of all steps, on the device and current stream of ``recurrent`` (D, G*H, H)."""
     if rows.total == 0:
         return
     directions, _, hidden_size = recurrent.shape
-    tf32 = recurrent.is_cuda and not torch.version.hip and recurrent.dtype == torch.float32 and rnns_may_use_tf32()
-    precision = "tf32" if tf32 else "ieee"
-    chip = Chip.of(recurrent.device)
-    path = choose_path(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision)
+    precision, chip = precision_of(recurrent), Chip.of(recurrent.device)
+    path = choose_path(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision, name)
     if INTERPRETED:  # its programs run one after another: none can wait for another
         path = path._replace(whole=not path.has_barrier)
     grid = path.grid(rows.sequences, hidden_size, directions)
@@ -130,6 +131,12 @@ def options_of(path: Path) -> dict[str, Any]:
     """How Triton is to compile and launch them.  Programs that wait for each other must all run at once."""
     cooperative = dict(launch_cooperative_grid=True) if path.has_barrier else {}
     return dict(num_warps=path.warps, num_stages=path.stages, enable_fp_fusion=True, **cooperative)
+
+
+def precision_of(tensor: Tensor) -> str:
+    """Of the recurrent product, as in :func:`fastrnn.backends.triton_paths.choose_path`."""
+    tf32 = tensor.is_cuda and not torch.version.hip and tensor.dtype == torch.float32 and rnns_may_use_tf32()
+    return "tf32" if tf32 else "ieee"
 
 
 def rnns_may_use_tf32() -> bool:

@@ -1,6 +1,7 @@
 """The choice of a path for a scan: one small table by shape and dtype, which asks the device what it has.
 
-The paths themselves are in :mod:`fastrnn.kernels.triton_product`.  A second table says where cuDNN is faster.
+The paths themselves are in :mod:`fastrnn.kernels.triton_product`.  Whether any of them is faster than cuDNN, and which
+of them is, :mod:`fastrnn.tuned` has from measurements.
 """
 
 from __future__ import annotations
@@ -67,9 +68,33 @@ SPREAD = ((16, 16), (32, 16), (16, 8), (32, 8), (64, 8))
 
 
 def choose_path(
+    chip: Chip, mode: str, sequences: int, hidden_size: int, directions: int, dtype: torch.dtype, precision: str,
+    name: str | None = None,
+) -> Path:  # fmt: skip
+    """The path of a scan, forward or backward: the best by this table, or the best of this ``name``.
+
+    ``precision`` is "tf32" or "ieee", which matters in float32 alone.
+
+    Raises:
+        ValueError: a path of that name serves no such scan on this device.
+    """
+    scan = chip, mode, sequences, hidden_size, directions, dtype, precision
+    for path in paths_that_fit(*scan):
+        if name in (None, path.name):
+            return path
+    raise ValueError(f"expected a path of {names_that_fit(*scan)}, which serve this scan, got {name!r}")
+
+
+@functools.lru_cache(maxsize=1024)
+def names_that_fit(*scan: Any) -> tuple[str, ...]:
+    """The names of :func:`paths_that_fit`, of the same arguments."""
+    return tuple(path.name for path in paths_that_fit(*scan))
+
+
+def paths_that_fit(
     chip: Chip, mode: str, sequences: int, hidden_size: int, directions: int, dtype: torch.dtype, precision: str
-) -> Path:
-    """The path of a scan, forward or backward.  ``precision`` is "tf32" or "ieee", which matters in float32 alone."""
+) -> list[Path]:
+    """What could run a scan on this device, best first; the last, "stream", always can."""
     weights = len(CELLS[mode].gates) * hidden_size * dtype.itemsize  # bytes, of one unit
     kept = min(KEPT, chip.shared_memory - SCRATCH)
     warps = 256 // chip.lanes  # with more, a thread has too few registers for its share of the weights
@@ -77,39 +102,22 @@ def choose_path(
     width = max(16, 1 << (hidden_size - 1).bit_length())
     # True float32 has no tensor core, and without one a program has no room for all weights beside their copies.
     tensor_core = dtype != torch.float32 or precision == "tf32"
+    fitting = []
     if tensor_core and weights * width * width // hidden_size <= kept:
-        return Path("tile", 16, width, width, min(warps, width // columns), 1, whole=True)
+        fitting.append(Path("tile", 16, width, width, min(warps, width // columns), 1, whole=True))
     for rows, units in SPREAD:
         path = Path("spread", rows, units, 32 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
         if units >= columns and weights * units <= kept and _at_once(path, chip, sequences, hidden_size, directions):
-            return path
+            fitting.append(path)
+            break
     rows = next((rows for rows in (16, 32) if sequences <= rows), 64 if tensor_core else 32)
     stages = 3 if chip.shared_memory >= 96 * KIB else 2
     for units in (16, 32):
         path = Path("stream", rows, units, 64, 4 if rows == 16 else warps, stages, whole=True)
         if _at_once(path, chip, sequences, hidden_size, directions):
-            return path
-    return path._replace(whole=False)
+            return [*fitting, path]
+    return [*fitting, path._replace(whole=False)]
 
 
 def _at_once(path: Path, chip: Chip, sequences: int, hidden_size: int, directions: int) -> bool:
     return math.prod(path.grid(sequences, hidden_size, directions)) <= chip.multiprocessors
-
-
-# Networks that torch.nn runs faster with cuDNN, as `python benchmarks/gpu.py` prints them: mode, dtype, directions,
-# whether packed, and H and B, each up to the next power of two.  Empty, because none has been measured yet.
-# What is handed over has cuDNN's limits too: no second derivative, and T up to 65,535.
-CUDNN_WINS: frozenset[tuple[str, torch.dtype, int, bool, int, int]] = frozenset()
-
-
-def cudnn_wins(
-    mode: str, dtype: torch.dtype, directions: int, packed: bool, hidden_size: int, sequences: int, steps: int
-) -> bool:
-    """Whether automatic choice hands such a network to torch.nn.  A backend asked for by name runs all it can."""
-    if not CUDNN_WINS or not torch.backends.cudnn.enabled or steps > 65_535:
-        return False
-    return (mode, dtype, directions, packed, _power_of_two(hidden_size), _power_of_two(sequences)) in CUDNN_WINS
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length() if number else 0

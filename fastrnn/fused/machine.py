@@ -76,7 +76,7 @@ def folder() -> Path | None:
 @functools.cache
 def _warn(reason: str) -> None:
     warnings.warn(
-        f"fastrnn keeps no compiled cells on disk, so every process compiles them again: {reason}; set "
+        f"fastrnn keeps nothing on disk, so every process compiles its cells and tunes again: {reason}; set "
         "FASTRNN_CACHE_DIR to a folder of your own",
         RuntimeWarning,
         stacklevel=3,

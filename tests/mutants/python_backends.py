@@ -54,10 +54,26 @@ FAULTS = [
     Fault(
         "paths-dropout",
         "dropout falls on the input of the first layer in the place of the second",
-        "fastrnn/paths.py",
+        "fastrnn/walk.py",
         "        if dropout and layer:\n",
         "        if dropout and layer != 1:\n",
         "test_stacks.py -k dropout test_modules.py -k dropout",
+    ),
+    Fault(
+        "choices-empty-table",
+        "on a GPU ours runs where nothing was measured",
+        "fastrnn/fastest.py",
+        "in served else TORCH",
+        'in served else "triton"',
+        "test_choices.py -k empty_table",
+    ),
+    Fault(
+        "choices-gate",
+        "a path whose results are off is timed and may win",
+        "fastrnn/trials.py",
+        "        if not error <= allowed:  # NaN, too\n",
+        "        if error > allowed * 1e9:\n",
+        "test_choices.py -k refused",
     ),
     Fault(
         "paths-wrong-sign",
