@@ -105,7 +105,7 @@ class Table:
     """The choices of one device's environment.  Lookups that find nothing are remembered, too, until one is added."""
 
     def __init__(self, device: torch.device) -> None:
-        self.environment = dict(environment(device))
+        self.environment: dict[str, str] = dict(environment(device))
         self._known: dict[Kind, Choice | None] = {}
         self._lock = threading.Lock()
 
