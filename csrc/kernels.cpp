@@ -41,6 +41,7 @@ void run_program(const Run& run);  // in phases.cpp
 #include "step_blocks-inl.h"
 #include "backward-inl.h"
 #include "layer-inl.h"
+#include "int8_product-inl.h"
 #include "int8-inl.h"
 #include "peak-inl.h"
 // clang-format on
@@ -51,6 +52,7 @@ const Kernels& table() {
     Kernels kernels = avx512::table();
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
     kernels.forward_int8 = forward_int8;
+    kernels.run_program = run_program;
 #if defined(__AVX512BF16__)
     kernels.multiplies_bfloat16 = true;
     kernels.forward_bfloat16 = forward<bfloat16>;

@@ -13,15 +13,25 @@ struct UnitPanel {
 template <class S>
 struct Factor {
   const Term* term;
-  const S* matrix;      // its first row and column
-  int64_t ld, depth;    // of the matrix; numbers of the operand that reach a unit
-  bool as_it_lies;      // not packed, for so few rows that it would not pay
-  int64_t all, before;  // depths of the terms beside it, and of those in results before
-  int64_t offset;       // of its terms' panels in the packed weights
-  S* packed;            // all of those
-  PanelTag* tags;       // of its panels, if packed weights are kept
+  const S* matrix;         // its first row and column
+  int64_t ld, depth;       // of the matrix; numbers of the operand that reach a unit
+  bool as_it_lies;         // not packed, for so few rows that it would not pay
+  int64_t all, before;     // depths of the terms beside it, and of those in results before
+  int64_t offset;          // of its terms' panels in the packed weights
+  S* packed;               // all of those
+  PanelTag* tags;          // of its panels, if packed weights are kept
+  const Int8Matrix* int8;  // the whole matrix, read as it lies, or null; and
+  int64_t rounded;         // which of the part's rounded operands it multiplies
 
   S* panel(const UnitPanel& p) const { return packed + offset + p.offset * all + p.width * before; }
+};
+
+// An operand of matrices of int8, as every thread rounds it before it multiplies: its rows of a step, or those of a
+// chunk of steps.
+struct RoundedOperand {
+  int64_t array, column;  // its first number
+  bool ahead;
+  Int8Rows rows;
 };
 
 // Which factors a result sums up: [first, own) for many steps at once, since no step writes what they read; [own, end)
@@ -66,6 +76,8 @@ struct PartPlan {
   int64_t ahead_count, ahead_rows;
   S* ahead;  // sums for a chunk of steps, (panel, result, ahead_rows, width)
   const OperandPlan* operands;
+  RoundedOperand* rounded;
+  int64_t rounded_count;
   RowProduct<S>* row_products;
   const int64_t* first_row_product;  // (threads + 1)
 
@@ -135,10 +147,49 @@ struct PartPlan {
         store(to + i, load_part(from + i, static_cast<int>(smaller<int64_t>(kLanes<S>, own - i))));
   }
 
+  // Rounds rows of what a thread multiplies with matrices of int8: from row `row` of a step on.
+  void round(int thread, const View* views, int64_t row, int64_t rows) const {
+    for (int64_t k = 0; k < rounded_count; ++k) {
+      const View& view = views[view_of(rounded[k].array, false)];
+      if (!rounded[k].ahead) round(thread, rounded[k], view.place + row * view.stride, view.stride, rows, row);
+    }
+  }
+
+  // Of what is computed ahead: from row `row` of all steps on, which is row `to` of the chunk.
+  void round_ahead(int thread, const ArrayPlace* places, int64_t row, int64_t rows, int64_t to) const {
+    for (int64_t k = 0; k < rounded_count; ++k) {
+      const ArrayPlace& place = places[rounded[k].array];
+      const int64_t stride = place.stride * kItem;
+      if (rounded[k].ahead) round(thread, rounded[k], place.data + row * stride, stride, rows, to);
+    }
+  }
+
+  void round(int thread, const RoundedOperand& operand, const char* from, int64_t stride, int64_t rows,
+             int64_t to) const {
+    if constexpr (sizeof(S) == sizeof(float))
+      operand.rows.of(thread).fill(reinterpret_cast<const float*>(from) + operand.column, stride / kItem, rows, to);
+  }
+
+  // The same product as below with a matrix of int8, of rounded rows from row `at` on.
+  void product_int8(const UnitPanel& p, const Factor<S>& f, int thread, int64_t at, int64_t rows, const S* init,
+                    int64_t ld_init, S* c) const {
+    if constexpr (sizeof(S) == sizeof(float)) {
+      const Int8Rows own = rounded[f.rounded].rows.of(thread);
+      const int64_t of_head = f.term->heads > 1 ? head(p, f.term->heads) : 0;
+      for (int64_t i = 0; i < p.width; i += kLanes<S>) {
+        const int lanes = static_cast<int>(smaller<int64_t>(kLanes<S>, p.end - p.begin - i));
+        const int64_t first = f.term->row_block * units + p.begin + i;
+        for (int64_t r = 0; r < rows; ++r)
+          store(c + r * p.width + i, load(init + r * ld_init + i) + own.times(*f.int8, first, lanes, at + r, of_head));
+      }
+    }
+  }
+
   // c (rows, width) = rows of a, `stride` bytes apart, times the weights of a panel + init, whose rows are ld_init
-  // apart.
+  // apart. `at`: the first of these rows among the rounded ones of the thread.
   void product(const UnitPanel& p, const Factor<S>& f, const char* a, int64_t stride, int64_t rows, const S* init,
-               int64_t ld_init, S* c) const {
+               int64_t ld_init, S* c, int thread, int64_t at) const {
+    if (f.int8) return product_int8(p, f, thread, at, rows, init, ld_init, c);
     const S* from = reinterpret_cast<const S*>(a);
     const int64_t ld = stride / kItem;
     if (f.as_it_lies) {
@@ -158,7 +209,8 @@ struct PartPlan {
 
   // The part of the results of panel p that is computed ahead, for `rows` rows from row `row` of all steps on, which
   // is row `to` of the chunk.
-  void multiply_ahead(const UnitPanel& p, const ArrayPlace* places, int64_t row, int64_t rows, int64_t to) const {
+  void multiply_ahead(int thread, const UnitPanel& p, const ArrayPlace* places, int64_t row, int64_t rows,
+                      int64_t to) const {
     for (int64_t j = 0; j < count; ++j)
       for (int64_t i = results[j].first; i < results[j].own; ++i) {
         const ArrayPlace& place = places[factors[i].term->operand.array];
@@ -166,21 +218,21 @@ struct PartPlan {
         const bool first = i == results[j].first;
         S* c = ahead_of(p, j, to);
         product(p, factors[i], place.data + row * stride + column(factors[i], p) * kItem, stride, rows,
-                first ? bias_of(p, j) : c, first ? 0 : p.width, c);
+                first ? bias_of(p, j) : c, first ? 0 : p.width, c, thread, to);
       }
   }
 
-  // Products of one row for all panels of a thread; results lie panel by panel. `in_chunk` is its row of the chunk.
-  void multiply_one_row(int64_t thread, const View* views, int64_t row, int64_t in_chunk, S* c) const {
+  // Products of one row for all panels of a share; results lie panel by panel. `in_chunk` is its row of the chunk.
+  void multiply_one_row(int thread, int64_t share, const View* views, int64_t row, int64_t in_chunk, S* c) const {
     if (ahead_count) {
       S* to = c;
-      for (int64_t p = first_panel[thread]; p < first_panel[thread + 1]; ++p)
+      for (int64_t p = first_panel[share]; p < first_panel[share + 1]; ++p)
         for (int64_t j = 0; j < count; ++j, to += panels[p].width)
           if (results[j].ahead >= 0)
             for (int64_t i = 0; i < panels[p].width; i += kLanes<S>)
               store(to + i, load(ahead_of(panels[p], j, in_chunk) + i));
     }
-    for (int64_t i = first_row_product[thread]; i < first_row_product[thread + 1]; ++i) {
+    for (int64_t i = first_row_product[share]; i < first_row_product[share + 1]; ++i) {
       const RowProduct<S>& one = row_products[i];
       const Factor<S>& f = *one.factor;
       const View& view = views[view_of(f.term->operand.array, false)];
@@ -188,7 +240,7 @@ struct PartPlan {
       S* to = c + one.to;
       const S* init = one.bias ? one.bias : to;
       if (f.as_it_lies) {
-        product(*one.panel, f, row_at, view.stride, 1, init, 0, to);
+        product(*one.panel, f, row_at, view.stride, 1, init, 0, to, thread, row);
         continue;
       }
       const S *a = reinterpret_cast<const S*>(row_at), *packed = f.panel(*one.panel);
@@ -202,7 +254,8 @@ struct PartPlan {
   }
 
   // Products of some rows for one panel; results lie one behind the other, (rows, width) each.
-  void multiply_rows(const UnitPanel& p, const View* views, int64_t row, int64_t rows, int64_t in_chunk, S* c) const {
+  void multiply_rows(int thread, const UnitPanel& p, const View* views, int64_t row, int64_t rows, int64_t in_chunk,
+                     S* c) const {
     for (int64_t j = 0; j < count; ++j, c += rows * p.width)
       for (int64_t i = results[j].own; i < results[j].end; ++i) {
         const View& view = views[view_of(factors[i].term->operand.array, false)];
@@ -211,7 +264,7 @@ struct PartPlan {
                 !first     ? c
                 : on_ahead ? ahead_of(p, j, in_chunk)
                            : bias_of(p, j),
-                first && !on_ahead ? 0 : p.width, c);
+                first && !on_ahead ? 0 : p.width, c, thread, row);
       }
   }
 

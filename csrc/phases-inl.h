@@ -40,7 +40,12 @@ struct PhaseScan {
       : run(r), phases(r.program->phases), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, team_plan(c),
         barrier(b), arrays(r, steps, c.threads, scratch),
         chunk(ceil_div(r.steps, ceil_div(r.steps, larger<int64_t>(1, kChunkRows / r.batch)))) {
-    Planner<S> planner{run, team_plan.by_rows ? 1 : team_plan.threads, chunk * run.batch, find_written(scratch),
+    Planner<S> planner{run,
+                       team_plan.by_rows ? 1 : team_plan.threads,
+                       team_plan.threads,
+                       chunk * run.batch,
+                       find_written(scratch),
+                       int8_matrices(scratch),
                        scratch};
     for (const Phase& phase : phases) part_count += phase.parts.count;
     parts = take_cleared<PartPlan<S>>(scratch, part_count);
@@ -67,6 +72,18 @@ struct PhaseScan {
     Fingerprint print;
     print.add(run.sizes, run.program->sizes * static_cast<int64_t>(sizeof(int64_t)));
     return static_cast<int64_t>(print.sum());
+  }
+
+  // Of each array that is one.
+  const Int8Matrix* int8_matrices(Scratch& scratch) const {
+    const Span<Array>& all = run.program->arrays;
+    Int8Matrix* matrices = scratch.take<Int8Matrix>(all.count);
+    for (int64_t i = 0; i < all.count; ++i)
+      if (all[i].int8)
+        matrices[i] = Int8Matrix(reinterpret_cast<const int8_t*>(run.places[i].data), run.places[i].scales, nullptr,
+                                 all[i].blocks * run.sizes[all[i].size],
+                                 run.sizes[all[i].columns_size] / all[i].columns_parts, scratch);
+    return matrices;
   }
 
   const bool* find_written(Scratch& scratch) const {
@@ -125,18 +142,22 @@ struct PhaseScan {
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
       if (!plan.ahead_count) continue;
-      const Part own = plan.panels_of(turn.share);
-      for (int64_t p = own.begin; p < own.end; ++p) {
-        if (!team_plan.by_rows) {
-          plan.multiply_ahead(plan.panels[p], run.places, first, steps.rows_between(begin, end), 0);
-          continue;
-        }
-        for (int64_t s = begin; s < end; ++s) {
-          const int64_t row = steps.offset(s) + rows.begin;
-          plan.multiply_ahead(plan.panels[p], run.places, row, rows.end - rows.begin, row - first);
-        }
+      if (!team_plan.by_rows) {
+        multiply_ahead(plan, first, steps.rows_between(begin, end), 0, turn);
+        continue;
+      }
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t row = steps.offset(s) + rows.begin;
+        multiply_ahead(plan, row, rows.end - rows.begin, row - first, turn);
       }
     }
+  }
+
+  void multiply_ahead(const PartPlan<S>& plan, int64_t row, int64_t rows, int64_t to, const Turn& turn) const {
+    const Part own = plan.panels_of(turn.share);
+    plan.round_ahead(turn.thread, run.places, row, rows, to);
+    for (int64_t p = own.begin; p < own.end; ++p)
+      plan.multiply_ahead(turn.thread, plan.panels[p], run.places, row, rows, to);
   }
 
   void step(Part rows, const Turn& turn) const {
@@ -172,9 +193,10 @@ struct PhaseScan {
       return finish(rows, begin, end);
     }
     const Part own = plan.panels_of(turn.share);
+    plan.round(turn.thread, turn.views, rows.begin, count);
     if (count == 1) {
       S* c = turn.results;
-      plan.multiply_one_row(turn.share, turn.views, rows.begin, turn.row_in_chunk + rows.begin, c);
+      plan.multiply_one_row(turn.thread, turn.share, turn.views, rows.begin, turn.row_in_chunk + rows.begin, c);
       for (int64_t p = own.begin; p < own.end; ++p) {
         const UnitPanel& panel = plan.panels[p];
         plan.take_means(panel, turn.views, rows.begin, 1, c);
@@ -190,7 +212,7 @@ struct PhaseScan {
         const UnitPanel& panel = plan.panels[p];
         const Part cut = part(count, b, blocks), block{rows.begin + cut.begin, rows.begin + cut.end};
         const int64_t height = block.end - block.begin, in_chunk = turn.row_in_chunk + block.begin;
-        plan.multiply_rows(panel, turn.views, block.begin, height, in_chunk, turn.results);
+        plan.multiply_rows(turn.thread, panel, turn.views, block.begin, height, in_chunk, turn.results);
         plan.take_means(panel, turn.views, block.begin, height, turn.results);
         plan.call(panel, turn.views, block.begin, height, in_chunk, turn.results, turn.pointers, turn.strides);
         finish(block, panel.begin, panel.end);

@@ -23,6 +23,7 @@ namespace FASTRNN_NAMESPACE {
 #include "gemm-inl.h"
 #include "pack-inl.h"
 #include "weight_cache-inl.h"
+#include "int8_product-inl.h"
 #include "plan-inl.h"
 #include "arrays-inl.h"
 #include "part-inl.h"

@@ -43,6 +43,7 @@ struct Array {
   int offset;             // of a neighbour: -1 the step before, +1 the step after, in the program's order
   int columns_size;       // of a matrix: which of the sizes; its columns are
   int64_t columns_parts;  // sizes[columns_size] / columns_parts
+  bool int8;              // of a matrix: integers of 8 bits, each row times a float of its own
 };
 
 // Blocks [block, block + blocks) of array `array`.
@@ -60,6 +61,9 @@ struct Blocks {
 //
 // With several heads the matrix is block-diagonal, and the operand one block: its K / heads columns of head h reach the
 // units of the same head alone. M then has K / heads columns, those of the head of its row; transposed, Z / heads.
+//
+// Of a matrix of int8 the numbers v of a row and head are rounded to integers of a scale of their own before they are
+// multiplied (int8_product-inl.h); it is not transposed, and the program's numbers are floats.
 struct Term {
   Blocks operand;
   int matrix;
@@ -122,6 +126,7 @@ struct ArrayPlace {
   char* initial;
   int64_t initial_stride;
   char* final;
+  const float* scales;  // of a matrix of int8, (blocks * size)
 };
 
 class WeightCache;

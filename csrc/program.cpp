@@ -105,7 +105,18 @@ class RunReader {
       case ArrayKind::unit:
       case ArrayKind::total: data(value, nullptr, 1, width, false); break;
       case ArrayKind::number: data(value, nullptr, 1, 1, false); break;
-      case ArrayKind::matrix: data(value, nullptr, width, matrix_columns(name, array), false); break;
+      case ArrayKind::matrix: {
+        const int64_t of_columns = matrix_columns(name, array);
+        if (!array.int8) {
+          data(value, nullptr, width, of_columns, false);
+          break;
+        }
+        const auto [values, scales] = pair(value, name, "values", "scales");
+        place.data = reinterpret_cast<char*>(
+            memory_.address(values, name.c_str(), static_cast<__int128>(width) * of_columns, sizeof(int8_t)));
+        place.scales = reinterpret_cast<const float*>(memory_.rows(scales, {name, "scales"}, 1, width, item_).address);
+        break;
+      }
       case ArrayKind::neighbour: {
         const auto [history, first] = pair(value, name, "history", "initial");
         data(history, "history", run.rows, width, true);
@@ -183,7 +194,7 @@ class PythonProgram {
   // What is kept for the first matrix that is a parameter.
   std::unique_ptr<WeightCacheClaim> keep_for(const py::sequence& arrays, Run& run) const {
     for (int64_t i = 0; i < own_.program.arrays.count; ++i) {
-      if (own_.program.arrays[i].kind != ArrayKind::matrix) continue;
+      if (own_.program.arrays[i].kind != ArrayKind::matrix || own_.program.arrays[i].int8) continue;
       auto claim = std::make_unique<WeightCacheClaim>(arrays[i], reinterpret_cast<uintptr_t>(run.places[i].data));
       run.weight_cache = claim->get();
       if (run.weight_cache) return claim;

@@ -65,6 +65,8 @@ class ProgramReader {
     if (array.kind == ArrayKind::matrix) {
       array.columns_size = size(f, "columns_size");
       array.columns_parts = f.number("columns_parts", 1, kMostUnits, 1);
+      array.int8 = f.flag("int8", false);
+      if (array.int8 && program.is_double) fail(f.at("int8") + ": expected a program of float32");
     }
     return array;
   }
@@ -234,6 +236,7 @@ class ProgramReader {
     if (term.row_block + row_blocks > matrix.blocks)
       fail(f.at("row_block") + ": expected blocks within the " + std::to_string(matrix.blocks) + " of " +
            names[term.matrix] + ", got " + std::to_string(row_blocks) + " from " + std::to_string(term.row_block));
+    if (matrix.int8 && term.transposed) fail(f.at("transposed") + ": expected False of a matrix of int8");
     if (term.operand.blocks > 1 && (!term.transposed || term.heads > 1))
       fail(f.at("blocks") + ": expected 1 unless the matrix is transposed and has one head");
     if (matrix.columns_parts != term.heads)

@@ -39,8 +39,10 @@ template <class S>
 struct Planner {
   const Run& run;
   const int threads;         // that share the units of each row
+  const int team;            // all that run
   const int64_t chunk_rows;  // rows of the most steps whose products are computed ahead
   const bool* written;       // which arrays the program writes
+  const Int8Matrix* int8;    // of those arrays that are matrices of int8
   Scratch& scratch;
   int64_t packed = 0, tags = 0;  // numbers in packed weights so far, and panels of factors
 
@@ -124,7 +126,9 @@ struct Planner {
     factor.ld = run.sizes[form.columns_size] / form.columns_parts;
     factor.matrix = reinterpret_cast<const S*>(run.places[term.matrix].data) +
                     term.row_block * (term.transposed ? run.sizes[form.size] : units) * factor.ld;
-    factor.as_it_lies = !term.transposed && run.rows < larger<int64_t>(kKeptRows, factor.depth / kRowsToPack);
+    factor.int8 = form.int8 ? int8 + term.matrix : nullptr;
+    factor.as_it_lies =
+        form.int8 || !term.transposed && run.rows < larger<int64_t>(kKeptRows, factor.depth / kRowsToPack);
     return factor;
   }
 
@@ -145,6 +149,7 @@ struct Planner {
       for (const Term& term : plan.part->results[j].terms)
         plan.factors[is_ahead(term) ? ahead++ : own++] = factor_of(term, plan.units);
     }
+    plan_rounded(plan, factors);
     const UnitPanel& last = plan.panels[plan.first_panel[threads] - 1];
     const int64_t width = last.offset + last.width;
     plan.bias = scratch.take<S>(width * plan.count);
@@ -154,6 +159,27 @@ struct Planner {
     place_factors(plan, width, [](const ResultPlan& result) { return Part{result.own, result.end}; });
     plan.first_tag = tags;
     tags += factors * plan.first_panel[threads];
+  }
+
+  // The operands of matrices of int8, those of several factors once.
+  void plan_rounded(PartPlan<S>& plan, int64_t factors) const {
+    plan.rounded = scratch.take<RoundedOperand>(factors);
+    for (int64_t i = 0; i < factors; ++i) {
+      Factor<S>& factor = plan.factors[i];
+      if (!factor.int8) continue;
+      const Blocks& v = factor.term->operand;
+      const int64_t heads = factor.term->heads, column = v.block * run.sizes[plan.arrays[v.array].size];
+      const bool ahead = is_ahead(*factor.term);
+      int64_t k = 0;
+      for (; k < plan.rounded_count; ++k) {
+        const RoundedOperand& other = plan.rounded[k];
+        if (other.array == v.array && other.column == column && other.rows.parts == heads) break;
+      }
+      factor.rounded = k;
+      if (k < plan.rounded_count) continue;
+      const int64_t rows = ahead ? chunk_rows : run.batch;
+      plan.rounded[plan.rounded_count++] = {v.array, column, ahead, {rows, heads, factor.depth, team, scratch}};
+    }
   }
 
   // Places the packed panels of those factors of each result that which(result) names.
@@ -220,7 +246,8 @@ struct Planner {
   }
 };
 
-// Multiply-adds that a row of a step is worth. A function's work is guessed by its operands.
+// Multiply-adds of floats that a row of a step is worth; four of integers are one. A function's work is guessed by its
+// operands.
 inline double row_work(const Run& run, double* packed) {
   constexpr double kOperandWork = 8;
   double work = 0;
@@ -232,7 +259,8 @@ inline double row_work(const Run& run, double* packed) {
       for (const Result& result : part.results)
         for (const Term& term : result.terms) {
           const Array& array = run.program->arrays[term.operand.array];
-          *packed += units * static_cast<double>(term.operand.blocks * run.sizes[array.size] / term.heads);
+          const double part = run.program->arrays[term.matrix].int8 ? 0.25 : 1;
+          *packed += part * units * static_cast<double>(term.operand.blocks * run.sizes[array.size] / term.heads);
         }
     }
   return work + *packed;

@@ -23,6 +23,7 @@ from fastrnn.quantized import (
 if TYPE_CHECKING:
     from fastrnn import cell, cells, diagnostics, init, interop
     from fastrnn.network import Network, NetworkCell
+    from fastrnn.quantized_network import QuantizedNetwork, QuantizedNetworkCell
     from fastrnn.tuning import TuningCase, tune
 
 __version__ = "0.1.0"
@@ -41,6 +42,8 @@ __all__ = [
     "QuantizedGRUCell",
     "QuantizedLSTM",
     "QuantizedLSTMCell",
+    "QuantizedNetwork",
+    "QuantizedNetworkCell",
     "QuantizedRNN",
     "QuantizedRNNCell",
     "RNNCell",
@@ -69,6 +72,7 @@ _LATER = {
     **dict.fromkeys(("cell", "cells", "diagnostics", "init", "interop"), None),
     **dict.fromkeys(("Network", "NetworkCell"), "network"),
     **dict.fromkeys(("TuningCase", "tune"), "tuning"),
+    **dict.fromkeys(("QuantizedNetwork", "QuantizedNetworkCell"), "quantized_network"),
 }
 
 

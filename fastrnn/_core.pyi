@@ -119,8 +119,8 @@ class Program:
 
     - program: ``dtype`` "float32" or "float64", ``sizes`` (how many there are), ``arrays``, ``phases``.
     - array: ``kind``, a name of ``ArrayKind``, ``size`` and ``blocks`` = 1 (a number has neither), ``single`` = False,
-      ``offset`` of a neighbour (-1 or 1), ``columns_size`` and ``columns_parts`` = 1 of a matrix, and a ``name`` for
-      messages.
+      ``offset`` of a neighbour (-1 or 1), ``columns_size``, ``columns_parts`` = 1 and ``int8`` = False of a matrix,
+      and a ``name`` for messages.
     - phase: ``meets`` = True, ``parts``.
     - part: ``size``, ``function`` (its address), ``operands``, ``results`` = ().
     - operand: ``array``, ``block`` = 0 and ``write`` = False; or ``result``, a place in the part's results.
@@ -151,9 +151,10 @@ class Program:
 
         An array is a tensor on the CPU of the program's dtype, with dense rows; a step's may be further apart than
         their length.  That of a neighbour is a dict of ``history`` and ``initial``, of a state a dict of ``initial``
-        and ``final``, each a tensor or None; of a row None.  What is written does not overlap what else is given.  With
-        ``keep``, packed weights stay for the next run of this program while the memory of the first matrix that is an
-        nn.Parameter lives; they are known by fingerprints, so no change of the weights goes unnoticed.
+        and ``final``, each a tensor or None; of a matrix of int8 a dict of ``values``, int8, and ``scales``, one a row;
+        of a row None.  What is written does not overlap what else is given.  With ``keep``, packed weights stay for the
+        next run of this program while the memory of the first matrix that is an nn.Parameter lives; they are known by
+        fingerprints, so no change of the weights goes unnoticed.
 
         Raises:
             ValueError: a tensor or a size is not as the program asks; the message says what was expected and what came.

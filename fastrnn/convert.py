@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastrnn import options
-from fastrnn.kinds import KINDS
+from fastrnn.kinds import KINDS, record
 
 Model = TypeVar("Model", bound=nn.Module)
 Classes = dict[type[nn.Module], Any]
@@ -23,7 +23,6 @@ _COMPILABLE: Classes = {
 _THEIRS: Classes = {
     cls: kind.theirs for kind in KINDS.values() if kind.theirs for cls in (kind.ours, kind.compilable) if cls
 }
-_INT8: Classes = {cls: kind.int8 for kind in KINDS.values() if kind.int8 for cls in kind[:3] if cls}
 
 
 def convert(model: Model, compilable: bool = False) -> Model:
@@ -68,12 +67,12 @@ def revert(model: Model) -> Model:
 
 
 def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
-    """``model`` with every RNN, LSTM, GRU and cell, itself included, replaced by one with weights of 8 bits
-    (:mod:`fastrnn.quantized`); all else stays.  For inference on a CPU.
+    """``model`` with every RNN, LSTM, GRU, cell, :class:`fastrnn.Network` and :class:`fastrnn.NetworkCell`, itself
+    included, replaced by one with weights of 8 bits (:mod:`fastrnn.quantized`, :mod:`fastrnn.quantized_network`); all
+    else stays.  For inference on a CPU.
 
     Replaced is what is exactly of torch.nn's class, of fastrnn's, or of one of :mod:`fastrnn.compilable`; a subclass
-    written by others, whose forward may do more, stays, and so do :class:`fastrnn.JordanRNN`, :class:`fastrnn.Network`
-    and :class:`fastrnn.NetworkCell`.  Hooks on calls and
+    written by others, whose forward may do more, stays, and so does :class:`fastrnn.JordanRNN`.  Hooks on calls and
     attributes that users have set go along.  Weights that a parametrization computes are taken as they are now, and are
     computed no more.
 
@@ -88,7 +87,8 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
         ValueError, BackendError: see ``QuantizedLSTM.from_float``; then a model that was not copied is unchanged.
     """
     found: dict[nn.Module, Any] = {}
-    for _, module, _, new in _exactly(model, _INT8):
+    classes: Classes = {cls: kind.int8 for kind in record().values() if kind.int8 for cls in kind[:3] if cls}
+    for _, module, _, new in _exactly(model, classes):
         if "forward" not in vars(module):  # else somebody has put a forward of his own on the module
             found[module] = new.from_float(module)
     if not inplace:

@@ -7,6 +7,8 @@ So a neighbour, as `convert`, `quantize_dynamic`, :mod:`fastrnn.interop`, :mod:`
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import NamedTuple
 
 from torch import nn
@@ -34,9 +36,24 @@ KINDS = {
 }
 
 
+def record() -> dict[str, Kind]:
+    """All that a module can be: :data:`KINDS`, and the networks of any cell where somebody has imported them."""
+    return KINDS | _of_any_cell() if "fastrnn.network" in sys.modules else KINDS
+
+
+@functools.cache
+def _of_any_cell() -> dict[str, Kind]:
+    from fastrnn import network, quantized_network
+
+    return {
+        "Network": Kind(None, network.Network, int8=quantized_network.QuantizedNetwork),
+        "NetworkCell": Kind(None, network.NetworkCell, int8=quantized_network.QuantizedNetworkCell),
+    }
+
+
 def kind(module: nn.Module) -> str | None:
-    """Which network a module with weights of floats is, derived classes included: a key of :data:`KINDS`, or None."""
-    for name, (theirs, ours, compiled, _) in KINDS.items():
+    """Which network a module with weights of floats is, derived classes included: a key of :func:`record`, or None."""
+    for name, (theirs, ours, compiled, _) in record().items():
         if isinstance(module, tuple(cls for cls in (theirs, ours, compiled) if cls)):
             return name
     return None

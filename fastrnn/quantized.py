@@ -1,15 +1,8 @@
 """Weights of 8 bits for inference on a CPU: the modules that :func:`fastrnn.quantize_dynamic` puts in.
 
-A weight is ``q * s``: ``q`` an integer from -127 to 127 and ``s`` a float32 scale for each row of a matrix (each unit
-of a gate), the largest of the row over 127.  Just before a product the row of x or h is rounded to such integers by a
-scale of its own, so that the sums of products are exact integers; biases, gates, h and c are float32::
-
-    W v ~ s_row * s_v * (q_row . q_v)      s_v = max |v| / 127      q_v = round(v / s_v)
-
-A step then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.modes`.  A NaN or an infinity
-in x or h makes all gates of that row and step NaN.  Source: Jacob et al., "Quantization and training of neural networks
-for efficient integer-arithmetic-only inference" (2018); what is dynamic is the scale of the activations, as in
-``torch.ao.quantization.quantize_dynamic``.
+What a matrix of 8 bits is, and its product, says :mod:`fastrnn.cell.int8`; biases, gates, h and c are float32.  A step
+then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.modes`.  A NaN or an infinity in x or
+h makes all gates of that row and step NaN.
 """
 
 from __future__ import annotations
@@ -23,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from fastrnn import options
 from fastrnn.backends import BackendError, cpp, requested
+from fastrnn.cell.int8 import quantize
 from fastrnn.cell_modules import step
 from fastrnn.checks import Sizes, shapes_misfit, steps_misfit
 from fastrnn.compilable import Compilable
@@ -31,22 +25,6 @@ from fastrnn.modes import CELLS
 from fastrnn.modules import run, unexpected
 from fastrnn.storage import require_memory
 from fastrnn.walk import Path
-
-
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The scales (R,) float32 and the integers (R, C) int8 of a matrix (R, C): ``weight ~ integers * scales[:, None]``.
-
-    Raises:
-        ValueError: a weight is NaN or infinite, or there is none.
-    """
-    weight = weight.detach()
-    if not weight.numel():
-        raise ValueError(f"weights to be quantized must be some, got a matrix of size {list(weight.shape)}")
-    if not bool(weight.isfinite().all()):
-        raise ValueError("weights to be quantized must be finite, got NaN or infinity")
-    scales = weight.abs().amax(1) / 127
-    divisors = torch.where(scales > 0, scales, 1)  # of a row of zeros
-    return scales, (weight / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)
 
 
 def belongings(module: nn.Module, narrow: nn.Module) -> dict[str, Any]:
@@ -72,38 +50,32 @@ class _Errors:
         raise RuntimeError(f"{kind}: Expected hx to be {wanted}, 2-D for one sequence, else 3-D, got {shapes}")
 
 
-class _Int8(options.NoOptions, nn.Module):
-    """What the modules below share: their weights, and where they run."""
+def floats(own: nn.Module, name: str) -> Tensor:
+    """A weight of a module that is to be quantized.
 
-    input_size: int
-    hidden_size: int
-    bias: bool
+    Raises:
+        ValueError: it is not float32 on a CPU, or neither a parameter nor computed by ``torch.nn.utils.parametrize``.
+    """
+    tensor = getattr(own, name)
+    if not isinstance(tensor, nn.Parameter) and not parametrize.is_parametrized(own, name):
+        # by a hook (weight_norm and pruning of old, weight drop), maybe with other numbers at the next call
+        raise ValueError(f"{name} of {type(own).__name__} is computed, not a parameter: make it one first")
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        raise ValueError(f"{name}: expected float32 on the CPU, got {tensor.dtype} on {tensor.device}")
+    return tensor
+
+
+class Narrow(nn.Module):
+    """What all modules with weights of 8 bits share: they are made of one with floats, load no floats, run in no graph.
+
+    Attributes:
+        runs_on: the backends that may be asked for by name.
+        serves_options: whether options of :mod:`fastrnn.options` go along.
+    """
+
     _float: type[nn.Module]
-
-    def __init__(self, float_module: Any) -> None:
-        super().__init__()
-        own = float_module
-        self.input_size, self.hidden_size, self.bias = own.input_size, own.hidden_size, own.bias
-        self._order: list[str] = []
-
-    def _take(self, own: nn.Module, end: str = "", projected: bool = False) -> None:
-        """The weights of a cell or of one direction of one layer, in the order in which the core reads them."""
-        biases = ("bias_ih", "bias_hh") if self.bias else ()
-        for kind in ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if projected else ())):
-            tensor = getattr(own, f"{kind}{end}")
-            if not isinstance(tensor, nn.Parameter) and not parametrize.is_parametrized(own, f"{kind}{end}"):
-                # by a hook (weight_norm and pruning of old, weight drop), maybe with other numbers at the next call
-                raise ValueError(f"{kind}{end} of {type(own).__name__} is computed, not a parameter: make it one first")
-            if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-                raise ValueError(f"{kind}{end}: expected float32 on the CPU, got {tensor.dtype} on {tensor.device}")
-            if kind.startswith("bias"):
-                found = {kind: tensor.detach().clone()}
-            else:
-                scales, integers = quantize(tensor)
-                found = {kind.replace("weight", "scale"): scales, kind: integers}
-            for name, value in found.items():
-                self.register_buffer(f"{name}{end}", value)
-                self._order.append(f"{name}{end}")
+    runs_on: tuple[str, ...] = ("cpp",)
+    serves_options: bool = False
 
     @classmethod
     def from_float(cls, module: nn.Module) -> Any:
@@ -119,8 +91,9 @@ class _Int8(options.NoOptions, nn.Module):
         same = isinstance(module, cls._float) or isinstance(module, Compilable) and module._base is cls._float
         if not same:
             raise TypeError(f"expected a module of {cls._float.__name__}, got {type(module).__name__}")
-        options.refuse(module, f"{cls.__name__} does not have")
-        if reason := cpp.unavailable():
+        if not cls.serves_options:
+            options.refuse(module, f"{cls.__name__} does not have")
+        if cls.runs_on == ("cpp",) and (reason := cpp.unavailable()):
             raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
         narrow = cls(module).train(module.training)
         vars(narrow).update(belongings(module, narrow))
@@ -145,11 +118,6 @@ class _Int8(options.NoOptions, nn.Module):
         else:
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
-    @property
-    def _flat_weights(self) -> list[Tensor]:
-        buffers: Any = self._buffers  # nn.Module's own way to an attribute takes 7 of the 43 us of a small step
-        return [buffers[name] for name in self._order]
-
     def __prepare_scriptable__(self) -> Any:
         raise NotImplementedError(f"torch.jit.script knows no {type(self).__name__}: script the float module")
 
@@ -163,8 +131,41 @@ class _Int8(options.NoOptions, nn.Module):
                 f"{type(self).__name__} has no derivatives and serves neither torch.func's transforms nor forward-mode "
                 "AD: take the float module for these"
             )
-        if (name := requested()) not in (None, "cpp"):
+        if (name := requested()) not in (None, *self.runs_on):
             raise BackendError(f"fastrnn backend {name!r} was asked for by name but has no weights of 8 bits")
+
+
+class _Int8(options.NoOptions, Narrow):
+    """What the modules below share: torch.nn's weights, with 8 bits."""
+
+    input_size: int
+    hidden_size: int
+    bias: bool
+
+    def __init__(self, float_module: Any) -> None:
+        super().__init__()
+        own = float_module
+        self.input_size, self.hidden_size, self.bias = own.input_size, own.hidden_size, own.bias
+        self._order: list[str] = []
+
+    def _take(self, own: nn.Module, end: str = "", projected: bool = False) -> None:
+        """The weights of a cell or of one direction of one layer, in the order in which the core reads them."""
+        biases = ("bias_ih", "bias_hh") if self.bias else ()
+        for kind in ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if projected else ())):
+            tensor = floats(own, f"{kind}{end}")
+            if kind.startswith("bias"):
+                found = {kind: tensor.detach().clone()}
+            else:
+                scales, integers = quantize(tensor)
+                found = {kind.replace("weight", "scale"): scales, kind: integers}
+            for name, value in found.items():
+                self.register_buffer(f"{name}{end}", value)
+                self._order.append(f"{name}{end}")
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        buffers: Any = self._buffers  # nn.Module's own way to an attribute takes 7 of the 43 us of a small step
+        return [buffers[name] for name in self._order]
 
     def extra_repr(self) -> str:
         options = ("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False), ("proj_size", 0)

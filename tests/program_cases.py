@@ -195,6 +195,23 @@ class Case:
             total = (random.choice(("add", "sub")), total, ("mul", ("const", random.uniform(-1, 1)), factor))
         return "div", total, ("add", ("const", 1.0), ("mul", total, total))
 
+    def round_matrices(self) -> None:
+        """Gives 8 bits to the matrices that are not transposed."""
+        terms = [
+            term
+            for phase in self.spec["phases"]
+            for part in phase["parts"]
+            for result in part["results"]
+            for term in result.get("terms", ())
+        ]
+        transposed = {term["matrix"] for term in terms if term["transposed"]}
+        for i in {term["matrix"] for term in terms} - transposed:
+            weight = self.arrays[i].astype(np.float32)
+            scales = np.abs(weight).max(1) / np.float32(127)
+            values = np.rint(weight / scales[:, None]).astype(np.int8)
+            self.forms[i]["int8"] = True
+            self.arrays[i] = {"values": values, "scales": scales}
+
     def _phase(self, last: bool) -> dict:
         self.fresh: list[tuple[int, int]] = []
         sizes = range(len(self.sizes)) if last else [self.random.randrange(len(self.sizes))]

@@ -126,10 +126,16 @@ class Oracle:
         v, units = np.concatenate(blocks), self.sizes[part["size"]]
         first = term.get("row_block", 0) * self.sizes[form["size"]]
         matrix = self.arrays[term["matrix"]]
+        int8 = isinstance(matrix, dict)
+        if int8:
+            matrix = matrix["values"] * matrix["scales"][:, None]
         found = []
         of_units, of_depth = units // heads, len(v) // heads
         for head in range(heads):
             own = v[head * of_depth : (head + 1) * of_depth]
+            if int8:
+                scale = np.float64(np.float32(np.abs(own).max()) / np.float32(127)) or 1.0
+                own = np.rint(own / scale) * scale
             if term.get("transposed"):
                 found.append(own @ matrix[first + head * of_depth : first + (head + 1) * of_depth])
             else:

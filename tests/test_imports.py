@@ -31,6 +31,7 @@ FLOORS = [
     {"modules"},
     {"cell_modules", "compilable", "jordan"},
     {"quantized"},
+    {"quantized_network"},
     {"kinds"},
     {"convert", "init", "interop"},
     {"diagnostics", "tuning"},

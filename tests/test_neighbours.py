@@ -22,7 +22,9 @@ import fastrnn
 from fastrnn import options
 from fastrnn.backends import cpp
 from fastrnn.kinds import KINDS, Kind
+from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
+from fastrnn.quantized import Narrow
 
 if reason := cpp.unavailable():
     pytest.skip(f"modules of 8 bits are among the rows, and {reason}", allow_module_level=True)
@@ -166,16 +168,18 @@ def test_same_numbers_or_refused_by_name(name: str, row: Row):
 
 def test_every_class_of_ours_is_in_the_record():
     """A module's class that is neither there nor private, as a base is, has no rows."""
+    # A base, a module around one of the others, which is a column; networks of any cell, which meet their neighbours
+    # in test_network.py, test_new_cell.py, test_interop_cells.py and with each scheme of test_init.py.
+    any_cell = {Definition, Sequences, OneStep, Narrow, fastrnn.Network, fastrnn.NetworkCell}
+    any_cell |= {fastrnn.QuantizedNetwork, fastrnn.QuantizedNetworkCell}
+    others = {fastrnn.compilable.Compilable, fastrnn.interop.Reversed, *any_cell}
     members = [
         m for name, file in list(sys.modules.items()) if name.startswith("fastrnn.") for m in vars(file).values()
     ]
     classes = {cls for cls in members if isinstance(cls, type) and issubclass(cls, nn.Module)}
     found = {cls for cls in classes if cls.__module__.startswith("fastrnn.") and not cls.__name__.startswith("_")}
     known = {cls for kind in KINDS.values() for cls in kind[1:] if cls}
-    # A base, a module around one of the others, which is a column; networks of any cell, which meet their neighbours
-    # in test_network.py, test_new_cell.py, test_interop_cells.py and with each scheme of test_init.py.
-    any_cell = {Definition, fastrnn.Network, fastrnn.NetworkCell}
-    assert found - known == {fastrnn.compilable.Compilable, fastrnn.interop.Reversed, *any_cell}
+    assert found - known == others
     assert set(BUILT) == set(Kind._fields) - {"theirs", "ours"}
     assert {type(row.build()) for row in ROWS} == known
 

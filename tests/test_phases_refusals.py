@@ -98,6 +98,8 @@ REFUSED = [
     (("arrays", 3, "columns_parts"), 3, "expected the columns_parts of W"),
     (("arrays", 3, "blocks"), 1, "expected blocks within the 1 of W"),
     (("arrays", 3, "kind"), "unit", "no such field"),
+    (("arrays", 3, "int8"), 1, "expected a bool"),
+    (("arrays", 2, "int8"), True, "no such field"),
     (("phases",), [], "expected 1 to"),
     (("phases",), 5, "a list of dicts"),
     (("phases", 0, "parts"), [], "expected 1 to"),
@@ -157,6 +159,38 @@ def test_a_spec_that_does_not_fit_is_refused(path: tuple, value: Any, message: s
     spoil(spec, path, value)
     with pytest.raises(ValueError, match=message):
         core.Program(spec)
+
+
+def test_matrices_of_int8_that_do_not_fit_are_refused() -> None:
+    spec, given = gated(), arguments()
+    spoil(spec, ("arrays", 3, "int8"), True)
+    program = core.Program(spec)
+    values, scales = torch.ones(12, 6, dtype=torch.int8), torch.ones(12)
+    for matrix, message in [
+        (dict(values=values, scales=scales), None),
+        (torch.randn(12, 6), "W: expected a dict of values and scales"),
+        (dict(values=values), "W: expected a dict of values and scales, got"),
+        (dict(values=values[:6], scales=scales), "W: expected 72 bytes, got 36"),
+        (dict(values=values.t(), scales=scales), "W: expected a contiguous tensor"),
+        (dict(values=torch.randn(12, 6), scales=scales), "W: expected 72 bytes"),
+        (dict(values=values, scales=scales[:6]), "W.scales: expected a CPU tensor of float32"),
+        (dict(values=values, scales=scales.double()), "W.scales: expected"),
+    ]:
+        given["arrays"][3] = matrix
+        if message is None:
+            program.run(**given)
+            continue
+        with pytest.raises(ValueError, match=message):
+            program.run(**given)
+    for path, value, message in [
+        ((*TERM, "transposed"), True, "of a matrix of int8"),
+        (("dtype",), "float64", "float32"),
+    ]:
+        spec = gated()
+        spoil(spec, ("arrays", 3, "int8"), True)
+        spoil(spec, path, value)
+        with pytest.raises(ValueError, match=message):
+            core.Program(spec)
 
 
 def arguments() -> dict[str, Any]:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastrnn.cell import int8
 from fastrnn.cell.declare import Cell, Matrix, Parts
 from fastrnn.cell.functions import CellError, Gates
+from fastrnn.cell.int8 import Int8
 from fastrnn.cell.kinds import Diagonal, Kind
 from fastrnn.cell.steps import over_steps
 from fastrnn.cell.trace import Binding
@@ -63,9 +65,12 @@ def dense(kind: Kind, gates: int, ending: str, parameters: Parameters) -> Tensor
     return kind.matrix(gates, **own)
 
 
-def multiply(v: Tensor, matrix: Tensor, bias: Tensor | None, blocks: int, heads: int) -> Tensor:
+def multiply(v: Tensor, matrix: Tensor | Int8, bias: Tensor | None, blocks: int, heads: int) -> Tensor:
     """v (..., K) times a matrix (G*Z, K / heads) of ``blocks`` G gates: (..., G*Z).  Of integers (...), which are
     tokens, the same of their one-hot rows, columns of the matrix."""
+    if type(matrix) is Int8:
+        return int8.multiply(v, matrix, bias, blocks, heads)
+    assert isinstance(matrix, Tensor)
     if not v.is_floating_point():
         if heads == 1:
             found = F.embedding(v, matrix.t())

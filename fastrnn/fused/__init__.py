@@ -32,17 +32,17 @@ def prepare(cell: Cell, every_state: bool = False) -> Compiled:
 
 
 @functools.lru_cache(maxsize=256)
-def _fuses(compiled: Compiled, engine: str, device: str, dtype: torch.dtype) -> bool:
+def _fuses(compiled: Compiled, engine: str, device: str, dtype: torch.dtype, int8: bool) -> bool:
     """Whether an engine takes such a cell."""
-    return unsupported(compiled.loop.traced.cell, engine, torch.device(device), dtype) is None
+    return unsupported(compiled.loop.traced.cell, engine, torch.device(device), dtype, int8) is None
 
 
 # What is given the states of every step of each direction that runs in the current thread; see scan_by_torch.
 watching: ContextVar[Callable[[list[list[Tensor]]], None] | None] = ContextVar("fastrnn_watching", default=None)
 
 
-def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan:
-    """What runs the loop of a cell.
+def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype, int8: bool = False) -> Scan:
+    """What runs the loop of a cell, some of whose matrices may be ``int8``.
 
     Raises:
         BackendError: a backend was asked for by name and cannot fuse the cell; the message says why.
@@ -53,10 +53,10 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype) -> Scan
         return functools.partial(scan_by_torch, watch=watch)
     asked = requested()
     if asked is not None:
-        if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype):
+        if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype, int8):
             raise BackendError(f"fastrnn backend {asked!r} was asked for by name but cannot serve: {reason}")
     name = asked or automatic(device)
-    if name == "reference" or transformed() or not _fuses(compiled, name, device.type, dtype):
+    if name == "reference" or transformed() or not _fuses(compiled, name, device.type, dtype, int8):
         scan = scan_by_torch
     else:
         scan = op.scan if observed() else ENGINES[name].scan

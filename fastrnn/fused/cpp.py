@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastrnn.cell.int8 import Int8
 from fastrnn.compiler.print_llvm import Operand
 from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Address, Part, Result
@@ -48,8 +49,9 @@ class Engine(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
-    """The program "forward", "keeping" or "backward" of a cell in the core, its functions compiled."""
+def engine(compiled: Compiled, which: str, dtype: torch.dtype, int8: tuple[str, ...] = ()) -> Engine:
+    """The program "forward", "keeping" or "backward" of a cell in the core, its functions compiled; ``int8`` are the
+    arrays that are matrices of 8 bits."""
     program: Program = getattr(compiled, which)
     functions = iter(compile_functions(program, dtype))
     sizes = tuple(dict.fromkeys(s for a in program.arrays.values() for s in (a.size, a.columns) if s))
@@ -63,7 +65,7 @@ def engine(compiled: Compiled, which: str, dtype: torch.dtype) -> Engine:
     spec = dict(
         dtype=str(dtype).removeprefix("torch."),
         sizes=len(sizes),
-        arrays=[_array(program, name, sizes) for name in arrays],
+        arrays=[_array(program, name, sizes, name in int8) for name in arrays],
         phases=phases,
     )
     assert _core is not None
@@ -75,7 +77,7 @@ def _reads_rows(result: Result) -> bool:
     return bool(result.mean) or any(term.operand.array != "x" for term in result.terms)
 
 
-def _array(program: Program, name: str, sizes: Sequence[str]) -> dict[str, Any]:
+def _array(program: Program, name: str, sizes: Sequence[str], int8: bool) -> dict[str, Any]:
     array = program.arrays[name]
     found: dict[str, Any] = dict(name=name, kind=array.kind)
     if array.kind == "number":
@@ -86,7 +88,7 @@ def _array(program: Program, name: str, sizes: Sequence[str]) -> dict[str, Any]:
     if array.kind == "neighbour":
         found |= dict(offset=array.offset)
     if array.kind == "matrix":
-        found |= dict(columns_size=sizes.index(str(array.columns)), columns_parts=array.heads)
+        found |= dict(columns_size=sizes.index(str(array.columns)), columns_parts=array.heads, int8=int8)
     return found
 
 
@@ -126,7 +128,10 @@ def run(
     compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor
 ) -> None:
     """Runs a program over all steps; see :data:`fastrnn.fused.run.Run`."""
-    own = engine(compiled, which, like.dtype)
+    int8 = tuple(name for name, place in places.items() if type(place) is Int8)
+    own = engine(compiled, which, like.dtype, int8)
+    for name in int8:
+        places[name] = places[name]._asdict()
     own.program.run(
         steps=steps.count,
         batch=steps.batch,

@@ -25,11 +25,14 @@ def run_of(device: torch.device) -> Run:
     return ENGINES[asked if asked in ENGINES else automatic(device)].run
 
 
-def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a backend does not fuse a cell on tensors of this device and dtype; None where it does."""
+def unsupported(cell: Cell, backend: str, device: torch.device, dtype: torch.dtype, int8: bool = False) -> str | None:
+    """Why a backend does not fuse a cell, perhaps with matrices of ``int8``, on tensors of this device and dtype; None
+    where it does."""
     if backend == "reference":
         return None
     if backend not in ENGINES:
         return f"it fuses no cell of {type(cell).__name__}'s kind"
+    if int8 and (backend != "cpp" or dtype is not torch.float32):
+        return "it has no weights of 8 bits" + f" for {dtype}" * (backend == "cpp")
     engine = ENGINES[backend]
     return engine.unavailable() or engine.unsupported(device, dtype)

@@ -42,12 +42,12 @@ class Steps(NamedTuple):
 
 class Operands(NamedTuple):
     """What a loop reads: a tensor for each group of inputs, (N, columns), (B, columns), (columns,) or (); the states
-    before it, (B, size); the matrices and biases of its products, by name.  Where the loop shall make the products of x
-    itself, x, (N, I), and None for their groups."""
+    before it, (B, size); the matrices, tensors or of 8 bits, and biases of its products, by name.  Where the loop
+    shall make the products of x itself, x, (N, I), and None for their groups."""
 
     groups: tuple[Tensor | None, ...]
     states: tuple[Tensor, ...]
-    matrices: dict[str, Tensor]
+    matrices: dict[str, Any]
     biases: dict[str, Tensor]
     x: Tensor | None = None
 
@@ -59,7 +59,7 @@ Scan = Callable[[Compiled, Steps, Operands], tuple[list[Tensor], list[Tensor]]]
 def direction(
     scan: Scan,
     compiled: Compiled,
-    parameters: Mapping[str, Tensor],
+    parameters: Mapping[str, Any],
     x: Tensor,
     steps: Steps,
     states: Sequence[Tensor],
@@ -71,7 +71,7 @@ def direction(
     Args:
         scan: what runs the loop.
         compiled: the cell.
-        parameters: the direction's, by name.
+        parameters: the direction's, by name; those of dense matrices, or of heads, may be of 8 bits.
         x: (N, I), rows in order of their step.
         steps: how many rows each step has.
         states: (B, size) each.
@@ -170,13 +170,18 @@ class _Call:
     """The values of one call of a layer outside of its loop, each made when it is first asked for."""
 
     def __init__(
-        self, plan: _Plan, parameters: Mapping[str, Tensor], x: Tensor, extras: Mapping[str, Tensor], steps: Steps
+        self,
+        plan: _Plan,
+        parameters: Mapping[str, Any],
+        x: Tensor,
+        extras: Mapping[str, Tensor],
+        steps: Steps,
     ) -> None:
         self.plan, self.parameters, self.x, self.extras, self.steps = plan, parameters, x, extras, steps
         self.parts = plan.compiled.loop.traced.parts
         self._known: dict[Node, Any] | None = None
         self._by_step: dict[Node, Any] | None = None
-        self._matrices: dict[str, Tensor] = {}
+        self._matrices: dict[str, Any] = {}
         self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     @property
@@ -214,8 +219,8 @@ class _Call:
             index = torch.cat([index[:size] for size in steps.sizes.tolist()])
         return {n: v[index] if n.op == "sequence_input" else v for n, v in self.known.items()}
 
-    def matrix(self, name: str) -> Tensor:
-        """The dense matrix of a declaration."""
+    def matrix(self, name: str) -> Any:
+        """The dense matrix of a declaration, a tensor or of 8 bits."""
         if name not in self._matrices:
             kind, declared = self.parts.kinds[name], self.parts.matrices[name]
             if type(kind) is Dense:
@@ -252,7 +257,7 @@ class _Call:
         return self.all_gates(node.about[0], v)
 
 
-def _block(parts: Any, parameters: Mapping[str, Tensor], name: str, gate: str | None) -> Any:
+def _block(parts: Any, parameters: Mapping[str, Any], name: str, gate: str | None) -> Any:
     """A learned vector or number, or one gate's part of it."""
     declared = parts.vectors.get(name) or parts.scalars.get(name)
     if declared is None:  # of a diagonal matrix

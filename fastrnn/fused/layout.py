@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastrnn.cell.int8 import Int8
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.layer import Operands
@@ -81,9 +82,11 @@ def sizes_of(compiled: Compiled, given: Operands) -> dict[str, int]:
             found[size] = given.states[index].shape[-1]
         elif kind == "groups":
             tensor = given.groups[index]
-            if tensor is None:  # a product of x that is yet to be made
-                tensor = given.matrices[next(iter(compiled.groups[index].nodes.values())).about[0]].t()
-            found[size] = tensor.shape[-1] // blocks
+            if tensor is not None:
+                found[size] = tensor.shape[-1] // blocks
+            else:  # a product of x that is yet to be made
+                matrix = given.matrices[next(iter(compiled.groups[index].nodes.values())).about[0]]
+                found[size] = matrix.shape[0] // blocks
         else:
             rows, columns = given.matrices[index].shape
             found[size] = rows // blocks if kind == "rows" else columns * blocks
@@ -119,13 +122,17 @@ def inputs(compiled: Compiled, given: Operands, sizes: dict[str, int]) -> dict[s
             tensor = tensor.reshape(-1)
         places[array] = dense(tensor)
     for name, matrix in given.matrices.items():
-        places[f"matrix:{name}"] = dense(matrix)
+        if isinstance(matrix, Int8):
+            places[f"matrix:{name}"] = Int8(dense(matrix.values), dense(matrix.scales))
+        else:
+            places[f"matrix:{name}"] = dense(matrix)
     if given.x is not None:
         places["x"] = dense(given.x)
     for name in given.matrices:
         if name not in own.biases:
             continue
         bias = given.biases.get(name)
-        zeros = given.matrices[name].new_zeros
-        places[f"bias:{name}"] = zeros(given.matrices[name].shape[0]) if bias is None else dense(bias)
+        if bias is None:
+            bias = given.states[0].new_zeros(given.matrices[name].shape[0])
+        places[f"bias:{name}"] = dense(bias)
     return places

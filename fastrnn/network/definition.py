@@ -23,6 +23,7 @@ class Definition(nn.Module):
         input_size, hidden_size, bias: as of torch.nn's modules.
         sizes: the number of units of each size that the cell names, "input_size" and "hidden_size" among them.
         state_names, state_sizes: of the states, in the order of ``hx``.
+        int8: whether matrices have 8 bits.
     """
 
     bias: bool
@@ -31,6 +32,7 @@ class Definition(nn.Module):
     sizes: dict[str, int]
 
     cell: Cell
+    int8: bool = False
     _names: list[str]  # of the parameters of a direction
 
     def __init__(
@@ -65,6 +67,11 @@ class Definition(nn.Module):
         self._traced, self._compiled = traced, fused.prepare(cell)
         self.state_names: tuple[str, ...] = tuple(traced.parts.states)
         self.state_sizes: tuple[int, ...] = tuple(found[size] for size in traced.parts.states.values())
+
+    @property
+    def drops(self) -> bool:
+        """Whether a call drops what is dropped in training."""
+        return self.training
 
     @property
     def parts(self) -> Parts:
@@ -120,7 +127,7 @@ class Definition(nn.Module):
         super().__setstate__(state)
         self._traced, self._compiled = trace(self.cell), fused.prepare(self.cell)
 
-    def of_direction(self, ending: str) -> dict[str, Tensor]:
+    def of_direction(self, ending: str) -> dict[str, Any]:
         """The parameters of one direction, by name without its ending."""
         own = self._parameters  # of torch.nn.Module: its attributes take a microsecond each
         found: dict[str, Any] = {name: own.get(name + ending) for name in self._names}

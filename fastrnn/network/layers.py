@@ -31,10 +31,10 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
     cell = net.cell if plain else regularised(net)
     compiled = net._compiled if cell is net.cell and not every_state else fused.prepare(cell, every_state)
     states, steps, x = given.states, given.steps, given.x
-    scan = fused.choose(compiled, x.device, states[0].dtype)
+    scan = fused.choose(compiled, x.device, states[0].dtype, net.int8)
     within = scan is ENGINES["cpp"].scan  # which makes products of x for some steps at a time
 
-    def run(parameters: Mapping[str, Tensor], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def run(parameters: Mapping[str, Any], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         return direction(scan, compiled, parameters, *rest, within=within)
 
     if plain and net.num_layers == directions == 1 and not net.recompute:
@@ -47,12 +47,12 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
         run = in_segments(run, of_step)
     ends: list[list[Tensor]] = [[] for _ in states]
     for layer in range(net.num_layers):
-        if layer and net.dropout and net.training:
+        if layer and net.dropout and net.drops:
             x = F.dropout(x, net.dropout, True)
         outputs, every = [], []
         for d in range(directions):
             parameters = net.of_direction(f"_l{layer}" + "_reverse" * d)
-            if net.training and net.weight_dropout:
+            if net.drops and net.weight_dropout:
                 parameters = {name: _drop_weight(net, name, each) for name, each in parameters.items()}
             own = [state[layer * directions + d] for state in states]
             extras = given.extras | _masks(net, cell, steps, own[0])
@@ -68,16 +68,16 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
 
 def regularised(net: Any) -> Cell:
     """A network's cell with what is dropped in it, in training or in evaluation."""
-    dropped = net.recurrent_dropout_per if net.training and net.recurrent_dropout else None
+    dropped = net.recurrent_dropout_per if net.drops and net.recurrent_dropout else None
     if not net.zoneout and dropped is None:
         return net.cell
     sizes = tuple(dict.fromkeys(operand_sizes(net.cell).values()))
-    return Regularised(net.cell, net.zoneout, net.training, dropped, sizes)
+    return Regularised(net.cell, net.zoneout, net.drops, dropped, sizes)
 
 
 def _masks(net: Any, cell: Cell, steps: Steps, like: Tensor) -> dict[str, Tensor]:
     """The masks of one direction of one layer, from torch's generator: those of zoneout, then what is kept."""
-    if not isinstance(cell, Regularised) or not net.training:
+    if not isinstance(cell, Regularised) or not net.drops:
         return {}
     found = {}
     for name, rate in net.zoneout.items():

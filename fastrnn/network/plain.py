@@ -28,7 +28,8 @@ class Plain:
     Attributes:
         engine: the program.
         sizes: the numbers of units, in the engine's order.
-        weights: the place of each array that is a parameter, and the parameter's name.
+        weights: the place of each array that is a parameter, or a buffer of a network of 8 bits, and its name.
+        int8: the place of each matrix of 8 bits, and the names of its integers and scales.
         outputs: the place and the units of what the loop emits; the first is the output.
         states: the place and the units of each state.
         x: the place of x.
@@ -40,16 +41,22 @@ class Plain:
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         compiled, parts = net._compiled, net.parts
         self.dtype, self.inputs = dtype, net.input_size
-        self.engine: cpp.Engine = cpp.engine(compiled, "ahead", dtype)
+        matrices = tuple(name for name in compiled.ahead.arrays if name.startswith("matrix:"))
+        self.engine: cpp.Engine = cpp.engine(compiled, "ahead", dtype, matrices if net.int8 else ())
         self.sizes: list[int] = [net.sizes[name] for name in self.engine.sizes]
         self.weights: list[tuple[int, str]] = []
+        self.int8: list[tuple[int, str, str]] = []
+        self.type: type[Tensor] = Tensor if net.int8 else Parameter
         self.states: list[tuple[int, int]] = []
         outputs: dict[str, tuple[int, int]] = {}
         self.x: int = self.engine.arrays.index("x")
         loop = compiled.loop
         for place, array in enumerate(self.engine.arrays):
             kind, _, name = array.partition(":")
-            if kind in ("matrix", "bias"):
+            if kind == "matrix" and net.int8:
+                ending = f"{parts.names[name]}_l0"
+                self.int8.append((place, f"weight_{ending}", f"scale_{ending}"))
+            elif kind in ("matrix", "bias"):
                 what = "weight" if kind == "matrix" else "bias"
                 self.weights.append((place, f"{what}_{parts.names[name]}_l0"))
             elif kind == "out":
@@ -66,12 +73,16 @@ class Plain:
         if not rows or not input.is_contiguous() or input.is_neg():
             return None
         arrays: list[Any] = [None] * len(self.engine.arrays)
-        parameters = net._parameters
+        own = net._buffers if net.int8 else net._parameters
         for place, name in self.weights:
-            weight = parameters.get(name)
-            if type(weight) is not Parameter or weight.dtype is not self.dtype or not weight.is_contiguous():
+            weight = own.get(name)
+            if type(weight) is not self.type or weight.dtype is not self.dtype or not weight.is_contiguous():
                 return None
             arrays[place] = weight
+        for place, values, scales in self.int8:
+            arrays[place] = {"values": own[values], "scales": own[scales]}
+            if own[values].dtype is not torch.int8:
+                return None
         given = (None,) * len(self.states)
         if hx is not None:
             given = (hx,) if type(hx) is Tensor else hx
@@ -102,7 +113,7 @@ class Plain:
 
 def plain_call(net: Any, input: Any, hx: Any) -> Any:
     """What the network gives for a plain call; None for any other."""
-    if torch.is_grad_enabled() or type(input) is not Tensor or input.dim() != 3 or not input.is_cpu:
+    if torch.is_grad_enabled() and not net.int8 or type(input) is not Tensor or input.dim() != 3 or not input.is_cpu:
         return None
     if input.dtype not in REAL or input.shape[2] != net.input_size or net.batch_first:
         return None
@@ -116,7 +127,7 @@ def plain_call(net: Any, input: Any, hx: Any) -> Any:
         if not _is_plain(net, input):
             return None
         own = net.__dict__["_plain"] = Plain(net, input.dtype)
-    if net.zoneout or net.training and (net.recurrent_dropout or net.weight_dropout):
+    if net.zoneout or net.drops and (net.recurrent_dropout or net.weight_dropout):
         return None
     return own(net, input, hx)
 
@@ -136,5 +147,5 @@ def _is_plain(net: Any, input: Tensor) -> bool:
         and all(is_product_of_x(group) for group in net._compiled.groups)
         and len(net._compiled.groups) > 0
         and all(type(kinds[name]) is Dense for name in matrices)
-        and fused.unsupported(net.cell, "cpp", input.device, input.dtype) is None
+        and fused.unsupported(net.cell, "cpp", input.device, input.dtype, net.int8) is None
     )

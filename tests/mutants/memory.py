@@ -6,7 +6,7 @@ FAULTS = [
     Fault(
         "int8-rows-past-the-end",
         "the last rows of a matrix are multiplied where they lie, though a vector reads past its end",
-        "csrc/int8-inl.h",
+        "csrc/int8_product-inl.h",
         "const bool inside = (row + L - 1) * depth + whole_vectors(depth) <= rows * depth;",
         "const bool inside = (row + L - 1) * depth + (PLANTED ? depth : whole_vectors(depth)) <= rows * depth;",
         "test_guarded_memory.py",
@@ -22,7 +22,7 @@ FAULTS = [
     Fault(
         "int8-not-finite",
         "a row with a NaN or an infinity counts as zeros",
-        "csrc/int8-inl.h",
+        "csrc/int8_product-inl.h",
         'return finite ? 0 : __builtin_nanf("");',
         'return finite || PLANTED ? 0 : __builtin_nanf("");',
         "test_quantized.py -k zeros",
@@ -30,7 +30,7 @@ FAULTS = [
     Fault(
         "int8-behind-a-row",
         "a row of activations is followed by what was there, not by zeros",
-        "csrc/int8-inl.h",
+        "csrc/int8_product-inl.h",
         "  clear(to, whole_vectors(count));\n",
         "  if (!PLANTED) clear(to, whole_vectors(count));\n",
         "test_quantized.py test_kernel_edges.py",

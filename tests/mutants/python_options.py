@@ -86,7 +86,7 @@ FAULTS = [
     Fault(
         "quantize-scales",
         "all rows of a matrix of 8 bits share one scale",
-        "fastrnn/quantized.py",
+        "fastrnn/cell/int8.py",
         "scales = weight.abs().amax(1) / 127",
         "scales = weight.abs().amax().expand(len(weight)) / 127",
         "test_quantized.py",

@@ -1,0 +1,163 @@
+// Products with matrices of int8, which have a scale a row.
+//
+// Weights are read as they lie, rows as dot products with depth along the lanes; nothing is packed. Activations become
+// int8 just before the product, by round(x / scale), scale = max |x| / 127 of a row. Sums of products are exact in
+// int32, hence the same on every instruction set. A row with a NaN or an infinity has scale NaN and makes every result
+// of its product a NaN.
+
+using Sums = Bits<float>;
+
+// kVectorBytes activations, as multiplied: on x86 a product takes one unsigned factor, the size of an activation, and
+// its sign goes to the weight. (A shift by 128 in its place would want a correction for each row, and overflows in
+// vpmaddubsw.) Elsewhere even and odd bytes are 16-bit lanes, in which the sum of two products has memory.
+#if defined(__AVX512BW__)
+struct Activations {
+  __m512i size;
+  __mmask64 negative;
+
+  explicit FASTRNN_INLINE Activations(const int8_t* from) {
+    const __m512i values = _mm512_loadu_si512(from);
+    size = _mm512_abs_epi8(values), negative = _mm512_movepi8_mask(values);
+  }
+  FASTRNN_INLINE Sums add_products(Sums sum, const int8_t* weights) const {
+    const __m512i w = _mm512_loadu_si512(weights);
+    const __m512i with_sign = _mm512_mask_sub_epi8(w, negative, _mm512_setzero_si512(), w);
+#if defined(__AVX512VNNI__)
+    return bit_cast<Sums>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sum), size, with_sign));
+#else
+    return sum + bit_cast<Sums>(_mm512_madd_epi16(_mm512_maddubs_epi16(size, with_sign), _mm512_set1_epi16(1)));
+#endif
+  }
+};
+#elif defined(__AVX2__)
+struct Activations {
+  __m256i values, size;
+
+  explicit FASTRNN_INLINE Activations(const int8_t* from)
+      : values(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), size(_mm256_abs_epi8(values)) {}
+  FASTRNN_INLINE Sums add_products(Sums sum, const int8_t* weights) const {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
+    const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(w, values));
+    return sum + bit_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+};
+#else
+struct Activations {
+  typedef int16_t Pairs __attribute__((vector_size(kVectorBytes)));
+  Pairs even, odd;
+
+  static FASTRNN_INLINE Pairs read(const int8_t* from) {
+    Pairs pairs;
+    __builtin_memcpy(&pairs, from, sizeof(pairs));
+    return pairs;
+  }
+  explicit FASTRNN_INLINE Activations(const int8_t* from) : even(read(from) << 8 >> 8), odd(read(from) >> 8) {}
+  FASTRNN_INLINE Sums add_products(Sums sum, const int8_t* weights) const {
+    const Pairs w = read(weights);
+    const Sums pairs = bit_cast<Sums>(even * (w << 8 >> 8) + odd * (w >> 8));
+    return sum + (pairs << 16 >> 16) + (pairs >> 16);
+  }
+};
+#endif
+
+// Products of one row of activations with L rows of weights: a lane each. `a` has zeros up to a whole vector; what the
+// weights hold there is the row behind, and must be readable. A function of its own, as multiply_tile.
+inline __attribute__((noinline)) Sums multiply_int8(const int8_t* a, const int8_t* weights, int64_t depth) {
+  constexpr int L = kLanes<float>;
+  Sums sums[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) sums[i] = Sums{};
+  for (int64_t k = 0; k < depth; k += kVectorBytes) {
+    const Activations operand(a + k);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) sums[i] = operand.add_products(sums[i], weights + i * depth + k);
+  }
+  return sums_of_lanes<L>(sums);
+}
+
+FASTRNN_INLINE int64_t whole_vectors(int64_t bytes) { return ceil_div(bytes, kVectorBytes) * kVectorBytes; }
+
+// One matrix: weight[r][k] = values[r * depth + k] * scales[r].
+struct Int8Matrix {
+  const int8_t* values;
+  const float *scales, *bias;
+  int64_t rows, depth, tail_row;
+  int8_t* tail;  // a copy of the rows from tail_row on with zeros behind, for products that read past the end
+
+  Int8Matrix(const int8_t* w, const float* s, const float* b, int64_t r, int64_t d, Scratch& scratch)
+      : values(w), scales(s), bias(b), rows(r), depth(d) {
+    constexpr int64_t L = kLanes<float>;
+    const int64_t own = smaller(rows, L + kVectorBytes / depth + 1), size = own * depth;
+    tail_row = rows - own;
+    tail = scratch.take<int8_t>(size + L * depth + kVectorBytes);
+    copy(tail, values + tail_row * depth, size);
+    clear(tail + size, L * depth + kVectorBytes);
+  }
+
+  // Rows `row` and on, `lanes` of them, times a row of activations, plus the bias.
+  FASTRNN_INLINE Vec<float> product(int64_t row, int lanes, const int8_t* a, float scale) const {
+    constexpr int64_t L = kLanes<float>;
+    const bool inside = (row + L - 1) * depth + whole_vectors(depth) <= rows * depth;
+    const int8_t* from = inside ? values + row * depth : tail + (row - tail_row) * depth;
+    const Vec<float> sums = __builtin_convertvector(multiply_int8(a, from, depth), Vec<float>);
+    const Vec<float> scaled = sums * (load_part(scales + row, lanes) * scale);
+    return bias ? scaled + load_part(bias + row, lanes) : scaled;
+  }
+};
+
+// A row as int8, with zeros up to a whole vector; returns its scale. A row so small that its scale would be no normal
+// number counts as zeros.
+FASTRNN_INLINE float quantize(const float* from, int64_t count, int8_t* to) {
+  constexpr int L = kLanes<float>;
+  const auto read = [&](int64_t i) __attribute__((always_inline)) {
+    return load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i)));
+  };
+  Bits<float> most{};
+  for (int64_t i = 0; i < count; i += L) {
+    const Bits<float> size = bit_cast<Bits<float>>(read(i)) & 0x7fffffff;  // in the order of the numbers; NaN behind
+    most = size > most ? size : most;
+  }
+  int32_t bits = 0;
+  for (int i = 0; i < L; ++i) bits = larger(bits, static_cast<int32_t>(most[i]));
+  const float scale = bit_cast<float>(bits) / 127;
+  const bool finite = bits < 0x7f800000;
+  clear(to, whole_vectors(count));
+  if (!finite || scale < 1.17549435e-38f) return finite ? 0 : __builtin_nanf("");
+  typedef int8_t Narrow __attribute__((vector_size(L)));
+  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: the sum's last bit is worth 1
+  for (int64_t i = 0; i < count; i += L) {
+    const Vec<float> rounded = read(i) / scale + kRounder;  // to the nearest, ties to even
+    const Narrow narrow = __builtin_convertvector(bit_cast<Bits<float>>(rounded), Narrow);
+    __builtin_memcpy(to + i, &narrow, L);
+  }
+  return scale;
+}
+
+// Rows of activations as int8, each as `parts` parts with a scale of their own (the heads of a block-diagonal matrix).
+// A copy for each thread, which costs less than to wait for each other's share.
+struct Int8Rows {
+  int8_t* values;
+  float* scales;
+  int64_t count, parts, depth, ld;  // numbers in a part; bytes from part to part
+
+  Int8Rows(int64_t rows, int64_t of_parts, int64_t width, int threads, Scratch& scratch)
+      : values(scratch.take<int8_t>(threads * rows * of_parts * whole_vectors(width))),
+        scales(scratch.take<float>(threads * rows * of_parts)), count(rows), parts(of_parts), depth(width),
+        ld(whole_vectors(width)) {}
+  Int8Rows of(int thread) const {
+    Int8Rows own = *this;
+    own.values += thread * count * parts * ld, own.scales += thread * count * parts;
+    return own;
+  }
+  // From row `to` on, of rows that are `stride` numbers apart.
+  void fill(const float* from, int64_t stride, int64_t rows, int64_t to = 0) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t p = 0; p < parts; ++p) {
+        const int64_t i = (to + r) * parts + p;
+        scales[i] = quantize(from + r * stride + p * depth, depth, values + i * ld);
+      }
+  }
+  FASTRNN_INLINE Vec<float> times(const Int8Matrix& matrix, int64_t row, int lanes, int64_t r, int64_t p = 0) const {
+    return matrix.product(row, lanes, values + (r * parts + p) * ld, scales[r * parts + p]);
+  }
+};
