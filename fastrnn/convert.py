@@ -4,50 +4,132 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from fastrnn import options
-from fastrnn.kinds import KINDS, record
+from fastrnn.compilable import Compilable
+from fastrnn.derived import derive, made_from, refusal
+from fastrnn.kinds import KINDS, kind, record
 
 Model = TypeVar("Model", bound=nn.Module)
 Classes = dict[type[nn.Module], Any]
 Swap = tuple[str, nn.Module, type[nn.Module], Any]
 
-_OURS: Classes = {kind.theirs: kind.ours for kind in KINDS.values() if kind.theirs}
+_OURS: Classes = {each.theirs: each.ours for each in KINDS.values() if each.theirs}
 _COMPILABLE: Classes = {
-    cls: kind.compilable for kind in KINDS.values() if kind.compilable for cls in (kind.theirs, kind.ours) if cls
+    cls: each.compilable for each in KINDS.values() if each.compilable for cls in (each.theirs, each.ours) if cls
 }
 _THEIRS: Classes = {
-    cls: kind.theirs for kind in KINDS.values() if kind.theirs for cls in (kind.ours, kind.compilable) if cls
+    cls: each.theirs for each in KINDS.values() if each.theirs for cls in (each.ours, each.compilable) if cls
 }
 
 
-def convert(model: Model, compilable: bool = False) -> Model:
+class Report(NamedTuple):
+    """What :func:`convert` did, by the names that modules have in the model.
+
+    ``swapped``: the class before and the class now.  ``left``: why a recurrent module stayed.
+    """
+
+    swapped: dict[str, str]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{name or 'the model'}: {what}" for name, what in self.swapped.items()]
+        lines += [f"{name or 'the model'}: left, {why}" for name, why in self.left.items()]
+        return "\n".join([*lines, f"{len(self.swapped)} swapped, {len(self.left)} left"])
+
+
+@overload
+def convert(model: Model, compilable: bool = False, *, report: Literal[False] = False) -> Model: ...
+
+
+@overload
+def convert(model: Model, compilable: bool = False, *, report: Literal[True]) -> tuple[Model, Report]: ...
+
+
+def convert(model: Model, compilable: bool = False, *, report: bool = False) -> Model | tuple[Model, Report]:
     """Makes every torch.nn RNN, LSTM, GRU and cell in ``model``, itself included, one of fastrnn's; returns ``model``.
 
     In place: each module stays the very object it was and changes its class, so parameters (and the optimizers that
     hold them), buffers, hooks, parametrizations, train or eval state and every other reference to a module, tied ones
     included, stay as they are.  ``copy.deepcopy`` first where the original is still wanted.
 
-    Only modules whose class is exactly torch.nn's are swapped.  A subclass written by others may rely on what
-    torch.nn's forward does inside, and stays.
+    A module whose class derives from torch.nn's becomes one of a class that derives from that and from ours, of the
+    same name, so that its ``super().forward`` runs on our kernels; it pickles.  It stays where its class overrides
+    what torch.nn's forward calls inside, and where it has a metaclass, as Pyro's.
 
     With ``compilable``, RNN, LSTM and GRU, fastrnn's among them, become those of :mod:`fastrnn.compilable`, of which
     ``torch.compile(model, fullgraph=True)`` makes one graph, and ``torch.export`` one of any T and B.  They are no
-    instances of torch.nn's classes.
+    instances of torch.nn's classes, so modules of derived classes stay.
+
+    Args:
+        model: any module.
+        compilable: whether to take the classes for compilers.
+        report: whether to return, behind the model, a :class:`Report` of what was swapped, and what was left and why.
 
     Raises:
         ValueError: with ``compilable``, one of these has an option of :mod:`fastrnn.options` on, which no graph holds;
             then the model is unchanged.
     """
     swaps = list(_exactly(model, _OURS | _COMPILABLE if compilable else _OURS))
+    if not compilable:
+        swaps += [swap for name, module in model.named_modules() if (swap := _derived(name, module))]
     for name, module, _, new in swaps:
         if new in _COMPILABLE.values():
             options.refuse(module, "no graph holds", name, harmless=True)
-    return _swapped(model, swaps)
+    found = Report({name: f"{_name(old)} -> {_name(new)}" for name, _, old, new in swaps}, {})
+    _swapped(model, swaps)
+    if not report:
+        return model
+    found.left.update(left(model, compilable))
+    return model, found
+
+
+def left(model: nn.Module, compilable: bool = False) -> Iterator[tuple[str, str]]:
+    """Name and reason of each recurrent module in a converted model that is not fastrnn's."""
+    for name, module in model.named_modules():
+        own, what = _own_class(module), kind(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            if getattr(module, "original_name", "") in KINDS:
+                yield name, "compiled by TorchScript: convert first"
+        elif what in KINDS and (base := KINDS[what].theirs) and not isinstance(module, (KINDS[what].ours, Compilable)):
+            refused = refusal(own, base) if not compilable else None
+            yield name, refused or f"its class, {_name(own)}, derives from torch.nn's, which compilable ones do not"
+        for attribute, held in vars(module).items():
+            if attribute in ("_modules", "_parameters", "_buffers"):
+                continue
+            for place, each in _listed(held):
+                if isinstance(each, nn.Module) and any(map(kind, each.modules())):
+                    where = f"{name}.{attribute}{place}".lstrip(".")
+                    yield where, "held in a plain list or dict, where PyTorch looks for no modules: take nn.ModuleList"
+
+
+def _listed(held: Any) -> list[tuple[str, Any]]:
+    if isinstance(held, (list, tuple)):
+        return [(f"[{k}]", each) for k, each in enumerate(held)]
+    return [(f"[{key!r}]", each) for key, each in held.items()] if isinstance(held, dict) else []
+
+
+def _name(cls: type) -> str:
+    module = cls.__module__
+    public = "torch.nn" if module.startswith("torch.nn.modules") else module
+    public = "fastrnn" if module in ("fastrnn.modules", "fastrnn.cell_modules") else public
+    return f"{public}.{cls.__qualname__}" + (" on fastrnn's kernels" if made_from(cls) else "")
+
+
+def _derived(name: str, module: nn.Module) -> Swap | None:
+    """The swap of a module whose class derives from torch.nn's, where it can be taken along."""
+    own, what = _own_class(module), kind(module)
+    if what not in KINDS or isinstance(module, torch.jit.ScriptModule) or own in _OURS:
+        return None
+    base, ours = KINDS[what].theirs, KINDS[what].ours
+    if base is None or isinstance(module, (ours, Compilable)) or refusal(own, base):
+        return None
+    return name, module, own, derive(own, ours)
 
 
 def revert(model: Model) -> Model:
@@ -61,6 +143,8 @@ def revert(model: Model) -> Model:
             unchanged.
     """
     swaps = list(_exactly(model, _THEIRS))
+    made = [(name, module, _own_class(module)) for name, module in model.named_modules()]
+    swaps += [(name, module, own, before) for name, module, own in made if (before := made_from(own))]
     for name, module, _, new in swaps:
         options.refuse(module, f"torch.nn's {new.__name__} has not", name)
     return _swapped(model, swaps)
@@ -87,7 +171,7 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
         ValueError, BackendError: see ``QuantizedLSTM.from_float``; then a model that was not copied is unchanged.
     """
     found: dict[nn.Module, Any] = {}
-    classes: Classes = {cls: kind.int8 for kind in record().values() if kind.int8 for cls in kind[:3] if cls}
+    classes: Classes = {cls: each.int8 for each in record().values() if each.int8 for cls in each[:3] if cls}
     for _, module, _, new in _exactly(model, classes):
         if "forward" not in vars(module):  # else somebody has put a forward of his own on the module
             found[module] = new.from_float(module)
@@ -105,14 +189,18 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
     return found.get(model, model)
 
 
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, behind that which torch.nn.utils.parametrize may have given it."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
 def _exactly(model: nn.Module, classes: Classes) -> Iterator[Swap]:
     """Name, module, class and new class of each module in ``model`` whose class is exactly one of these."""
     for name, module in model.named_modules():
-        own = type(module)
-        if own not in classes and parametrize.is_parametrized(module):
-            own = own.__bases__[0]  # torch.nn.utils.parametrize has given the module a class of its own
-        if own in classes:
-            yield name, module, own, classes[own]
+        for own in (type(module), _own_class(module)):
+            if own in classes:
+                yield name, module, own, classes[own]
+                break
 
 
 def _swapped(model: Model, swaps: list[Swap]) -> Model:

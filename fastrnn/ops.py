@@ -17,9 +17,11 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import Function
 
+from fastrnn import profiling
 from fastrnn.backends import Backward, Saved, load, reference
 from fastrnn.checks import is_tokens
 from fastrnn.dynamo import observed
+from fastrnn.flops import tell_counters
 from fastrnn.modes import CELLS
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
@@ -54,6 +56,8 @@ def layer(
     if eager and _needs_grad(x, h0, c0, *weights):
         out = _Layer.apply(mode, backend, True, x, batch_sizes, h0, c0, *weights)
     else:
+        if not torch.compiler.is_compiling():
+            tell_counters()
         out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, cells or torch.is_grad_enabled())
     return out[0], out[1], out[2], out[4]
 
@@ -269,9 +273,12 @@ def gradients(
             found = [None if grad is None else grad.clone() for grad in found]  # batched, it has no detach()
         return Backward(found[0], found[1], found[2], found[3:])
     if eager and undisturbed():
-        return load(backend).backward(
-            mode, x, batch_sizes, h0, c0, weights, saved, *seeds, need_x, need_state, need_weights
-        )
+        run = functools.partial(load(backend).backward, mode, x, batch_sizes, h0, c0, weights, saved, *seeds)
+        if profiling.profiling():
+            own = functools.partial(run, need_x, need_state, need_weights)
+            return profiling.backward(mode, seeds[0], x, weights, own)
+        return run(need_x, need_state, need_weights)
+    tell_counters()
     grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
         x, batch_sizes, h0, c0, weights, *saved, *seeds, mode, backend, need_x, need_state, need_weights
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastrnn import ops
+from fastrnn import ops, profiling
 from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
 from fastrnn.checks import Sizes, is_tokens, misfit
 from fastrnn.choices import TORCH
@@ -113,6 +113,7 @@ cpp.prepare_fast_path(
     *((ask, (expected,)) for ask, expected in UNDISTURBED),
     (torch._C._is_any_autocast_enabled, (False,)),
     (asked, (None, "cpp")),
+    (profiling.profiling, (False,)),
     of_floats=(
         (torch.is_grad_enabled, (False,)),
         (watching_path.get, (None,)),

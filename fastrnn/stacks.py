@@ -7,6 +7,7 @@ Function for all, whose outputs are every layer's y, so that higher derivatives 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastrnn import ops
+from fastrnn import ops, profiling
 from fastrnn.backends import Saved, cpp
 
 
@@ -82,10 +83,11 @@ class _Stack(Function):
         need_weights = [any(needed[5 + i * each : 5 + (i + 1) * each]) for i in range(count)]
         plain = all(seed is None for seed in seeds_below) and not any(ops.is_batched(grad) for grad in grads)
         if plain and ops.undisturbed():
-            found = cpp.backward_stack(
-                ctx.mode, x, batch_sizes, h0, c0, weights, below, saved, grad_y, grad_hn, grad_cn, grad_cells, need_x,
-                need_state, need_weights,
+            run = functools.partial(
+                cpp.backward_stack, ctx.mode, x, batch_sizes, h0, c0, weights, below, saved, grad_y, grad_hn, grad_cn,
+                grad_cells, need_x, need_state, need_weights,
             )  # fmt: skip
+            found = profiling.backward(ctx.mode, grad_y, x, weights, run) if profiling.profiling() else run()
             return None, found.x, None, found.h0, found.c0, *(found.weights or ())
         grad: Any = grad_y
         of_weights, of_h0, of_c0 = [], [], []

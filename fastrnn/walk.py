@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import by_torch, ops, stacks
+from fastrnn import by_torch, ops, profiling, stacks
 from fastrnn.backends import choose, cpp
 from fastrnn.checks import Sizes
 from fastrnn.modes import CELLS
@@ -58,11 +58,28 @@ def walk(
 
     Dropout draws from the global generator in the order and the shapes of torch.nn, so that one seed gives one mask.
     """
+    if not torch.compiler.is_compiling() and profiling.profiling():
+        layers = functools.partial(_walk, path, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+        return profiling.forward(mode, x, h0, weights, layers)
+    return _walk(path, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+
+
+def _walk(
+    path: Path,
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    sizes: Sizes,
+    dropout: float,
+) -> Sequence[Tensor]:
     if path is by_torch_path:
         return _torch_network(mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if is_by_torch(path):
         with torch._C._DisableAutocast():
-            return walk(by_torch_path, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
+            return _walk(by_torch_path, mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     if sizes.num_layers == 1:
         return path(mode, x, batch_sizes, h0, c0, weights)
     if not dropout and (whole := _at_once(path, x, h0, weights, sizes)):

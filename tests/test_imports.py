@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"kernels", "_core", "dynamo", "scripting", "cell"},
     {"cells", "compiler"},
-    {"modes", "storage"},
-    {"checks"},
+    {"modes", "profiling", "storage"},
+    {"checks", "flops"},
     {"backends", "sequences"},
     {"ops", "fused"},
     {"choices", "stacks", "network"},
@@ -33,8 +33,9 @@ FLOORS = [
     {"quantized"},
     {"quantized_network"},
     {"kinds"},
-    {"convert", "init", "interop"},
-    {"diagnostics", "tuning"},
+    {"derived", "init", "interop"},
+    {"convert"},
+    {"building", "diagnostics", "tuning"},
     {"__init__"},
     {"__main__"},
 ]
