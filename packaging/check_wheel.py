@@ -1,4 +1,4 @@
-"""What a built wheel may hold: ``python packaging/check_wheel.py dist/*.whl --commands FILE``, its compile_commands.json.
+"""What a built wheel may hold: ``python packaging/check_wheel.py WHEEL --commands compile_commands.json``.
 
 Its files are those of the working tree, one compiled core, and the licence; nothing else, so no library that torch
 brings (:file:`Makefile` says why libgomp stays out).  Its compilers were told of instruction sets by CMakeLists.txt
