@@ -108,8 +108,11 @@ def _named(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute, None)
 
 
-COMMANDS = {"explain": account, "check": check}
+def main(argv: list[str]) -> str:
+    """What the command of these arguments prints."""
+    commands = {"explain": account, "check": check}
+    return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else report()
+
 
 if __name__ == "__main__":
-    command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
-    print(command(sys.argv[2:]) if command else report())
+    print(main(sys.argv[1:]))
