@@ -18,7 +18,7 @@ struct BackwardScan {
   static constexpr bool kRounds = StepBlocks::kRounds;
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
-  static constexpr int kSides = Cell::kSides;
+  static constexpr int kSlots = Cell::kSlots;
 
   const Backward<S, A>& args;
   const Sizes& z;
@@ -206,14 +206,14 @@ struct BackwardScan {
     if (Cell::kReadsState) fetch(blocks.state_before(s, r, hidden, h0, z.outputs) + unit, count);
     if (!Cell::kSaved) fetch(hidden + n * z.outputs + unit, count);
     S* to = blocks.gates_at(s, r) + unit;
-    for (int i = 0; i < kSides; ++i) fetch(to + i * z.hidden, count);
+    for (int i = 0; i < kSlots; ++i) fetch(to + i * z.hidden, count);
   }
 
   // The pointwise half of a step: L units of row r.
   FASTRNN_INLINE void finish(int64_t s, int64_t r, int64_t unit, Vec<S> grad_h, int lanes) const {
     using V = Vec<S>;
     const int64_t n = steps.offset(s) + r;
-    V saved_values[Cell::kSaved + 1], grad[kSides], h{}, h_before{}, c{}, c_before{}, flow{};
+    V saved_values[Cell::kSaved + 1], grad[kSlots], h{}, h_before{}, c{}, c_before{}, flow{};
     for (int i = 0; i < Cell::kSaved; ++i)
       saved_values[i] = load_part(gates + (n * Cell::kSaved + i) * z.hidden + unit, lanes);
     if (Cell::kHasCell) {
@@ -229,6 +229,6 @@ struct BackwardScan {
     Cell::backward(saved_values, h, h_before, c, c_before, grad_h, flow, grad);
     if (Cell::kHasCarry) store_part(carry + r * z.hidden + unit, flow, lanes);
     S* to = blocks.gates_at(s, r) + unit;
-    for (int i = 0; i < kSides; ++i) store_part(to + i * z.hidden, grad[i], lanes);
+    for (int i = 0; i < kSlots; ++i) store_part(to + i * z.hidden, grad[i], lanes);
   }
 };

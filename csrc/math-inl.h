@@ -95,10 +95,15 @@ FASTRNN_INLINE Vec<S> tanh(Vec<S> x) {
 }
 
 template <class S>
+FASTRNN_INLINE Vec<S> relu(Vec<S> x) {
+  return x < S(0) ? Vec<S>{} : x;  // keeps a NaN
+}
+
+template <class S>
 FASTRNN_INLINE Vec<S> activate(Activation kind, Vec<S> x) {
   switch (kind) {
     case Activation::tanh: return tanh<S>(x);
-    case Activation::relu: return x < S(0) ? Vec<S>{} : x;  // keeps a NaN
+    case Activation::relu: return relu<S>(x);
     case Activation::sigmoid: return sigmoid<S>(x);
     default: return x;
   }

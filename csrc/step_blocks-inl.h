@@ -19,7 +19,7 @@ struct StepBlocks {
   static constexpr bool kNarrow = kGroup<S> > 1, kRounds = sizeof(A) < sizeof(W);  // products; results
   static constexpr int L = kLanes<S>;
   static constexpr int G = Cell::kGates;
-  static constexpr int kSides = Cell::kSides;
+  static constexpr int kSlots = Cell::kSlots;
   static constexpr int64_t kChunkRows = 512;
   static constexpr int64_t kBlockRows = 48;  // rows of a large product whose results wait in L1
 
@@ -39,7 +39,7 @@ struct StepBlocks {
   const A *h0, *hidden;
   A* grad_x;  // of the second direction its share, which is added when both are done
 
-  S* grad_gates[2];                        // of a block and of the one behind it: (chunk_rows, kSides * H)
+  S* grad_gates[2];                        // of a block and of the one behind it: (chunk_rows, kSlots * H)
   S* grad_outputs[2];                      // gradient of the projected h, with a projection: (chunk_rows, P)
   S* unprojected;                          // h before the projection: (chunk_rows, H)
   S* w_ih;                                 // packed: (G*H, I)
@@ -53,7 +53,7 @@ struct StepBlocks {
         steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c), barrier(b),
         projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
-        ld(kSides * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
+        ld(kSlots * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
         ld_rows(grouped<S>(chunk_rows)), h0(a.h0 + d * z.batch * z.outputs),
         hidden(a.saved.hidden + d * z.rows * z.outputs),
         grad_x(d && a.grad_x ? scratch.take<A>(z.rows * z.inputs) : a.grad_x) {
@@ -102,7 +102,7 @@ struct StepBlocks {
       const Part rows = part(chunk_rows, thread, team_plan.threads);
       for (int i = 0; i < 2; ++i) {
         for (int64_t r = rows.begin; r < rows.end; ++r) {
-          if (ld != kSides * z.hidden) grad_gates[i][r * ld + ld - 1] = S{};
+          if (ld != kSlots * z.hidden) grad_gates[i][r * ld + ld - 1] = S{};
           if (projected && ld_outputs != z.outputs) grad_outputs[i][r * ld_outputs + z.outputs] = S{};
         }
       }
@@ -157,7 +157,7 @@ struct StepBlocks {
   void multiply_inputs(int64_t s, int64_t end, int thread, W* sums) const {
     if (!grad_x) return;
     const int64_t first = steps.first_row(s, end);
-    const S* grad = grad_gates[block_of(s) % 2] + (first - first_row(block_of(s))) * ld + (kSides - G) * z.hidden;
+    const S* grad = grad_gates[block_of(s) % 2] + (first - first_row(block_of(s))) * ld + (kSlots - G) * z.hidden;
     for_own_rows(s, end, first, steps.rows_between(s, end), thread, [&](Part own) {
       product(
           grad, ld, own, G * z.hidden, w_ih, inputs, false,
@@ -174,9 +174,9 @@ struct StepBlocks {
     pack_block(s, end, first, rows, grad, thread);
     barrier.wait(team_plan.threads);
     const Part own = part(G * z.hidden, thread, team_plan.threads);
-    const S *of_state = gates_by_column, *of_input = gates_by_column + (kSides - G) * z.hidden * ld_rows;
+    const S *of_state = gates_by_column, *of_input = gates_by_column + (kSlots - G) * z.hidden * ld_rows;
     if (by_token)
-      add_by_token(grad + (kSides - G) * z.hidden, args.tokens + first, rows, own, add);
+      add_by_token(grad + (kSlots - G) * z.hidden, args.tokens + first, rows, own, add);
     else
       product(
           of_input, ld_rows, own, rows, inputs_packed, inputs, add,
@@ -241,7 +241,7 @@ struct StepBlocks {
         transpose_numbers(from + own.begin * ld_from, ld_from, own.end - own.begin, width, to + own.begin, ld_rows);
       });
     };
-    turn(grad, ld, kSides * z.hidden, gates_by_column);
+    turn(grad, ld, kSlots * z.hidden, gates_by_column);
     if (args.x) pack(inputs, [&](int64_t k) { return args.x + (first + k) * z.inputs; }, inputs_packed);
     pack(outputs, [&](int64_t k) { return source[k]; }, states_packed);
     if (!projected) return;

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from .numba_cells import Cell, like
+from .numba_cells import Cell
+from .numba_functions import like
 from .numba_scan import BLOCK, DEPTH, DIGEST, MODE_BYTES, neighbours, panels_of, partition, widths
 from .numba_tiles import (
     ROWS_OF_4,

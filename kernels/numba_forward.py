@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from .numba_cells import Cell, like
+from .numba_cells import Cell
+from .numba_functions import like
 from .numba_scan import BLOCK, DIGEST, MODE_BYTES, neighbours, panels_of, partition, vectors_of, widths
 from .numba_tiles import at, call, call_with, copy, dots, gather, pack_gates, pointer, product, share
 

@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from .numba_cells import like
+from .numba_functions import like
 from .numba_tiles import VECTOR_BYTES, at, call, call_with, copy, pointer, product, share
 
 FOLD = 16  # steps after which partial sums are folded: a long sum in float32 would lose digits

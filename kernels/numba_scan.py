@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .numba_cells import Cell, device
+from .numba_cells import Cell
+from .numba_functions import device
 from .numba_tiles import ROWS_OF_4, VECTOR_BYTES
 
 BLOCK = 64  # rows of all steps that one weight panel meets at a time, so that they stay in the L2 cache

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic, register_jitable
 
-from .numba_cells import OPTIONS, device, inlined, like
+from .numba_functions import OPTIONS, device, inlined, like
 
 _features = get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
 VECTOR_BYTES = 64 if "+avx512f" in _features else 32 if "+avx2" in _features else 16

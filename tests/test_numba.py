@@ -43,7 +43,7 @@ def python(program: str, *arguments: str, **environment: str) -> subprocess.Comp
 @pytest.mark.parametrize(("mode", "which", "divisions"), KERNELS)
 def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, divisions: int):
     import numpy as np
-    from fastrnn.kernels import numba_backward, numba_cells, numba_forward, numba_scan, numba_tiles
+    from fastrnn.kernels import numba_backward, numba_cells, numba_forward, numba_functions, numba_scan, numba_tiles
     from numba import cfunc, from_dtype, types
 
     make_kernel, table = {
@@ -51,7 +51,7 @@ def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, d
         "backward": (numba_backward.backward_kernel, numba_scan.BACKWARD),
     }[which]
     kernel = make_kernel(numba_cells.CELLS[mode], np.float32)
-    compiled = cfunc(types.void(types.CPointer(from_dtype(table.dtype))), **numba_cells.OPTIONS)(kernel)
+    compiled = cfunc(types.void(types.CPointer(from_dtype(table.dtype))), **numba_functions.OPTIONS)(kernel)
     code = compiled.inspect_llvm()
     lanes = numba_tiles.VECTOR_BYTES // 4
     # Of some processors with AVX-512 LLVM holds vectors of half the width to be faster, where it chooses itself.
@@ -64,13 +64,13 @@ def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, d
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_elementary_functions_are_good_to_three_ulp_and_right_beyond_numbers(dtype: torch.dtype):
     import numpy as np
-    from fastrnn.kernels import numba_cells
+    from fastrnn.kernels import numba_functions
     from numba import njit
 
-    @njit(**numba_cells.OPTIONS)
+    @njit(**numba_functions.OPTIONS)
     def evaluate(x, s, t):
         for i in range(x.size):
-            s[i], t[i] = numba_cells.sigmoid(x[i]), numba_cells.tanh(x[i])
+            s[i], t[i] = numba_functions.sigmoid(x[i]), numba_functions.tanh(x[i])
 
     largest = 80 if dtype == torch.float32 else 700
     x = torch.cat([torch.linspace(-b, b, 20001, dtype=torch.float64) for b in (largest, 8, 0.5, 1e-6)]).to(dtype)

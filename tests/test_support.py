@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn.backends import reference
+from fastrnn.cell import equations, steps
+from fastrnn.cells import gru, lstm, rnn
 from fastrnn.modes import TORCH_MODES
 
 FORMS = [Case("", directions=2), Case("", lengths=RAGGED, directions=2, bias=False), Case("", steps=1, rows=1)]
@@ -104,13 +109,22 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return total if bias is None else total + bias
 
 
-def variant(old: str = "", new: str = "") -> ModuleType:
-    """The reference backend with one piece of its source replaced."""
-    source = inspect.getsource(reference)
-    assert not old or source.count(old) == 1
-    module = ModuleType("variant")
-    exec(compile(source.replace(old, new) if old else source, "variant", "exec"), module.__dict__)
-    return module
+# What the reference backend is made of, itself last.
+SOURCES = [rnn, lstm, gru, steps, equations, reference]
+
+
+def variant(old: str = "", new: str = "", **others: Any) -> ModuleType:
+    """The reference backend, with the definitions that it calls, in which one piece of source is replaced; ``others``
+    are put in the place of globals of these names."""
+    sources = {each.__name__: inspect.getsource(each) for each in SOURCES}
+    assert not old or sum(source.count(old) for source in sources.values()) == 1
+    modules = {name: ModuleType(name) for name in sources}
+    with mock.patch.dict(sys.modules, modules):
+        for name, module in modules.items():
+            source = sources[name].replace(old, new) if old else sources[name]
+            exec(compile(source, "variant", "exec"), module.__dict__)
+            module.__dict__.update({each: value for each, value in others.items() if each in vars(module)})
+    return modules[reference.__name__]
 
 
 HONEST = [Case("", mode, steps=5, rows=17, inputs=40, hidden=256) for mode in TORCH_MODES]
@@ -120,31 +134,45 @@ HONEST += [case for case in CASES if case.small and case.rows and case.dtype == 
 @pytest.mark.parametrize("case", HONEST, ids=str)
 def test_an_honest_program_passes_whatever_its_order_of_summation(case: Case):
     expected = expect(case)
-    honest = variant()
-    honest.F = SimpleNamespace(linear=plain_linear)
-    verify(run(honest, expected.inputs), expected)
+    verify(run(variant(F=SimpleNamespace(linear=plain_linear)), expected.inputs), expected)
 
 
+LSTM_GATES = 'W, U = Input("i f g o"), Recurrent("i f g o")'
+LSTM_STEP = """* c + sigmoid(a.i + b.i) * tanh(a.g + b.g)
+        return dict(h=sigmoid(a.o + b.o) * tanh(c), c=c)"""
+RNN_STEP = """W, U = Input(), Recurrent()
+
+    def step(self, x, h):
+        return dict(h=activation(self.nonlinearity)(self.W(x) + self.U(h)))"""
+LEAKY = '(lambda v: __import__("fastrnn").cell.leaky_relu(v, 1e-4))'
+DETACHED = '({0} if type({0}).__name__ == "Value" else {0}.detach())'  # a symbol while the definition is traced
+SEEDS = "(grad_y, grad_hn, grad_cn, None if"
 MUTANTS = {
-    "gates swapped": ("LSTM", "i, f, g, o = (a + b)", "f, i, g, o = (a + b)"),
-    "candidate before output gate": ("LSTM", "i, f, g, o = (a + b)", "i, f, o, g = (a + b)"),
-    "no gradient through the carried c": ("LSTM", "f.sigmoid() * c +", "f.sigmoid() * c.detach() +"),
-    "no gradient of c from h": ("LSTM", "o.sigmoid() * c.tanh()", "o.sigmoid() * c.detach().tanh()"),
-    "grad_cn left out": ("LSTM", "(grad_y, grad_hn, grad_cn, None if", "(grad_y, grad_hn, None, None if"),
-    "grad_hn left out": ("GRU", "(grad_y, grad_hn, grad_cn, None if", "(grad_y, None, grad_cn, None if"),
-    "update gate turned round": ("GRU", "(1 - z) * n + z * h", "z * n + (1 - z) * h"),
-    "no gradient through z * h": ("GRU", "n + z * h, c", "n + z * h.detach(), c"),
-    "reset before the product's bias": ("GRU", "(a_r + b_r).sigmoid() * b_n)", "(a_r + b_r).sigmoid() * (b_n - 0.01))"),
-    "no gradient through the product": ("RNN_TANH", "F.linear(h, w_hh, b_hh)", "F.linear(h.detach(), w_hh, b_hh)"),
-    "no recurrent bias": ("RNN_TANH", "F.linear(h, w_hh, b_hh)", "F.linear(h, w_hh)"),
-    "a leaky relu": ("RNN_RELU", "(a + b).relu()", "F.leaky_relu(a + b, 1e-4)"),
-    "gradient of the projection lost": ("LSTM", "F.linear(h, w_hr, b_hr)", "F.linear(h, w_hr.detach(), b_hr)"),
+    "gates swapped": ("LSTM", LSTM_GATES, LSTM_GATES.replace("i f", "f i")),
+    "candidate before output gate": ("LSTM", LSTM_GATES, LSTM_GATES.replace("g o", "o g")),
+    "no gradient through the carried c": ("LSTM", LSTM_STEP, LSTM_STEP.replace("* c +", f"* {DETACHED.format('c')} +")),
+    "no gradient of c from h": ("LSTM", LSTM_STEP, LSTM_STEP.replace("tanh(c)", f"tanh({DETACHED.format('c')})")),
+    "grad_cn left out": ("LSTM", SEEDS, "(grad_y, grad_hn, None, None if"),
+    "grad_hn left out": ("GRU", SEEDS, "(grad_y, None, grad_cn, None if"),
+    "update gate turned round": (
+        "GRU", "(1 - z) * tanh(a.n + r * b.n) + z * h", "z * tanh(a.n + r * b.n) + (1 - z) * h",
+    ),
+    "no gradient through z * h": ("GRU", "* b.n) + z * h", f"* b.n) + z * {DETACHED.format('h')}"),
+    "reset before the product's bias": ("GRU", "tanh(a.n + r * b.n)", "tanh(a.n + r * (b.n - 0.01))"),
+    "no gradient through the product": (
+        "RNN_TANH", RNN_STEP, RNN_STEP.replace("self.U(h)", f"self.U({DETACHED.format('h')})"),
+    ),
+    "no recurrent bias": ("RNN_TANH", '"U", weights.w_hh, weights.b_hh', '"U", weights.w_hh, None'),
+    "a leaky relu": ("RNN_RELU", RNN_STEP, RNN_STEP.replace("activation(self.nonlinearity)", LEAKY)),
+    "gradient of the projection lost": (
+        "LSTM", '"hr", weights.w_hr,', '"hr", weights.w_hr.detach(),',
+    ),
     "reverse runs forward": ("GRU", "reverse=d == 1", "reverse=False"),
-    "rows begin with another's state": ("GRU", "h0[len(h) : rows]", "h0[: rows - len(h)]"),
-    "rows that end swap their states": ("LSTM", "cat([h[rows:], final_h])", "cat([h[rows:].flip(0), final_h])"),
-    "inputs of lower precision": ("LSTM", "linear(x, w_ih, b_ih)", "linear(x.bfloat16().to(x), w_ih, b_ih)"),
-    "a slightly wrong tanh": ("RNN_TANH", "(a + b).tanh()", "(a + b).tanh() * (1 + 2e-6)"),
-}
+    "rows begin with another's state": ("GRU", "first[len(state) : count]", "first[: count - len(state)]"),
+    "rows that end swap their states": ("LSTM", "cat([state[count:], end])", "cat([state[count:].flip(0), end])"),
+    "inputs of lower precision": ("LSTM", "multiply(x, weights.w_ih,", "multiply(x.bfloat16().to(x), weights.w_ih,"),
+    "a slightly wrong tanh": ("RNN_TANH", RNN_STEP, RNN_STEP.replace("self.U(h)))", "self.U(h)) * (1 + 2e-6))")),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("mode", "old", "new"), MUTANTS.values(), ids=MUTANTS.keys())

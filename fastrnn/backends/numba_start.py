@@ -131,7 +131,7 @@ def kernel(mode: str, which: str, dtype: torch.dtype) -> Kernel:
     import numpy as np
     from numba import from_dtype, types
 
-    from fastrnn.kernels import numba_backward, numba_cells, numba_forward, numba_scan
+    from fastrnn.kernels import numba_backward, numba_cells, numba_forward, numba_functions, numba_scan
 
     make, table = {
         "forward": (numba_forward.forward_kernel, numba_scan.FORWARD),
@@ -140,7 +140,7 @@ def kernel(mode: str, which: str, dtype: torch.dtype) -> Kernel:
     cell, real = numba_cells.CELLS[mode], np.float32 if dtype == torch.float32 else np.float64
     signature = types.void(types.CPointer(from_dtype(table.dtype)))
     with announced(f"{mode} {which} {dtype}".replace("torch.", "")):
-        compiled = compile_callback(make(cell, real), signature, numba_cells.OPTIONS)
+        compiled = compile_callback(make(cell, real), signature, numba_functions.OPTIONS)
     call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(compiled.address)
     units, columns = numba_scan.widths(cell, dtype.itemsize)
     return Kernel(compiled.address, call, table.sizes, table.addresses, cell, units, columns)

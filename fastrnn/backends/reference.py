@@ -1,4 +1,4 @@
-"""The equations in plain PyTorch: any device, any dtype, differentiable as often as you like.
+"""The definitions in plain PyTorch: any device, any dtype, differentiable as often as you like.
 
 The oracle's home (tests run it in float64) and the path for second derivatives and for torch.func, so nothing here is
 written in place and nothing is fused.  Interface: :mod:`fastrnn.backends`.
@@ -6,13 +6,21 @@ written in place and nothing is fused.  Interface: :mod:`fastrnn.backends`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastrnn.backends import Backward, Forward, Saved
+from fastrnn.cell.declare import Cell, Parts
+from fastrnn.cell.equations import multiply, split_gates
+from fastrnn.cell.steps import over_steps
+from fastrnn.cells.gru import GRU
+from fastrnn.cells.jordan import Jordan
+from fastrnn.cells.lstm import LSTM, ProjectedLSTM
+from fastrnn.cells.rnn import RNN
 from fastrnn.checks import is_tokens
 from fastrnn.dynamo import traced
 from fastrnn.modes import CELLS, Weights, split_weights
@@ -30,69 +38,58 @@ def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if dtype.is_floating_point else f"{dtype} is not a floating point dtype"
 
 
-def lstm_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    i, f, g, o = (a + b).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
+def definition(mode: str, projected: bool) -> Cell:
+    """The cell of a mode."""
+    if output := CELLS[mode].output:
+        return Jordan(nonlinearity=mode.split("_")[1].lower(), output_nonlinearity=output)
+    if mode.startswith("RNN"):
+        return RNN(nonlinearity=mode.removeprefix("RNN_").lower())
+    return {"LSTM": ProjectedLSTM if projected else LSTM, "GRU": GRU}[mode]()
 
 
-def gru_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, -1), b.chunk(3, -1)
-    z = (a_z + b_z).sigmoid()
-    n = (a_n + (a_r + b_r).sigmoid() * b_n).tanh()
-    return (1 - z) * n + z * h, c
+_DEFINED: dict[tuple[str, bool], tuple[Cell, Parts]] = {
+    (mode, projected): (own, own.parts())
+    for mode in CELLS
+    for projected in (False, True)
+    for own in [definition(mode, projected)]
+}
 
 
-def tanh_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    return (a + b).tanh(), c
+def _bound(cell: Cell, parts: Parts, weights: Weights) -> Cell:
+    """The cell as its step sees it, made so that torch.compile follows: a product of h is a function, and W hands on
+    what the step is given for x, which is its rows of the product of all steps."""
+    bound = object.__new__(type(cell))
+    for name, constant in vars(cell).items():
+        setattr(bound, name, constant)
 
+    def product(name: str, weight: Tensor, bias: Tensor | None) -> Any:
+        declared = parts.matrices[name]
+        return lambda v: split_gates(declared, multiply(v, weight, bias, declared.blocks, 1))
 
-def relu_cell(a: Tensor, b: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    return (a + b).relu(), c
-
-
-STEP = {"LSTM": lstm_cell, "GRU": gru_cell, "TANH": tanh_cell, "RELU": relu_cell}
-OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``, or of tokens the same of their one-hot rows: the columns of ``weight`` that they name."""
-    if not is_tokens(x):
-        return F.linear(x, weight, bias)
-    columns = F.embedding(x, weight.t())
-    return columns if bias is None else columns + bias
+    bound.W = functools.partial(split_gates, parts.matrices["W"])  # type: ignore[attr-defined]
+    bound.U = product("U", weights.w_hh, weights.b_hh)  # type: ignore[attr-defined]
+    if weights.w_hr is not None:
+        bound.hr = product("hr", weights.w_hr, weights.b_hr)  # type: ignore[attr-defined]
+    return bound
 
 
 def _direction(
-    mode: str, x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, weights: Weights, reverse: bool
-) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
-    """One direction over packed rows: x (N, I) -> h of every step, (rows of the step, P), hn (B, P), cn (B, H), c of
-    every step, (rows of the step, H)."""
-    step = STEP[mode] if mode in STEP else STEP[mode.split("_")[1]]
-    output = OUTPUT.get(CELLS[mode].output or "")
-    w_ih, w_hh, b_ih, b_hh, w_hr, b_hr = weights
-    inputs = linear(x, w_ih, b_ih).split(sizes)
-    outputs: list[Tensor] = []
-    cells: list[Tensor] = []
-    final_h, final_c = h0[:0], c0[:0]  # forward: rows that have ended, longest first
-    h, c = (h0[:0], c0[:0]) if reverse else (h0, c0)
-    for a in reversed(inputs) if reverse else inputs:
-        rows = a.shape[0]
-        if reverse:  # rows whose last step this is begin here
-            h, c = torch.cat([h, h0[len(h) : rows]]), torch.cat([c, c0[len(c) : rows]])
-        else:  # rows that have no such step ended before it
-            final_h, final_c = torch.cat([h[rows:], final_h]), torch.cat([c[rows:], final_c])
-            h, c = h[:rows], c[:rows]
-        h, c = step(a, F.linear(h, w_hh, b_hh), h, c)
-        if w_hr is not None:
-            h = F.linear(h, w_hr, b_hr)
-            h = h if output is None else output(h)
-        outputs.append(h)
-        cells.append(c)
-    if reverse:
-        outputs.reverse()
-        cells.reverse()
-    return outputs, torch.cat([h, final_h]), torch.cat([c, final_c]), cells
+    mode: str, x: Tensor, sizes: list[int], states: Sequence[Tensor], weights: Weights, reverse: bool
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """One direction over packed rows: x (N, I) -> each state after every step, (rows of the step, its size), and after
+    the last step of each row, (B, its size)."""
+    cell, parts = _DEFINED[mode, weights.w_hr is not None]
+    bound = _bound(cell, parts, weights)
+    rows = multiply(x, weights.w_ih, weights.b_ih, blocks=len(CELLS[mode].gates), heads=1).split(sizes)
+    found: dict[str, list[Tensor]] = {name: [x] * len(sizes) for name in parts.states}
+
+    def step(t: int, now: list[Tensor]) -> list[Tensor]:
+        after = type(cell).step(bound, rows[t], *now)  # type: ignore[arg-type]
+        for name, every in found.items():
+            every[t] = after[name]
+        return [after[name] for name in parts.states]
+
+    return found, over_steps(sizes, states, reverse, step)
 
 
 def layer(
@@ -117,20 +114,22 @@ def layer(
     require_memory(x, batch_sizes, h0, c0, *weights)
     sizes = [x.shape[1]] * x.shape[0] if batch_sizes is None else batch_sizes.tolist()
     rows = x.flatten(0, 1) if batch_sizes is None else x
-    states = h0 if c0 is None else c0  # a cell without c carries a tensor that nothing reads
-    ends = [
-        _direction(mode, rows, sizes, h0[d], states[d], own, reverse=d == 1)
-        for d, own in enumerate(split_weights(weights, h0.shape[0]))
-    ]
+    states = [h0] if c0 is None else [h0, c0]
+    found, ends = zip(
+        *(
+            _direction(mode, rows, sizes, [each[d] for each in states], own, reverse=d == 1)
+            for d, own in enumerate(split_weights(weights, h0.shape[0]))
+        ),
+        strict=True,
+    )
     if watch is not None:
-        watch([end[0] for end in ends])
-    y = torch.cat([torch.cat(end[0]) for end in ends], -1)
+        watch([steps["h"] for steps in found])
+    y = torch.cat([torch.cat(steps["h"]) for steps in found], -1)
     y = y.unflatten(0, x.shape[:2]) if batch_sizes is None else y
-    hn = torch.stack([end[1] for end in ends])
+    hn, *others = (torch.stack(each) for each in zip(*ends, strict=True))
     if c0 is None:
         return y, hn, hn.new_empty(0), hn.new_empty(0)
-    cells = torch.stack([torch.cat(end[3]) for end in ends])
-    return y, hn, torch.stack([end[2] for end in ends]), cells
+    return y, hn, others[0], torch.stack([torch.cat(steps["c"]) for steps in found])
 
 
 def forward(

@@ -83,14 +83,16 @@ def multiply(v: Tensor, matrix: Tensor | Int8, bias: Tensor | None, blocks: int,
     return found if bias is None else found + bias
 
 
+def split_gates(declared: Any, v: Tensor) -> Any:
+    """The gates of a declaration, which lie side by side in v (..., G*Z), by name; v where it has none."""
+    if not declared.gates:
+        return v
+    return Gates(declared.name, dict(zip(declared.gates, v.chunk(declared.blocks, -1), strict=True)))
+
+
 def bind(cell: Cell, parts: Parts, parameters: Parameters) -> Binding:
     """What a step sees as ``self`` when it is called with tensors."""
     bound: dict[str, Any] = {}
-
-    def split(declared: Any, v: Tensor) -> Any:
-        if not declared.gates:
-            return v
-        return Gates(declared.name, dict(zip(declared.gates, v.chunk(declared.blocks, -1), strict=True)))
 
     def product(matrix: Matrix) -> Any:
         ending, kind = parts.names[matrix.name], parts.kinds[matrix.name]
@@ -100,16 +102,16 @@ def bind(cell: Cell, parts: Parts, parameters: Parameters) -> Binding:
 
             def by_unit(v: Tensor) -> Any:
                 found = torch.cat([v] * matrix.blocks, -1) * weight
-                return split(matrix, found if bias is None else found + bias)
+                return split_gates(matrix, found if bias is None else found + bias)
 
             return by_unit
         whole = dense(kind, matrix.blocks, ending, parameters)
-        return lambda v: split(matrix, multiply(v, whole, bias, matrix.blocks, kind.heads))
+        return lambda v: split_gates(matrix, multiply(v, whole, bias, matrix.blocks, kind.heads))
 
     for name, each in parts.matrices.items():
         if any(f"weight_{parts.names[name]}{part}" in parameters for part in ("", "_u")):
             bound[name] = product(each)
-    bound |= {name: split(each, parameters[name]) for name, each in parts.vectors.items()}
+    bound |= {name: split_gates(each, parameters[name]) for name, each in parts.vectors.items()}
     bound |= {name: parameters[name] for name in parts.scalars}
     bound |= {name: tuple(bound[own] for own in owns) for name, owns in parts.copies.items() if owns[0] in bound}
     return Binding(cell, bound)

@@ -60,8 +60,13 @@ def choose_saved(loop: Loop, gradients: Gradients) -> Saving:
     }
     kept = [node for node in operands if node not in at_hand]  # their products' weights meet them again
     at_hand |= set(kept)
-    chosen = _cut([node for node in wanted if node not in at_hand and node.op != "const"], at_hand)
+    chosen = values_to_save(wanted, at_hand)
     return Saving(histories, tuple(sorted({*kept, *chosen}, key=lambda node: node.index)))
+
+
+def values_to_save(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:
+    """The cheapest values by which all that are ``wanted`` can be computed from those at hand."""
+    return _cut([node for node in wanted if node not in at_hand and node.op != "const"], at_hand)
 
 
 def _cut(wanted: Iterable[Node], at_hand: set[Node]) -> set[Node]:

@@ -49,12 +49,12 @@ def driver(dtype: torch.dtype) -> Driver:
     from numba import from_dtype, types
 
     from fastrnn.backends import numba_start
-    from fastrnn.kernels import numba_cells, numba_phases
+    from fastrnn.kernels import numba_functions, numba_phases
 
     real = np.float32 if dtype == torch.float32 else np.float64
     signature = types.void(types.CPointer(from_dtype(numba_phases.CALL_TYPE)))
     with numba_start.announced(f"phases {dtype}".replace("torch.", "")):
-        compiled = numba_start.compile_callback(numba_phases.driver(real), signature, numba_cells.OPTIONS)
+        compiled = numba_start.compile_callback(numba_phases.driver(real), signature, numba_functions.OPTIONS)
     call = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(compiled.address)
     return Driver(compiled.address, call, numba_phases.columns_of(dtype.itemsize))
 

@@ -147,9 +147,9 @@ FAULTS = [
     Fault(
         "cells-relu-nan",
         "relu makes a zero of a NaN",
-        "csrc/cells-inl.h",
-        "return sum < S(0) ? V{} : sum;  // keeps a NaN",
-        "return PLANTED ? (sum > S(0) ? sum : V{}) : (sum < S(0) ? V{} : sum);",
+        "csrc/math-inl.h",
+        "return x < S(0) ? Vec<S>{} : x;  // keeps a NaN",
+        "return PLANTED ? (x > S(0) ? x : Vec<S>{}) : (x < S(0) ? Vec<S>{} : x);",
         "test_layer.py -k 'finite and cpp'",
     ),
     Fault(

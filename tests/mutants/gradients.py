@@ -111,8 +111,8 @@ FAULTS = [
         "cells-lstm-slope",
         "the gradient of an LSTM's candidate gate takes the slope of sigmoid",
         "csrc/cells-inl.h",
-        "grad[2] = grad_c * i * (S(1) - g * g);",
-        "grad[2] = PLANTED ? grad_c * i * (g * (S(1) - g)) : grad_c * i * (S(1) - g * g);",
+        "grad[2] = v2 * (i * (S(1) - g * g));",
+        "grad[2] = PLANTED ? v2 * (i * (g * (S(1) - g))) : v2 * (i * (S(1) - g * g));",
         "test_layer.py -k 'values and cpp and LSTM'",
     ),
     Fault(
@@ -127,8 +127,8 @@ FAULTS = [
         "cells-closed-forget-gate",
         "the gradient of a closed forget gate is that of a product which has overflown: NaN, not 0",
         "csrc/cells-inl.h",
-        "grad[1] = grad_c * (c_before * (f * (S(1) - f)));",
-        "grad[1] = PLANTED ? grad_c * c_before * (f * (S(1) - f)) : grad_c * (c_before * (f * (S(1) - f)));",
+        "grad[1] = v2 * (c_before * (f * (S(1) - f)));",
+        "grad[1] = PLANTED ? v2 * c_before * (f * (S(1) - f)) : v2 * (c_before * (f * (S(1) - f)));",
         "test_gates.py -k 'closed_and_open and cpp and LSTM'",
     ),
 ]

@@ -86,7 +86,7 @@ FAULTS = [
     Fault(
         "numba-relu-slope-of-nan",
         "relu hands on no gradient where it is NaN",
-        "kernels/numba_cells.py",
+        "kernels/numba_functions.py",
         "return zero if y <= zero else d",
         "return d if y > zero else zero",
         "test_layer.py -k 'finite and numba and RELU'",
@@ -94,7 +94,7 @@ FAULTS = [
     Fault(
         "numba-tanh-limit",
         "tanh is 1 from 8 on, where float64 can tell",
-        "kernels/numba_cells.py",
+        "kernels/numba_functions.py",
         "like(22.0, x)",
         "like(8.0, x)",
         "test_numba.py -k elementary",
