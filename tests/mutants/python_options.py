@@ -57,7 +57,7 @@ FAULTS = [
         "fastrnn/convert.py",
         "isinstance(module, (ours, Compilable)) or refusal(own, base)",
         "isinstance(module, (ours, Compilable))",
-        "test_convert.py test_quantized_model.py",
+        "test_derived.py",
     ),
     Fault(
         "revert-options",
