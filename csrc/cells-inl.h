@@ -119,4 +119,15 @@ struct Gru {
   static FASTRNN_INLINE int64_t row_hh(int64_t k, int64_t hidden) { return k < hidden ? k + 2 * hidden : k - hidden; }
 };
 
+// Calls f with an object of the cell's struct, over numbers of S.
+template <class S, class F>
+void with_cell(Mode mode, const F& f) {
+  switch (mode) {
+    case Mode::rnn_tanh: return f(RnnTanh<S>{});
+    case Mode::rnn_relu: return f(RnnRelu<S>{});
+    case Mode::lstm: return f(Lstm<S>{});
+    case Mode::gru: return f(Gru<S>{});
+  }
+}
+
 #endif  // FASTRNN_CELLS_INL_H_

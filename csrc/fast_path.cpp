@@ -69,7 +69,7 @@ py::object run_floats(const Network& network, PyObject* input, const TensorView&
   const int64_t rows = network.rows, outputs = network.outputs;
   require(each >= 2 && each <= 5);
   const bool projected = each % 2;
-  require(projected ? network.lstm() : outputs == network.hidden);
+  require(projected ? network.has_cell() : outputs == network.hidden);
   call.make_results();
   std::vector<Forward<S>> layers(network.layers);
   std::vector<std::unique_ptr<WeightCacheClaim>> claims;
@@ -107,7 +107,7 @@ py::object integers(const Network& network, PyObject* input, PyObject* hx) {
   const bool projected = outputs != hidden;
   const size_t each = share(network, held), plain = each - 2 * projected;
   require(plain == 4 || plain == 6);
-  require((!projected || network.lstm()) && hidden <= kInt8Depth);
+  require((!projected || network.has_cell()) && hidden <= kInt8Depth);
   call.make_results();
   std::vector<Int8Forward> layers(network.layers);
   call.lay_out(layers);

@@ -4,7 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <type_traits>
@@ -142,15 +144,14 @@ struct Network {
     const Names& n = names();
     const char* const name = PyUnicode_AsUTF8(cell ? cell : get(attributes, n.mode));
     if (!name) throw py::error_already_set();
-    mode = !std::strcmp(name, "LSTM")       ? Mode::lstm
-           : !std::strcmp(name, "GRU")      ? Mode::gru
-           : !std::strcmp(name, "RNN_TANH") ? Mode::rnn_tanh
-                                            : Mode::rnn_relu;
-    require(mode != Mode::rnn_relu || !std::strcmp(name, "RNN_RELU"));
+    const auto* const found = std::find_if(std::begin(kCells), std::end(kCells),
+                                           [&](const CellFacts& each) { return !std::strcmp(each.name, name); });
+    require(found != std::end(kCells));
+    mode = static_cast<Mode>(found - std::begin(kCells));
     inputs = size(attributes, n.input_size);
     hidden = outputs = size(attributes, n.hidden_size);
     require(inputs > 0 && hidden > 0);
-    rows = hidden * (lstm() ? 4 : mode == Mode::gru ? 3 : 1);
+    rows = hidden * facts(mode).gates;
     if (cell) return;
     if (const int64_t projection = size(attributes, n.proj_size)) outputs = projection;
     layers = static_cast<int>(size(attributes, n.num_layers));
@@ -162,7 +163,7 @@ struct Network {
     }
   }
 
-  bool lstm() const { return mode == Mode::lstm; }
+  bool has_cell() const { return facts(mode).has_cell; }
   int64_t count() const { return int64_t{layers} * directions; }
   int64_t width(int layer) const { return layer ? outputs * directions : inputs; }
 };
@@ -199,7 +200,7 @@ struct Call {
     const double others = (of.layers - 1.0) * (of.width(1) + of.outputs);
     work = (of.inputs + of.outputs + others) * of.rows * of.directions * steps * batch;
     if (hx == Py_None) return;
-    if (of.lstm()) {
+    if (of.has_cell()) {
       require((PyTuple_CheckExact(hx) || PyList_CheckExact(hx)) && PySequence_Fast_GET_SIZE(hx) == 2);
       h0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 0));
       c0 = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(hx, 1));
@@ -224,7 +225,7 @@ struct Call {
     const int64_t width = n.directions * n.outputs;
     if (!h0) zeros.reset(new S[n.count() * batch * (n.outputs > n.hidden ? n.outputs : n.hidden)]());
     hn = last_state(h0, n.outputs);
-    if (n.lstm()) cn = last_state(c0, n.hidden);
+    if (n.has_cell()) cn = last_state(c0, n.hidden);
     if (!n.cell) {
       const bool as_h0 = h0 && !flat && n.layers == 1 && width == n.outputs && first == 1 && second == batch;
       y = as_h0 ? like(h0.ptr()) : flat ? empty(input, steps, width) : empty(input, first, second, width);
@@ -279,7 +280,7 @@ struct Call {
       const int64_t before = static_cast<int64_t>(i) * n.directions * batch;
       layer.h0 = h0_at + before * n.outputs;
       layer.hn = hn_at + before * n.outputs;
-      if (n.lstm()) layer.c0 = c0_at + before * n.hidden, layer.cn = cn_at + before * n.hidden;
+      if (n.has_cell()) layer.c0 = c0_at + before * n.hidden, layer.cn = cn_at + before * n.hidden;
       layer.y = i + 1 == n.layers && y_at ? y_at : between.get() + i * layer_size;
     }
   }
@@ -297,7 +298,7 @@ struct Call {
       if (is_long()) released.emplace();
       kernel();
     }
-    const py::object state = network.lstm() ? py::object(py::make_tuple(hn, cn)) : hn;
+    const py::object state = network.has_cell() ? py::object(py::make_tuple(hn, cn)) : hn;
     return network.cell ? state : py::object(py::make_tuple(y, state));
   }
 };

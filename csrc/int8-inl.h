@@ -141,10 +141,5 @@ void forward_int8_cell(const Int8Forward& args) {
 }
 
 inline void forward_int8(const Int8Forward& args) {
-  switch (args.mode) {
-    case Mode::rnn_tanh: return forward_int8_cell<RnnTanh<float>>(args);
-    case Mode::rnn_relu: return forward_int8_cell<RnnRelu<float>>(args);
-    case Mode::gru: return forward_int8_cell<Gru<float>>(args);
-    case Mode::lstm: return forward_int8_cell<Lstm<float>>(args);
-  }
+  with_cell<float>(args.mode, [&](auto cell) { forward_int8_cell<decltype(cell)>(args); });
 }

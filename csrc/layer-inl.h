@@ -83,13 +83,7 @@ void run_layers(const Layer* layers, int count) {
 
 template <template <class, class, class> class Scan, class S, class A, class Layer>
 void run_cells(const Layer* layers, int count) {
-  using W = Wide<S>;
-  switch (layers->mode) {
-    case Mode::rnn_tanh: return run_layers<Scan<S, A, RnnTanh<W>>>(layers, count);
-    case Mode::rnn_relu: return run_layers<Scan<S, A, RnnRelu<W>>>(layers, count);
-    case Mode::gru: return run_layers<Scan<S, A, Gru<W>>>(layers, count);
-    case Mode::lstm: return run_layers<Scan<S, A, Lstm<W>>>(layers, count);
-  }
+  with_cell<Wide<S>>(layers->mode, [&](auto cell) { run_layers<Scan<S, A, decltype(cell)>>(layers, count); });
 }
 
 template <class S, class A>

@@ -40,9 +40,9 @@ struct Reader {
     }
     z.directions = layer[9].cast<int>();
     if (z.directions < 1 || z.directions > 2) throw py::value_error("directions: expected 1 or 2");
-    gates = in.mode == Mode::lstm ? 4 : in.mode == Mode::gru ? 3 : 1;
-    saved = gates == 1 ? 0 : 4;
-    has_cell = in.mode == Mode::lstm;
+    gates = facts(in.mode).gates;
+    saved = facts(in.mode).saved;
+    has_cell = facts(in.mode).has_cell;
     read_batch_sizes(layer[10]);
   }
 
@@ -77,7 +77,8 @@ struct Reader {
     if (each * z.directions != list.size() || each < 2 || each > 6)
       throw py::value_error(std::string(name) + ": expected 2 to 6 tensors a direction");
     const bool projected = each == 3 || each >= 5;
-    if (projected && in.mode == Mode::gru) throw py::value_error("the GRU has no projection");
+    if (projected && !facts(in.mode).projects)
+      throw py::value_error(std::string("the ") + facts(in.mode).name + " has no projection");
     if (!projected && z.outputs != z.hidden)
       throw py::value_error(std::string(name) + ": expected weight_hr, since outputs and hidden differ");
     const __int128 rows = gates * z.hidden;

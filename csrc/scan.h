@@ -1,7 +1,7 @@
 // The contract of the kernels: one recurrent layer, forward and backward. Free of any instruction set.
 //
 // Letters: T steps, B rows (sequences), N rows of all steps, I inputs, H hidden units, P outputs (H, or the size of the
-// projection), D directions, G gates, S saved values (4 for LSTM: i f g o; 4 for GRU: r z n b_n; none for RNN).
+// projection), D directions, G gates, S saved values (cell_table.h).
 //
 // Every array is dense, row-major and aligned to its element. Inputs are never written, outputs never read. Arrays
 // belong to the caller and need live only for the call; no output overlaps another array, but that saved.hidden may be
@@ -9,6 +9,8 @@
 #pragma once
 
 #include <cstdint>
+
+#include "cell_table.h"
 
 namespace fastrnn {
 
@@ -32,8 +34,6 @@ struct WideOf<const bfloat16> {
 };
 template <class S>
 using Wide = typename WideOf<S>::type;
-
-enum class Mode : int { rnn_tanh, rnn_relu, gru, lstm };
 
 // What a projection's sums go through: h = activation(w_hr u + b_hr), u being the cell's own h.
 enum class Activation : int { none, tanh, relu, sigmoid };

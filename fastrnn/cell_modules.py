@@ -12,6 +12,7 @@ from fastrnn import profiling
 from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import observed
+from fastrnn.modes import CELLS
 from fastrnn.modules import hand_over, is_state, theirs
 from fastrnn.paths import autocast_dtype, cast, first_states, plan
 from fastrnn.scripting import copied
@@ -47,7 +48,7 @@ def step(
     if hx is None:
         h0, c0 = first_states(mode, x, x.shape[1], x.dtype, sizes)
     else:
-        h0, c0 = hx if mode == "LSTM" else (hx, None)
+        h0, c0 = hx if CELLS[mode].has_cell_state else (hx, None)
         h0, c0 = _as_layer(h0, rank), c0 if c0 is None else _as_layer(c0, rank)
     # torch.nn's other cells are not cast: their products are, each by itself
     if torch._C._is_any_autocast_enabled() and mode[:3] == "RNN" and x.is_cpu and (dtype := autocast_dtype(x)):

@@ -23,6 +23,7 @@ from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import leaf, observed
 from fastrnn.embedding import folded
+from fastrnn.modes import CELLS
 from fastrnn.options import Options
 from fastrnn.paths import cast, casts, first_states, plan
 from fastrnn.scripting import Pair
@@ -94,7 +95,7 @@ def run(
     rank = x.dim() + tokens  # tokens lack the dimension of their one-hot rows
     single = rank == 2 and not packed
     if not (single or rank == (2 if packed else 3)) or not is_state(hx, mode, 2 if single else 3):
-        if packed and mode == "LSTM":  # torch.nn's asks nothing of these, and reads memory beyond them
+        if packed and CELLS[mode].has_cell_state:  # torch.nn's asks nothing of these, and reads memory beyond them
             if rank != 2:
                 raise RuntimeError(f"input must have 2 dimensions, got {rank}")  # as torch.nn's RNN and GRU do
             for state in hx if isinstance(hx, (tuple, list)) else ():
@@ -116,7 +117,7 @@ def run(
             break
     weights = [*weights]  # in the module's own list another thread may exchange them meanwhile
     if packed or torch._C._is_any_autocast_enabled():  # torch's functions read some of these on the way to a kernel
-        states = () if hx is None else hx if mode == "LSTM" else (hx,)
+        states = () if hx is None else hx if CELLS[mode].has_cell_state else (hx,)
         require_memory(x, batch_sizes, sorted_indices, unsorted_indices, *states, *weights)
     hidden, projected = module.hidden_size, module.proj_size
     outputs = projected if projected > 0 else hidden
@@ -131,7 +132,7 @@ def run(
         autocast = torch._C._is_any_autocast_enabled() and not tokens
         h0, c0 = first_states(mode, x, rows, x.dtype if autocast else weights[0].dtype, sizes)
     else:
-        h0, c0 = hx if mode == "LSTM" else (hx, None)
+        h0, c0 = hx if CELLS[mode].has_cell_state else (hx, None)
         if single:
             h0, c0 = h0.unsqueeze(1), c0 if c0 is None else c0.unsqueeze(1)
         elif sorted_indices is not None:
@@ -212,7 +213,7 @@ def is_state(hx: Any, mode: str, rank: int) -> bool:
     """Whether ``hx`` is a state of this many dimensions, for an LSTM a pair of two, or None."""
     if hx is None:
         return True
-    if mode != "LSTM":
+    if not CELLS[mode].has_cell_state:
         return isinstance(hx, Tensor) and hx.dim() == rank
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:  # a union of types would cost a microsecond
         return False

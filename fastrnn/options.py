@@ -59,6 +59,7 @@ from fastrnn import recompute, sequences
 from fastrnn.backends import reference
 from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.dynamo import exported, leaf, observed, traced
+from fastrnn.modes import CELLS
 from fastrnn.paths import plan
 from fastrnn.storage import require_memory
 from fastrnn.walk import Path
@@ -136,12 +137,12 @@ class Options:
             if value:
                 setattr(self, name, True)
         module: Any = self
-        if module.return_cell_states and module.mode != "LSTM":
+        if module.return_cell_states and not CELLS[module.mode].has_cell_state:
             raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
         if module.learn_initial_state:
             like, slots = module._flat_weights[0], module.num_layers * (2 if module.bidirectional else 1)
             module.initial_h = nn.Parameter(like.new_zeros(slots, module.proj_size or module.hidden_size))
-            if module.mode == "LSTM":
+            if CELLS[module.mode].has_cell_state:
                 module.initial_c = nn.Parameter(like.new_zeros(slots, module.hidden_size))
 
     def reset_parameters(self) -> None:
@@ -183,7 +184,7 @@ def forward(
     if call is not None:
         return call
     cells = module.return_cell_states if return_cell_states is None else return_cell_states
-    if cells and module.mode != "LSTM":
+    if cells and not CELLS[module.mode].has_cell_state:
         raise ValueError(f"return_cell_states is for an LSTM; {module.mode} has no cell state")
     initial = (module.initial_h, getattr(module, "initial_c", None)) if module.learn_initial_state else (None, None)
     if embedding is not None and embeddings.does_more(embedding):

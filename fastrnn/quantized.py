@@ -44,7 +44,7 @@ class _Errors:
             raise TypeError(f"{kind}: Expected input to be a Tensor or a PackedSequence, got {type(input).__name__}")
         if isinstance(input, Tensor) and input.dim() not in (2, 3):
             raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        wanted = "a pair of tensors" if kind == "LSTM" else "a tensor"
+        wanted = "a pair of tensors" if CELLS[module.mode].has_cell_state else "a tensor"
         given = hx if isinstance(hx, (tuple, list)) else [hx]
         shapes = [tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__ for h in given]
         raise RuntimeError(f"{kind}: Expected hx to be {wanted}, 2-D for one sequence, else 3-D, got {shapes}")

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastrnn.modes import TORCH_MODES
+
 core = pytest.importorskip("fastrnn._core", reason="the compiled core is missing")
 
 STEPS, BATCH, INPUTS, HIDDEN, OUTPUTS, DIRECTIONS = 3, 2, 5, 4, 3, 2
 SIZES = torch.tensor([2, 2, 1])
 ROWS = int(SIZES.sum())
-LAYER = (3, 0, 1, STEPS, BATCH, ROWS, INPUTS, HIDDEN, OUTPUTS, DIRECTIONS, SIZES)
+LAYER = (TORCH_MODES.index("LSTM"), 0, 1, STEPS, BATCH, ROWS, INPUTS, HIDDEN, OUTPUTS, DIRECTIONS, SIZES)
 NAMES = ["x", None, "h0", "c0", "weights"]
 FORWARD = [*NAMES, "y", "hn", "cn", "gates", "cells", "hidden"]
 BACKWARD = [*NAMES, "gates", "cells", "hidden", "grad_y", "grad_hn", "grad_cn", "grad_cells", "grad_x", "grad_h0"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.checks import is_tokens
-from fastrnn.modes import CELLS, OUTPUTS
+from fastrnn.modes import CELLS, OUTPUTS, TORCH_MODES
 from fastrnn.storage import require_memory
 
 _missing = ""
@@ -37,8 +37,9 @@ try:
 except ImportError as _error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(_error)
 
-# mode -> the numbers of fastrnn::Mode and fastrnn::Activation in csrc/scan.h
-_MODES = {"RNN_TANH": (0, 0), "RNN_RELU": (1, 0), "GRU": (2, 0), "LSTM": (3, 0)}
+# mode -> the numbers of fastrnn::Mode in csrc/cell_table.h, which has torch's in their order, and of
+# fastrnn::Activation in csrc/scan.h
+_MODES = {mode: (number, 0) for number, mode in enumerate(TORCH_MODES)}
 _MODES |= {
     f"JORDAN_{kind}_{output.upper()}": (k, g)
     for k, kind in enumerate(("TANH", "RELU"))

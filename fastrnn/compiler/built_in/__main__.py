@@ -15,6 +15,7 @@ def files() -> dict[str, str]:
     cells = {mode: pointwise(cell) for mode, cell in BUILT_IN.items()}
     return {
         "csrc/cells-inl.h": print_cpp.print_file(cells),
+        "csrc/cell_table.h": print_cpp.print_table(cells),
         "kernels/numba_printed.py": print_numba.print_file(cells),
         "kernels/triton_cells.py": print_triton.print_file(cells),
     }

@@ -1,4 +1,4 @@
-"""Prints the cells as structs of csrc/cells-inl.h."""
+"""Prints the cells as structs of csrc/cells-inl.h, and what callers ask of them as rows of csrc/cell_table.h."""
 
 from __future__ import annotations
 
@@ -24,6 +24,43 @@ HEAD = """\
 #ifndef FASTRNN_CELLS_INL_H_
 #define FASTRNN_CELLS_INL_H_
 """
+TABLE = """\
+// Printed by `python -m fastrnn.compiler.built_in` from the definitions in fastrnn/cells: change those.
+//
+// What is to be known of a cell before its kernels run.
+
+#ifndef FASTRNN_CELL_TABLE_H_
+#define FASTRNN_CELL_TABLE_H_
+
+namespace fastrnn {
+
+enum class Mode : int { %s };
+
+struct CellFacts {
+  const char* name;  // torch's for the mode
+  int gates;         // G, blocks of rows of w_ih and w_hh
+  int saved;         // values a unit and step that backward reads, beside the states
+  bool has_cell;     // whether there is a c beside h
+  bool projects;     // whether h may be a projection: no gate meets h unit by unit
+};
+
+constexpr CellFacts kCells[] = {
+%s};
+
+inline const CellFacts& facts(Mode mode) { return kCells[static_cast<int>(mode)]; }
+
+}  // namespace fastrnn
+
+#endif  // FASTRNN_CELL_TABLE_H_
+"""
+CHOICE = """
+// Calls f with an object of the cell's struct, over numbers of S.
+template <class S, class F>
+void with_cell(Mode mode, const F& f) {
+  switch (mode) {
+%s  }
+}
+"""
 COLUMNS = 120
 FOOT = "\n#endif  // FASTRNN_CELLS_INL_H_\n"
 
@@ -42,7 +79,21 @@ LANGUAGE: Language = Language(
 
 
 def print_file(cells: Mapping[str, Pointwise]) -> str:
-    return HEAD + "".join(f"\n{_struct(mode, cell)}\n" for mode, cell in cells.items()) + FOOT
+    structs = "".join(f"\n{_struct(mode, cell)}\n" for mode, cell in cells.items())
+    cases = "".join(f"    case Mode::{mode.lower()}: return f({_name(mode)}<S>{{}});\n" for mode in cells)
+    return HEAD + structs + CHOICE % cases + FOOT
+
+
+def print_table(cells: Mapping[str, Pointwise]) -> str:
+    rows = ""
+    for mode, cell in cells.items():
+        facts = f"{len(cell.gates)}, {len(cell.saved)}, {_bool('c' in cell.states)}, {_bool(not cell.reads_state)}"
+        rows += f'    {{"{mode}", {facts}}},\n'
+    return TABLE % (", ".join(mode.lower() for mode in cells), rows)
+
+
+def _name(mode: str) -> str:
+    return "".join(part.capitalize() for part in mode.split("_"))
 
 
 def _struct(mode: str, cell: Pointwise) -> str:
@@ -60,9 +111,8 @@ def _struct(mode: str, cell: Pointwise) -> str:
         *_backward(cell, names),
         *_rows(cell),
     ]
-    name = "".join(part.capitalize() for part in mode.split("_"))
     body = "\n".join(f"  {line}".rstrip() for line in lines)
-    return f"template <class S>\nstruct {name} {{\n{body}\n}};"
+    return f"template <class S>\nstruct {_name(mode)} {{\n{body}\n}};"
 
 
 def _forward(cell: Pointwise) -> Iterator[str]:
