@@ -4,14 +4,13 @@ Forward, x is the last h, K = H, and there is a matrix for each gate; backward, 
 K = G*H, and there is one matrix.  Element (k, u) of matrix g is ``p_w[g * STRIDE_G + u * STRIDE_U + k * STRIDE_K]``.
 
     tile     x and the matrices, all of them, are in the program's registers
-    spread   the matrices' columns of the program's units are in its registers, x is in global memory
+    spread   the matrices' columns of the program's units are in its registers, x is in global memory.  Forward, warps
+             divide the columns, of all gates side by side, among them; backward, where there is one matrix, the depth
     stream   both are in global memory
 """
 
 import triton
 import triton.language as tl
-
-BAND = tl.constexpr(16)  # rows of one matrix instruction
 
 
 @triton.jit
@@ -44,22 +43,14 @@ def keep(w, PTX: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def tile_weights(
-    p_w,
-    K: tl.constexpr,
-    COUNT: tl.constexpr,
-    STRIDE_G: tl.constexpr,
-    STRIDE_U: tl.constexpr,
-    STRIDE_K: tl.constexpr,
-    UNITS: tl.constexpr,
-    PTX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_w, H: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr, PTX: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """All of the matrices, each K x K, as tiles (UNITS, UNITS)."""
+    """Backward, W_hh of each gate, H x H, as a tile (UNITS, UNITS)."""
     o = tl.arange(0, UNITS)
-    m = (o < K)[:, None] & (o < K)[None, :]
+    m = (o < H)[:, None] & (o < H)[None, :]
     tiles = ()
-    for g in tl.static_range(COUNT):
-        p = p_w + g * STRIDE_G + o[None, :] * STRIDE_U + o[:, None] * STRIDE_K
+    for g in tl.static_range(GATES):
+        p = p_w + g * H * H + o[:, None] * H + o[None, :]
         tiles = tiles + (keep(tl.load(p, mask=m, other=0.0), PTX, PRECISION),)
     return tiles
 
@@ -75,28 +66,25 @@ def depth_slices(i_k, DEPTH: tl.constexpr, SLICES: tl.constexpr):
 
 
 @triton.jit
-def spread_weights(
+def sliced_weights(
     p_w,
     o_u,
     m_u,
     K: tl.constexpr,
-    COUNT: tl.constexpr,
-    STRIDE_G: tl.constexpr,
     STRIDE_U: tl.constexpr,
     STRIDE_K: tl.constexpr,
-    DEPTH: tl.constexpr,
+    SLICE: tl.constexpr,
     SLICES: tl.constexpr,
     PTX: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """For each piece of K, and in it for each matrix, a tile (SLICES, DEPTH, UNITS)."""
+    """For each piece of K a tile (SLICES, SLICE, UNITS) of one matrix."""
     tiles = ()
-    for i_k in tl.static_range(0, K, DEPTH * SLICES):
-        o_k = depth_slices(i_k, DEPTH, SLICES)[:, :, None]
-        for g in tl.static_range(COUNT):
-            p = p_w + g * STRIDE_G + o_u[None, None, :] * STRIDE_U + o_k * STRIDE_K
-            w = tl.load(p, mask=m_u[None, None, :] & (o_k < K), other=0.0)
-            tiles = tiles + (keep(w, PTX, PRECISION),)
+    for i_k in tl.static_range(0, K, SLICE * SLICES):
+        o_k = depth_slices(i_k, SLICE, SLICES)[:, :, None]
+        p = p_w + o_u[None, None, :] * STRIDE_U + o_k * STRIDE_K
+        w = tl.load(p, mask=m_u[None, None, :] & (o_k < K), other=0.0)
+        tiles = tiles + (keep(w, PTX, PRECISION),)
     return tiles
 
 
@@ -107,81 +95,153 @@ def row_pointers(o_b, p_x, n_x, p_rest, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def share_out(x):
-    """The same tile (rows, units), of which each warp holds its own part from here on.
-
-    All warps hold all of a sum over the slices, and some of them the same part of a small product.  Triton would do the
-    cell's arithmetic as often, and keep its states as often.  No layout passes through a gather.
-    """
-    return tl.gather(x, tl.broadcast_to(tl.arange(0, x.shape[1])[None, :], x.shape), 1)
-
-
-@triton.jit
-def stack(upper, lower):
-    return tl.reshape(tl.permute(tl.join(upper, lower), (2, 0, 1)), (2 * upper.shape[0], upper.shape[1]))
-
-
-@triton.jit
-def spread_product(
+def sliced_product(
     p_x,
-    n_x,
-    p_rest,
     n_rows,
     weights,
     K: tl.constexpr,
-    COUNT: tl.constexpr,
     STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    SLICE: tl.constexpr,
     SLICES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of the first n_rows rows of x (:func:`row_pointers`), BAND at a time: beside many weights there are registers
-    for the sums of few rows."""
-    bands = ()
-    for i_r in tl.static_range(0, ROWS, BAND):
-        o_r = i_r + tl.arange(0, BAND)
-        p_r = row_pointers(o_r, p_x, n_x, p_rest, STRIDE)
-        partial = zeros_each(COUNT, (SLICES, BAND, UNITS))
-        for i_k in tl.static_range(0, K, DEPTH * SLICES):
-            o_k = depth_slices(i_k, DEPTH, SLICES)[:, None, :]
-            # Past the L1, which knows nothing of what other programs write.
-            m = (o_r < n_rows)[None, :, None] & (o_k < K)
-            b_x = tl.load(p_r[None, :, None] + o_k, mask=m, other=0.0, cache_modifier=".cg")
-            grown = ()
-            for g in tl.static_range(COUNT):
-                w = weights[i_k // (DEPTH * SLICES) * COUNT + g]
-                grown = grown + (dot(b_x, w, partial[g], OPERAND, PRECISION),)
-            partial = grown
-        sums = ()
-        for g in tl.static_range(COUNT):
-            sums = sums + (share_out(tl.sum(partial[g], 0)),)
-        bands = bands + (sums,)
-    total = ()
-    for g in tl.static_range(COUNT):
-        if ROWS == BAND:
-            total = total + (bands[0][g],)
-        elif ROWS == 2 * BAND:
-            total = total + (stack(bands[0][g], bands[1][g]),)
-        else:
-            tl.static_assert(ROWS == 4 * BAND)
-            total = total + (stack(stack(bands[0][g], bands[1][g]), stack(bands[2][g], bands[3][g])),)
-    return total
+    """Of the first n_rows rows of x, which lie STRIDE apart from p_x on, with one matrix: a tile (ROWS, UNITS)."""
+    o_b = tl.arange(0, ROWS)[None, :, None]
+    partial = tl.zeros((SLICES, ROWS, UNITS), tl.float32)
+    for i_k in tl.static_range(0, K, SLICE * SLICES):
+        o_k = depth_slices(i_k, SLICE, SLICES)[:, None, :]
+        # Past the L1, which knows nothing of what other programs write.
+        b_x = tl.load(p_x + o_b * STRIDE + o_k, mask=(o_b < n_rows) & (o_k < K), other=0.0, cache_modifier=".cg")
+        partial = dot(b_x, weights[i_k // (SLICE * SLICES)], partial, OPERAND, PRECISION)
+    return sum_slices(partial, SLICES, ROWS, UNITS)
+
+
+@triton.jit
+def sum_slices(x, SLICES: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """The sum of x (SLICES, ROWS, UNITS) over its slices, half onto half: each warp adds up its own part of the rows
+    and units.  `tl.sum` would give all of it to every warp."""
+    x = tl.permute(x, (1, 2, 0))
+    LEVELS: tl.constexpr = (SLICES > 2) + (SLICES > 4) + (SLICES > 8)
+    for _ in tl.static_range(LEVELS):
+        first, second = tl.split(tl.reshape(x, (ROWS, UNITS, x.shape[2] // 2, 2)))
+        x = first + second
+    first, second = tl.split(x)
+    return first + second
+
+
+@triton.jit
+def columns(i_u, K, COUNT: tl.constexpr, WIDE: tl.constexpr, UNITS: tl.constexpr):
+    """Of each column of matrices side by side: its matrix, its unit, and whether both are there."""
+    o = tl.arange(0, WIDE * UNITS)
+    o_g, o_u = o // UNITS, i_u * UNITS + o % UNITS
+    return o_g, o_u, (o_g < COUNT) & (o_u < K)
+
+
+@triton.jit
+def side_by_side(
+    p_w,
+    i_u,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    WIDE: tl.constexpr,
+    STRIDE_G: tl.constexpr,
+    STRIDE_U: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PTX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """For each piece of K a tile (DEPTH, WIDE * UNITS): the matrices' columns of the program's units, matrix after
+    matrix.  WIDE is COUNT's next power of two; columns beyond it are zero.  Warps divide the columns among them."""
+    o_g, o_u, m = columns(i_u, H, COUNT, WIDE, UNITS)
+    tiles = ()
+    for i_k in tl.static_range(0, K, DEPTH):
+        o_k = i_k + tl.arange(0, DEPTH)
+        p = p_w + (o_g * STRIDE_G + o_u * STRIDE_U)[None, :] + o_k[:, None] * STRIDE_K
+        tiles = tiles + (keep(tl.load(p, mask=m[None, :] & (o_k < K)[:, None], other=0.0), PTX, PRECISION),)
+    return tiles
+
+
+@triton.jit
+def columns_product(
+    p_x,
+    n_rows,
+    weights,
+    K: tl.constexpr,
+    COUNT: tl.constexpr,
+    WIDE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHAINS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Of the first n_rows rows of x, which lie STRIDE apart from p_x on: COUNT tiles (ROWS, UNITS).
+
+    CHAINS partial sums, because the products into one sum wait for each other.
+    """
+    o_b = tl.arange(0, ROWS)
+    pieces = ()
+    for i_k in tl.static_range(0, K, DEPTH):
+        o_k = i_k + tl.arange(0, DEPTH)
+        # Past the L1, which knows nothing of what other programs write.
+        m = (o_b < n_rows)[:, None] & (o_k < K)[None, :]
+        pieces = pieces + (
+            tl.load(p_x + o_b[:, None] * STRIDE + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg"),
+        )
+    sums = zeros_each(CHAINS, (ROWS, WIDE * UNITS))
+    for i in tl.static_range(0, (K + DEPTH - 1) // DEPTH):
+        grown = ()
+        for j in tl.static_range(CHAINS):
+            if j == i % CHAINS:
+                grown = grown + (dot(pieces[i], weights[i], sums[j], OPERAND, PRECISION),)
+            else:
+                grown = grown + (sums[j],)
+        sums = grown
+    total = sums[0]
+    for j in tl.static_range(1, CHAINS):
+        total += sums[j]
+    return split_columns(total, COUNT, WIDE, ROWS, UNITS)
+
+
+@triton.jit
+def split_columns(x, COUNT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """The COUNT tiles (ROWS, UNITS) of x (ROWS, WIDE * UNITS)."""
+    if WIDE == 1:
+        return (x,)
+    else:
+        tl.static_assert(WIDE == 4)  # no cell has two
+        even, odd = tl.split(tl.permute(tl.reshape(x, (ROWS, 2, 2, UNITS)), (0, 3, 1, 2)))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        tiles = (first, second, third, fourth)
+        return tiles if COUNT == 4 else (first, second, third)
+
+
+@triton.jit
+def join_columns(tiles, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """Four tiles (ROWS, UNITS) as one (ROWS, 4 * UNITS)."""
+    x = tl.join(tl.join(tiles[0], tiles[2]), tl.join(tiles[1], tiles[3]))
+    return tl.reshape(tl.permute(x, (0, 2, 3, 1)), (ROWS, 4 * UNITS))
 
 
 @triton.jit
 def stream_product(
     p_x,
-    n_x,
-    p_rest,
     n_rows,
     p_w,
-    o_u,
-    m_u,
+    i_u,
+    H: tl.constexpr,
     K: tl.constexpr,
     COUNT: tl.constexpr,
+    WIDE: tl.constexpr,
     STRIDE: tl.constexpr,
     STRIDE_G: tl.constexpr,
     STRIDE_U: tl.constexpr,
@@ -192,23 +252,16 @@ def stream_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The first n_rows rows of x, as in :func:`spread_product`."""
+    """As :func:`columns_product`, with matrices in global memory."""
     o_b = tl.arange(0, ROWS)
-    p_r, m_r = row_pointers(o_b, p_x, n_x, p_rest, STRIDE), o_b < n_rows
-    if K * STRIDE_U >= 2**31:  # a matrix of more numbers than int32 tells apart
-        o_u = o_u.to(tl.int64)
-    total = zeros_each(COUNT, (ROWS, UNITS))
+    o_g, o_u, m_c = columns(i_u, H, COUNT, WIDE, UNITS)
+    # A matrix may have more numbers than int32 tells apart.
+    p_c = p_w + (o_g.to(tl.int64) * STRIDE_G + o_u.to(tl.int64) * STRIDE_U)[None, :]
+    total = tl.zeros((ROWS, WIDE * UNITS), tl.float32)
     for i_k in range(0, K, DEPTH):
         o_k = i_k + tl.arange(0, DEPTH)
-        m = m_r[:, None] & (o_k < K)[None, :]
-        b_x = tl.load(p_r[:, None] + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg")
-        grown = ()
-        for g in tl.static_range(COUNT):
-            p = p_w + g * STRIDE_G + o_u[None, :] * STRIDE_U + o_k[:, None].to(tl.int64) * STRIDE_K
-            b_w = tl.load(p, mask=(o_k < K)[:, None] & m_u[None, :], other=0.0)
-            grown = grown + (dot(b_x, b_w, total[g], OPERAND, PRECISION),)
-        total = grown
-    shared = ()
-    for g in tl.static_range(COUNT):
-        shared = shared + (share_out(total[g]),)
-    return shared
+        m = (o_b < n_rows)[:, None] & (o_k < K)[None, :]
+        b_x = tl.load(p_x + o_b[:, None] * STRIDE + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg")
+        b_w = tl.load(p_c + o_k[:, None].to(tl.int64) * STRIDE_K, mask=(o_k < K)[:, None] & m_c[None, :], other=0.0)
+        total = dot(b_x, b_w, total, OPERAND, PRECISION)
+    return split_columns(total, COUNT, WIDE, ROWS, UNITS)

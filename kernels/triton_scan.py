@@ -12,7 +12,9 @@ programs share rows, a barrier among them (:mod:`fastrnn.kernels.triton_steps`).
     p_bn      (D, H)       GRU's b_hn where HAS_BN
     p_h0      (D, B, H)    h before the first step
     p_c       (D, B, H)    float32, in: c before the range of steps, out: c after it; where HAS_C
-    p_hidden  (D, N, H)    out: h of every step, and the way by which h passes from program to program
+    p_ring    (D, 2, B, H) the way by which h passes from program to program: of odd and of even steps, all rows, those
+                           that have not begun with their first h; between launches, that of the last step
+    p_hidden  (D, N, H)    out: h of every step
     p_hn      (D, B, H)    out: h of every row's last step
     p_gates   (D, N, S*H)  out where SAVE: the cell's saved values
     p_cells   (D, N, H)    float32, out where SAVE and HAS_C: c of every step
@@ -24,12 +26,14 @@ import triton
 import triton.language as tl
 from fastrnn.kernels.triton_cells import cell_forward
 from fastrnn.kernels.triton_product import (
+    columns,
+    columns_product,
     dot,
+    join_columns,
     row_pointers,
-    spread_product,
-    spread_weights,
+    side_by_side,
+    split_columns,
     stream_product,
-    tile_weights,
 )
 from fastrnn.kernels.triton_steps import arrive, step_rows, wait
 
@@ -39,46 +43,85 @@ def state_product(
     b_h,
     p_x,
     n_x,
-    p_h0,
-    n_rows,
     weights,
     p_w,
-    o_u,
-    m_u,
+    i_u,
     H: tl.constexpr,
     GATES: tl.constexpr,
+    WIDE: tl.constexpr,
     ROAD: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
-    SLICES: tl.constexpr,
+    CHAINS: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """W_hh h for each gate, a tuple of (ROWS, UNITS).  h of the program's first n_x rows begins at p_x, of the rest, up
-    to n_rows, at p_h0; b_h is that of its own units."""
+    """W_hh h for each gate, a tuple of (ROWS, UNITS).  h of the program's first n_x rows begins at p_x; b_h is that of
+    its own units."""
     if ROAD == "tile":
-        b_b = ()
-        for g in tl.static_range(GATES):
-            b_b = b_b + (dot(b_h, weights[g], tl.zeros((ROWS, UNITS), tl.float32), OPERAND, PRECISION),)
+        total = dot(b_h, weights[0], tl.zeros((ROWS, WIDE * UNITS), tl.float32), OPERAND, PRECISION)
+        b_b = split_columns(total, GATES, WIDE, ROWS, UNITS)
     elif ROAD == "spread":
-        b_b = spread_product(
-            p_x, n_x, p_h0, n_rows, weights, H, GATES, H, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION
-        )
+        b_b = columns_product(p_x, n_x, weights, H, GATES, WIDE, H, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION)
     else:
         tl.static_assert(ROAD == "stream")
         b_b = stream_product(
-            p_x, n_x, p_h0, n_rows, p_w, o_u, m_u, H, GATES, H, H * H, H, 1, ROWS, UNITS, DEPTH, OPERAND, PRECISION
+            p_x, n_x, p_w, i_u, H, H, GATES, WIDE, H, H * H, H, 1, ROWS, UNITS, DEPTH, OPERAND, PRECISION
         )
     return b_b
 
 
 @triton.jit
-def load_gates(p, m, H: tl.constexpr, GATES: tl.constexpr):
-    tiles = ()
-    for g in tl.static_range(GATES):
-        tiles = tiles + (tl.load(p + g * H, mask=m, other=0.0),)
+def load_gates(
+    p,
+    m_b,
+    m_u,
+    o_u,
+    H: tl.constexpr,
+    GATES: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    """The gates of the input, whose rows begin at p: a tile for each, or on the tile path one of all side by side,
+    which takes one change of layout in the place of several."""
+    o_b = tl.arange(0, ROWS)
+    if ROAD == "tile":
+        o_g, o_c, m_c = columns(0, H, GATES, WIDE, UNITS)
+        o = o_b[:, None] * (GATES * H) + (o_g * H + o_c)[None, :]
+        tiles = (tl.load(p + o, mask=m_b[:, None] & m_c[None, :], other=0.0),)
+    else:
+        tiles = ()
+        for g in tl.static_range(GATES):
+            o = o_b[:, None] * (GATES * H) + (g * H + o_u)[None, :]
+            tiles = tiles + (tl.load(p + o, mask=m_b[:, None] & m_u[None, :], other=0.0),)
     return tiles
+
+
+@triton.jit
+def store_saved(
+    p,
+    saved,
+    m_b,
+    m_u,
+    o_u,
+    H: tl.constexpr,
+    SAVED: tl.constexpr,
+    ROAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    o_b = tl.arange(0, ROWS)
+    if ROAD == "tile" and SAVED == 4:
+        o_g, o_c, m_c = columns(0, H, 4, 4, UNITS)
+        o = o_b[:, None] * (SAVED * H) + (o_g * H + o_c)[None, :]
+        tl.store(p + o, join_columns(saved, ROWS, UNITS).to(p.dtype.element_ty), mask=m_b[:, None] & m_c[None, :])
+    else:
+        for g in tl.static_range(SAVED):
+            o = o_b[:, None] * (SAVED * H) + (g * H + o_u)[None, :]
+            tl.store(p + o, saved[g].to(p.dtype.element_ty), mask=m_b[:, None] & m_u[None, :])
 
 
 @triton.jit(do_not_specialize=["t_begin", "t_end", "T", "B", "N"])
@@ -88,6 +131,7 @@ def scan_forward(
     p_bn,
     p_h0,
     p_c,
+    p_ring,
     p_hidden,
     p_hn,
     p_gates,
@@ -102,12 +146,14 @@ def scan_forward(
     H: tl.constexpr,
     CELL: tl.constexpr,
     GATES: tl.constexpr,
+    WIDE: tl.constexpr,
     SAVED: tl.constexpr,
     ROAD: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
     SLICES: tl.constexpr,
+    CHAINS: tl.constexpr,
     PACKED: tl.constexpr,
     SAVE: tl.constexpr,
     HAS_C: tl.constexpr,
@@ -120,11 +166,13 @@ def scan_forward(
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
     o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)
     m_u = o_u < H
-    o_hu, o_au = o_b[:, None] * H + o_u[None, :], o_b[:, None] * (GATES * H) + o_u[None, :]
+    o_hu = o_b[:, None] * H + o_u[None, :]
     i_row = i_b * ROWS  # of the tile, among the rows of a step
     o_state = (i_d * B + i_row) * H
     m_state = (o_b < B - i_row)[:, None] & m_u[None, :]
     p_h0 += o_state
+    o_slot = B.to(tl.int64) * H
+    p_ring += (i_d * 2 * B + i_row) * H
     p_a += (i_d * N + i_row) * (GATES * H)
     p_hidden += (i_d * N + i_row) * H
     p_gates += (i_d * N + i_row) * (SAVED * H)
@@ -144,56 +192,63 @@ def scan_forward(
     o_t, n = step_rows(p_offsets, t, T, B, PACKED)
     o_from, n_from = step_rows(p_offsets, t - toward, T, B, PACKED)
     n, n_from = n - i_row, n_from - i_row
-    m_b = o_b < n
-    # Rows that the step before this one had read what it wrote, others begin here.
-    p_x = p_hidden + o_from * H
-    # h of the program's own units: GRU mixes it in, and on the tile path it is all of h.
-    b_h = tl.load(row_pointers(o_b, p_x, n_from, p_h0, H)[:, None] + o_u[None, :], mask=m_state, other=0.0)
+    # h of the program's own units, which GRU mixes in, and on the tile path all of h.  Rows that the step before this
+    # one had read what it wrote, others begin here or later.
+    p_from = row_pointers(o_b, p_hidden + o_from * H, n_from, p_h0, H)
+    b_h = tl.load(p_from[:, None] + o_u[None, :], mask=m_state, other=0.0)
 
     weights = ()
-    if ROAD == "tile":
-        weights = tile_weights(p_w, H, GATES, H * H, H, 1, UNITS, PTX, PRECISION)
-    elif ROAD == "spread":
-        weights = spread_weights(p_w, o_u, m_u, H, GATES, H * H, H, 1, DEPTH, SLICES, PTX, PRECISION)
-    b_a = load_gates(p_a + o_t * (GATES * H) + o_au, m_b[:, None] & m_u[None, :], H, GATES)
-    # The product of the first step stands before the loop, those of the others at the end of the step before.
+    if ROAD != "stream":
+        weights = side_by_side(p_w, i_u, H, H, GATES, WIDE, H * H, H, 1, UNITS, DEPTH, PTX, PRECISION)
+    b_a = load_gates(p_a + o_t * (GATES * H), o_b < n, m_u, o_u, H, GATES, WIDE, ROAD, ROWS, UNITS)
+    # The product of the first step stands before the loop, those of the others at the end of the step before: so that
+    # the loop has no choice of pointers, which would hide from the compiler that rows begin at multiples of 16 bytes.
+    p_x = tl.where(t_begin == 0, p_h0, p_ring + ((t_begin + 1) % 2) * o_slot)
     b_b = state_product(
-        b_h, p_x, n_from, p_h0, n, weights, p_w, o_u, m_u,
-        H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
-    )  # fmt: skip
+        b_h, p_x, n, weights, p_w, i_u, H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION
+    )
 
     s = t_begin
     while s < t_end:  # of a `for`, Triton's pipeliner may load the next step's h before it is written
-        b_h_new, b_c_new, saved = cell_forward(CELL, b_a, b_b, b_bn, b_h, b_c)
+        gates = split_columns(b_a[0], GATES, WIDE, ROWS, UNITS) if ROAD == "tile" else b_a
+        b_h_new, b_c_new, saved = cell_forward(CELL, gates, b_b, b_bn, b_h, b_c)
+        # Of n, not a tile that the loop carries: that would change its layout in every step.
+        m_b = o_b < n
         m = m_b[:, None] & m_u[None, :]
-        b_h = tl.where(m_b[:, None], b_h_new.to(b_h.dtype), b_h)
-        b_c = tl.where(m_b[:, None], b_c_new, b_c)
-        tl.store(p_hidden + o_t * H + o_hu, b_h, mask=m)
+        if PACKED:  # rows that have ended, or not begun, stay as they are
+            b_h = tl.where(m_b[:, None], b_h_new.to(b_h.dtype), b_h)
+            b_c = tl.where(m_b[:, None], b_c_new, b_c)
+        else:
+            b_h = b_h_new.to(b_h.dtype)
+            b_c = b_c_new
         s += 1
-        if ROAD != "tile" and s < t_end:
-            arrive(p_arrived)
+        p_x = p_ring + ((s + 1) % 2) * o_slot
+        if ROAD != "tile" and s < T:
+            tl.store(p_x + o_hu, b_h, mask=m_state)
+            if s < t_end:
+                arrive(p_arrived)
 
-        # Until the others arrive: what only backward reads, and what the next step needs beside h.
+        # Until the others arrive: what none of them reads, and what the next step needs beside h.
+        tl.store(p_hidden + o_t * H + o_hu, b_h, mask=m)
         if SAVE:
-            p_g = p_gates + o_t * (SAVED * H) + o_b[:, None] * (SAVED * H) + o_u[None, :]
-            for g in tl.static_range(SAVED):
-                tl.store(p_g + g * H, saved[g].to(p_gates.dtype.element_ty), mask=m)
+            store_saved(p_gates + o_t * (SAVED * H), saved, m_b, m_u, o_u, H, SAVED, ROAD, ROWS, UNITS)
             if HAS_C:
                 tl.store(p_cells + o_t * H + o_hu, b_c, mask=m)
-        p_x, n_from = p_hidden + o_t * H, n
         t += toward
         o_t, n = step_rows(p_offsets, t, T, B, PACKED)
         n = n - i_row
-        m_b = o_b < n
-        tl.store(p_hn + o_state + o_hu, b_h, mask=m & (m_b == 0)[:, None])
-        b_a = load_gates(p_a + o_t * (GATES * H) + o_au, m_b[:, None] & m_u[None, :], H, GATES)
+        if PACKED:  # else all rows end with the last step
+            tl.store(p_hn + o_state + o_hu, b_h, mask=m & (o_b >= n)[:, None])
+        b_a = load_gates(p_a + o_t * (GATES * H), o_b < n, m_u, o_u, H, GATES, WIDE, ROAD, ROWS, UNITS)
         if s < t_end:
             if ROAD != "tile":
                 wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(1), PTX)
             b_b = state_product(
-                b_h, p_x, n_from, p_h0, n, weights, p_w, o_u, m_u,
-                H, GATES, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
-            )  # fmt: skip
+                b_h, p_x, n, weights, p_w, i_u, H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION
+            )
 
+    if not PACKED:
+        n_end = tl.where(t_end == T, B, 0)
+        tl.store(p_hn + o_state + o_hu, b_h, mask=(o_b < n_end - i_row)[:, None] & m_u[None, :])
     if HAS_C:
         tl.store(p_c + o_state + o_hu, b_c, mask=m_state)

@@ -22,7 +22,14 @@ each, outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n)
 import triton
 import triton.language as tl
 from fastrnn.kernels.triton_cells import cell_backward
-from fastrnn.kernels.triton_product import dot, spread_product, spread_weights, stream_product, tile_weights
+from fastrnn.kernels.triton_product import (
+    dot,
+    row_pointers,
+    sliced_product,
+    sliced_weights,
+    stream_product,
+    tile_weights,
+)
 from fastrnn.kernels.triton_steps import arrive, step_rows, wait
 
 
@@ -35,6 +42,7 @@ def grads_product(
     p_w,
     o_u,
     m_u,
+    i_u,
     H: tl.constexpr,
     GATES: tl.constexpr,
     GRADS: tl.constexpr,
@@ -42,6 +50,7 @@ def grads_product(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SLICE: tl.constexpr,
     SLICES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -54,17 +63,24 @@ def grads_product(
             own = tl.where((tl.arange(0, ROWS) < n_x)[:, None], grads[g], 0.0)
             b_dh = dot(own, weights[g], b_dh, OPERAND, PRECISION)
     elif ROAD == "spread":
-        b_dh = spread_product(
-            p_x, n_x, p_x, n_x, weights,
-            GATES * H, 1, GRADS * H, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
-        )[0]  # fmt: skip
+        b_dh = sliced_product(p_x, n_x, weights, GATES * H, GRADS * H, ROWS, UNITS, SLICE, SLICES, OPERAND, PRECISION)
     else:
         tl.static_assert(ROAD == "stream")
         b_dh = stream_product(
-            p_x, n_x, p_x, n_x, p_w, o_u, m_u,
-            GATES * H, 1, GRADS * H, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION,
-        )[0]  # fmt: skip
+            p_x, n_x, p_w, i_u, H, GATES * H, 1, 1, GRADS * H, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION
+        )[0]
     return b_dh
+
+
+@triton.jit
+def load_before(p_from, n_from, p_first, o_b, o_u, m, H: tl.constexpr, PACKED: tl.constexpr):
+    """A state before a step: of the rows that the step before it had, below n_from, from p_from on, of others their
+    first."""
+    if PACKED:
+        p = row_pointers(o_b, p_from, n_from, p_first, H)[:, None] + o_u[None, :]
+    else:  # that step had all rows, or there is none
+        p = tl.where(n_from > 0, p_from, p_first) + o_b[:, None] * H + o_u[None, :]
+    return tl.load(p, mask=m, other=0.0)
 
 
 @triton.jit
@@ -76,26 +92,25 @@ def load_values(
     p_c0,
     o_t,
     o_from,
-    m_from,
+    n_from,
     m,
     o_b,
     o_u,
     H: tl.constexpr,
     CELL: tl.constexpr,
     SAVED: tl.constexpr,
+    PACKED: tl.constexpr,
 ):
-    """What cell_backward asks for, of the rows where ``m``; the step before in time has rows ``m_from``."""
+    """What cell_backward asks for, of the rows where ``m``; the step before in time has ``n_from`` of them."""
     values = ()
     p = p_gates + o_t * (SAVED * H) + o_b[:, None] * (SAVED * H) + o_u[None, :]
     for g in tl.static_range(SAVED):
         values = values + (tl.load(p + g * H, mask=m, other=0.0),)
     if CELL == "LSTM":
         values = values + (tl.load(p_cells + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
-        p = tl.where(m_from, p_cells + o_from * H + o_b * H, p_c0 + o_b * H)
-        values = values + (tl.load(p[:, None] + o_u[None, :], mask=m, other=0.0),)
+        values = values + (load_before(p_cells + o_from * H, n_from, p_c0, o_b, o_u, m, H, PACKED),)
     elif CELL == "GRU":
-        p = tl.where(m_from, p_hidden + o_from * H + o_b * H, p_h0 + o_b * H)
-        values = values + (tl.load(p[:, None] + o_u[None, :], mask=m, other=0.0),)
+        values = values + (load_before(p_hidden + o_from * H, n_from, p_h0, o_b, o_u, m, H, PACKED),)
     else:
         values = values + (tl.load(p_hidden + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
     return values
@@ -141,6 +156,7 @@ def scan_backward(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SLICE: tl.constexpr,
     SLICES: tl.constexpr,
     PACKED: tl.constexpr,
     HAS_DY: tl.constexpr,
@@ -187,22 +203,21 @@ def scan_backward(
     o_late, n_late = step_rows(p_offsets, t - earlier, T, B, PACKED)
     o_t, n = step_rows(p_offsets, t, T, B, PACKED)
     o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
-    m_b = o_b < n - i_row
+    m = (o_b < n - i_row)[:, None] & m_u[None, :]
     n_x = tl.minimum(n, n_late) - i_row  # rows that go on to the step after this one in time
     m_x = o_b < n_x
-    m = m_b[:, None] & m_u[None, :]
     b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
     values = load_values(
-        p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, o_b < n_from - i_row, m, o_b, o_u, H, CELL, SAVED
+        p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, n_from - i_row, m, o_b, o_u, H, CELL, SAVED, PACKED
     )
     if HAS_DCELLS:
         b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
 
     weights = ()
     if ROAD == "tile":
-        weights = tile_weights(p_w, H, GATES, H * H, 1, H, UNITS, PTX, PRECISION)
+        weights = tile_weights(p_w, H, GATES, UNITS, PTX, PRECISION)
     elif ROAD == "spread":
-        weights = spread_weights(p_w, o_u, m_u, GATES * H, 1, 0, 1, H, DEPTH, SLICES, PTX, PRECISION)
+        weights = sliced_weights(p_w, o_u, m_u, GATES * H, 1, H, SLICE, SLICES, PTX, PRECISION)
     # As in forward: the first step's product before the loop, the others at the end of the step before.
     p_x = p_grads + o_late * (GRADS * H) + (GRADS - GATES) * H
     received = ()
@@ -211,14 +226,19 @@ def scan_backward(
             p_g = p_x + g * H + o_b[:, None] * (GRADS * H) + o_u[None, :]
             received = received + (tl.load(p_g, mask=m_x[:, None] & m_u[None, :], other=0.0),)
     b_dh = grads_product(
-        received, p_x, n_x, weights, p_w, o_u, m_u,
-        H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+        received, p_x, n_x, weights, p_w, o_u, m_u, i_u,
+        H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICE, SLICES, OPERAND, PRECISION,
     )  # fmt: skip
 
     s = t_begin
     while s < t_end:
         grads, b_carry_new = cell_backward(CELL, b_dh + b_outer, b_carry, values)
-        b_carry = tl.where(m_b[:, None], b_carry_new, b_carry)
+        # Of n, not a tile that the loop carries: that would change its layout in every step.
+        m = (o_b < n - i_row)[:, None] & m_u[None, :]
+        if PACKED:  # rows that have ended, or not begun, stay as they are
+            b_carry = tl.where((o_b < n - i_row)[:, None], b_carry_new, b_carry)
+        else:
+            b_carry = b_carry_new
         p = p_grads + o_t * (GRADS * H) + o_b[:, None] * (GRADS * H) + o_u[None, :]
         stored = ()
         for g in tl.static_range(GRADS):
@@ -233,13 +253,13 @@ def scan_backward(
         t += earlier
         n_late, o_t, n = n, o_from, n_from
         o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
-        m_b = o_b < n - i_row
         n_x = tl.minimum(n, n_late) - i_row
-        m_x = o_b < n_x
-        m = m_b[:, None] & m_u[None, :]
-        b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
+        m = (o_b < n - i_row)[:, None] & m_u[None, :]
+        # Of hn there is a gradient at a row's last step: where no row is shorter than others, at the first step here.
+        m_last = m & (o_b >= n_x)[:, None]
+        b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m_last, HAS_DY, HAS_DHN and PACKED)
         values = load_values(
-            p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, o_b < n_from - i_row, m, o_b, o_u, H, CELL, SAVED
+            p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, n_from - i_row, m, o_b, o_u, H, CELL, SAVED, PACKED
         )
         if s < t_end:
             if HAS_DCELLS:  # only here: what a launch hands to the next has none of the next one's
@@ -250,8 +270,8 @@ def scan_backward(
             for g in tl.static_range(GATES):
                 facing = facing + (stored[GRADS - GATES + g],)
             b_dh = grads_product(
-                facing, p_x, n_x, weights, p_w, o_u, m_u,
-                H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICES, OPERAND, PRECISION,
+                facing, p_x, n_x, weights, p_w, o_u, m_u, i_u,
+                H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICE, SLICES, OPERAND, PRECISION,
             )  # fmt: skip
 
     if HAS_CARRY:

@@ -21,7 +21,12 @@ import torch
 from fastrnn.backends.triton_paths import KIB, Chip, choose_path
 from fastrnn.modes import CELLS
 
-CHIPS = {"sm_80": Chip(108, 163 * KIB), "sm_90": Chip(132, 227 * KIB), "gfx942": Chip(304, 64 * KIB, 64)}
+CHIPS = {
+    "sm_80": Chip(108, 163 * KIB),
+    "sm_90": Chip(132, 227 * KIB),
+    "sm_100": Chip(148, 227 * KIB),
+    "gfx942": Chip(304, 64 * KIB, 64),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,13 +53,17 @@ class Variant(NamedTuple):
 class Usage(NamedTuple):
     """``registers`` and ``spilled`` bytes of a thread, bytes of ``shared`` memory of a program, ``reloads``, how often
     a step of the time loop fetches weights out of shared memory or lays them out anew, and on NVIDIA the
-    ``exponentials`` that a thread computes in a step."""
+    ``exponentials`` that a thread computes in a step and, of the machine code of the time loop, its ``instructions``,
+    its ``barriers`` of the program, and the bits of each load past the L1, which are those of x, ``loads``."""
 
     registers: int
     spilled: int
     shared: int
     reloads: int
     exponentials: int
+    instructions: int = 0
+    barriers: int = 0
+    loads: tuple[int, ...] = ()
 
 
 def compile_variant(variant: Variant) -> Usage:
@@ -90,27 +99,56 @@ def compile_variant(variant: Variant) -> Usage:
     fixed = {name: None if name in absent else constants[name] for name in names if name in constants or name in absent}
     signature = {name: "constexpr" if name in fixed else kind(name) for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
-    compute, lanes = {"sm_80": (80, 32), "sm_90": (90, 32), "gfx942": ("gfx942", 64)}[variant.target]
+    compute, lanes = {"sm_80": (80, 32), "sm_90": (90, 32), "sm_100": (100, 32), "gfx942": ("gfx942", 64)}[
+        variant.target
+    ]
     target = GPUTarget("hip" if lanes == 64 else "cuda", compute, lanes)
     built: Any = triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(path))
     loop = built.asm["ttgir"].partition("scf.while")[2]
     reloads = len(re.findall(r"= ttg\.(?:local_load|convert_layout) [^\n]*-> [^\n]*opIdx = 1", loop))
     registers, spilled = amd_usage(built.asm["amdgcn"]) if lanes == 64 else nvidia_usage(built.asm["cubin"])
-    return Usage(registers, spilled, built.metadata.shared, reloads, built.asm.get("ptx", "").count("ex2.approx"))
+    exponentials = built.asm.get("ptx", "").count("ex2.approx")
+    counts = (0, 0, ()) if lanes == 64 else time_loop(built.asm["cubin"])
+    return Usage(registers, spilled, built.metadata.shared, reloads, exponentials, *counts)
+
+
+def time_loop(cubin: bytes) -> tuple[int, int, tuple[int, ...]]:
+    """Instructions, barriers of the program, and bits of each load past the L1, in the longest loop of a kernel: what
+    lies between a label and the last branch back to it.  The barrier's own look at a counter is no such load."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in nvidia_tool("nvdisasm", "-c", cubin).splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);?\s*(?:/\*.*)?$", line):
+            instructions.append(found[1])
+    body: list[str] = []
+    for last, instruction in enumerate(instructions):
+        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction)
+        if target and labels.get(target[1], last + 1) <= last and last - labels[target[1]] >= len(body):
+            body = instructions[labels[target[1]] : last + 1]
+    loads = [re.search(r"\bLDG\.E(?:\.U?(\d+))?\.STRONG", instruction) for instruction in body]
+    bits = sorted(int(load[1] or 32) for load in loads if load and load[1] != "64")
+    return len(body), sum("BAR.SYNC" in instruction for instruction in body), tuple(bits)
 
 
 def nvidia_usage(cubin: bytes) -> tuple[int, int]:
     """Registers and spilled bytes of a thread."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    text = nvidia_tool("cuobjdump", "-res-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found, text
     return int(found[1]), int(found[2])
+
+
+def nvidia_tool(name: str, option: str, cubin: bytes) -> str:
+    """What a tool that comes with Triton prints of machine code."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def amd_usage(assembly: str) -> tuple[int, int]:

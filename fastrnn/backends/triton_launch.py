@@ -36,11 +36,13 @@ def launch_forward(
 
     cell, (directions, _, hidden_size) = CELLS[mode], recurrent.shape
     states, last = a.new_empty(directions, rows.total, hidden_size), torch.empty_like(h0)
+    ring = a.new_empty(directions, 2, rows.sequences, hidden_size)
     every = (directions, rows.total)
     gates = a.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else (0,))
     cells = a.new_empty((*every, hidden_size) if save and c is not None else (0,), dtype=torch.float32)
     flags = dict(SAVE=save, HAS_C=c is not None, HAS_BN=b_n is not None)
-    _launch(scan_forward, mode, rows, recurrent, (a, recurrent, b_n, h0, c, states, last, gates, cells), flags, path)
+    tensors = (a, recurrent, b_n, h0, c, ring, states, last, gates, cells)
+    _launch(scan_forward, mode, rows, recurrent, tensors, flags, path)
     return states, last, Saved(gates, cells, states)
 
 
@@ -115,12 +117,15 @@ def constants_of(
         H=hidden_size,
         CELL=mode,
         GATES=len(CELLS[mode].gates),
+        WIDE=1 << (len(CELLS[mode].gates) - 1).bit_length(),
         SAVED=len(CELLS[mode].saved),
         ROAD=path.name,
         ROWS=path.rows,
         UNITS=path.units,
         DEPTH=path.depth,
+        SLICE=path.slice,
         SLICES=path.warps,
+        CHAINS=path.chains,
         PACKED=packed,
         OPERAND=tl.float32 if INTERPRETED else operand,
         PRECISION=precision,

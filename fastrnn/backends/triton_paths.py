@@ -38,8 +38,9 @@ class Chip(NamedTuple):
 
 
 class Path(NamedTuple):
-    """How a scan is laid out: ROWS x UNITS a program, DEPTH of the product at a time (on the spread path of each warp),
-    warps a program, loads under way at once, and whether one launch takes all steps or each step is its own."""
+    """How a scan is laid out: ROWS x UNITS a program, DEPTH of the product at a time, warps a program, loads under way
+    at once, whether one launch takes all steps or each step is its own; on the spread path forward the partial sums,
+    and backward the depth of the product at a time of each warp."""
 
     name: str
     rows: int
@@ -48,6 +49,8 @@ class Path(NamedTuple):
     warps: int
     stages: int
     whole: bool
+    chains: int = 2
+    slice: int = 64
 
     @property
     def has_barrier(self) -> bool:
@@ -104,9 +107,9 @@ def paths_that_fit(
     tensor_core = dtype != torch.float32 or precision == "tf32"
     fitting = []
     if tensor_core and weights * width * width // hidden_size <= kept:
-        fitting.append(Path("tile", 16, width, width, min(warps, width // columns), 1, whole=True))
+        fitting.append(Path("tile", 16, width, width, min(2 * warps, width // columns), 1, whole=True))
     for rows, units in SPREAD:
-        path = Path("spread", rows, units, 32 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
+        path = Path("spread", rows, units, 128 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
         if units >= columns and weights * units <= kept and _at_once(path, chip, sequences, hidden_size, directions):
             fitting.append(path)
             break
