@@ -1,5 +1,11 @@
 // The arrays of a run, step by step: where their rows are, the states and rows that the engine keeps itself, and
 // totals.
+#pragma once
+
+#include "phases.h"
+#include "plan-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // Where the rows of an array are at a step.
 struct View {
@@ -192,3 +198,5 @@ struct RunArrays {
     }
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -5,6 +5,11 @@
 // once the gates' math on it while it is in L1. After a block of steps its gate gradients are multiplied into the
 // gradients of x and of the weights. Every number has one thread that computes it, in an order that does not depend on
 // how many there are.
+#pragma once
+
+#include "step_blocks-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S, class A, class Cell>
 struct BackwardScan {
@@ -232,3 +237,5 @@ struct BackwardScan {
     for (int i = 0; i < kSlots; ++i) store_part(to + i * z.hidden, grad[i], lanes);
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

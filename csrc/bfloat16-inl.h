@@ -1,6 +1,11 @@
 // bfloat16 in vectors of float: kLanes numbers widened, or as many groups, of which each holds two numbers of k for the
 // products. Without products of bfloat16 in the instruction set a group takes two multiplications, one of its low
 // halves and one of its high ones, widened on the fly.
+#pragma once
+
+#include "vector-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 #if defined(__AVX512BF16__)
 constexpr int kNarrowPasses = 1;
@@ -123,3 +128,5 @@ FASTRNN_INLINE Vec<bfloat16> multiply_add<bfloat16>(Vec<float> left, Vec<float> 
       _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(left), bit_cast<__m512bh>(right)));
 }
 #endif
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

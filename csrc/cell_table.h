@@ -1,9 +1,7 @@
 // Printed by `python -m fastrnn.compiler.built_in` from the definitions in fastrnn/cells: change those.
 //
 // What is to be known of a cell before its kernels run.
-
-#ifndef FASTRNN_CELL_TABLE_H_
-#define FASTRNN_CELL_TABLE_H_
+#pragma once
 
 namespace fastrnn {
 
@@ -27,5 +25,3 @@ constexpr CellFacts kCells[] = {
 inline const CellFacts& facts(Mode mode) { return kCells[static_cast<int>(mode)]; }
 
 }  // namespace fastrnn
-
-#endif  // FASTRNN_CELL_TABLE_H_

@@ -9,9 +9,11 @@
 // gradients of the slots and the carry of the step before. A slot is a gate, or one share of it where the two are read
 // apart; those of `b` are the first kGates of them, those of `a` the last. row_hh: the row of weight_hh that column k
 // of the slots of `b` belongs to; those of `a` stand in weight_ih's order.
+#pragma once
 
-#ifndef FASTRNN_CELLS_INL_H_
-#define FASTRNN_CELLS_INL_H_
+#include "math-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S>
 struct RnnTanh {
@@ -130,4 +132,4 @@ void with_cell(Mode mode, const F& f) {
   }
 }
 
-#endif  // FASTRNN_CELLS_INL_H_
+}  // namespace fastrnn::FASTRNN_NAMESPACE

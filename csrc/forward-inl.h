@@ -4,6 +4,12 @@
 // A thread's way through it: pack a share of the weights; then, for a block of steps small enough to stay in
 // cache, the product of the inputs; then, step by step, the product of the state with the gates' math behind each panel
 // while its results are in L1. Threads meet once a step (twice with a projection) to exchange h.
+#pragma once
+
+#include "cells-inl.h"
+#include "weights-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S, class A, class Cell>
 struct ForwardScan {
@@ -275,3 +281,5 @@ struct ForwardScan {
       }
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

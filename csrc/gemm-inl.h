@@ -4,6 +4,11 @@
 // the edge. Of a narrow type, k counts groups of numbers: a row of A that is no whole number of groups is followed by
 // something finite, and the panel holds zeros there. Every result is the same chains of multiply-adds in the order of
 // k, whatever the tile it was computed in, so results do not depend on batch size or number of threads.
+#pragma once
+
+#include "bfloat16-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // Rows of a tile, with NV vectors a row: its sums fill the registers, less those for the panel and for A. Two passes
 // take more of these, since both halves of whichever is fewer stay at hand.
@@ -293,3 +298,5 @@ FASTRNN_INLINE void multiply_plain(int64_t width, const S* a, int64_t lda, int64
     default: return multiply<S, kPlain>(a, lda, rows, depth, panel, init, 0, c, expect);
   }
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

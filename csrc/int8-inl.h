@@ -1,6 +1,13 @@
 // The forward scan of one direction of a layer whose weights are int8, with a scale a row.
 //
 // Floor per step of one row: G H (I + P) bytes of weights. So they are read as they lie, once a step.
+#pragma once
+
+#include "cells-inl.h"
+#include "int8_product-inl.h"
+#include "layer-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class Cell>
 struct Int8Scan {
@@ -143,3 +150,5 @@ void forward_int8_cell(const Int8Forward& args) {
 inline void forward_int8(const Int8Forward& args) {
   with_cell<float>(args.mode, [&](auto cell) { forward_int8_cell<decltype(cell)>(args); });
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

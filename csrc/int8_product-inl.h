@@ -4,6 +4,12 @@
 // int8 just before the product, by round(x / scale), scale = max |x| / 127 of a row. Sums of products are exact in
 // int32, hence the same on every instruction set. A row with a NaN or an infinity has scale NaN and makes every result
 // of its product a NaN.
+#pragma once
+
+#include "pack-inl.h"
+#include "plan-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 using Sums = Bits<float>;
 
@@ -161,3 +167,5 @@ struct Int8Rows {
     return matrix.product(row, lanes, values + (r * parts + p) * ld, scales[r * parts + p]);
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -1,18 +1,13 @@
 // All kernels, compiled once per instruction set: FASTRNN_NAMESPACE names it, the compiler's flags choose it. Nothing
 // in here may be an inline function with external linkage outside the namespace (the standard library's templates,
 // say): the linker would keep one copy for all, perhaps one that this machine cannot run.
-#include <cstddef>
-#include <cstdint>
-#include <type_traits>
-#include <utility>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "backward-inl.h"
+#include "forward-inl.h"
+#include "int8-inl.h"
+#include "layer-inl.h"
+#include "peak-inl.h"
+#include "weight_cache-inl.h"
 
-#include "runtime.h"
-#include "scan.h"
-
-#define FASTRNN_INLINE inline __attribute__((always_inline))
 #define FASTRNN_TEXT_(name) #name
 #define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
 
@@ -25,26 +20,6 @@ const Kernels& table();
 namespace FASTRNN_NAMESPACE {
 
 void run_program(const Run& run);  // in phases.cpp
-
-// In the order in which they build on each other.
-// clang-format off
-#include "vector-inl.h"
-#include "bfloat16-inl.h"
-#include "math-inl.h"
-#include "gemm-inl.h"
-#include "pack-inl.h"
-#include "cells-inl.h"
-#include "weight_cache-inl.h"
-#include "plan-inl.h"
-#include "weights-inl.h"
-#include "forward-inl.h"
-#include "step_blocks-inl.h"
-#include "backward-inl.h"
-#include "layer-inl.h"
-#include "int8_product-inl.h"
-#include "int8-inl.h"
-#include "peak-inl.h"
-// clang-format on
 
 const Kernels& table() {
 #if defined(__AVX512VNNI__)

@@ -1,4 +1,10 @@
 // A whole layer: its directions on a team of threads.
+#pragma once
+
+#include "backward-inl.h"
+#include "forward-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // Runs scans[direction]->run(thread) for all directions, side by side or one after the other; false as Team::run.
 template <class Scan>
@@ -95,3 +101,5 @@ template <class S, class A>
 void backward(const Backward<S, A>* layers, int count) {
   run_cells<BackwardScan, S, A>(layers, count);
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

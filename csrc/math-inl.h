@@ -4,6 +4,11 @@
 // Both stand on e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, as in Cephes' expf and exp: n comes from
 // adding a number so large that the sum's last bit is worth 1, and stands in the low bits of that sum, ready to be
 // shifted into an exponent. e^r - 1 is a polynomial, so that tanh keeps its relative accuracy near zero.
+#pragma once
+
+#include "vector-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S>
 struct ExpConstants;
@@ -119,3 +124,5 @@ FASTRNN_INLINE Vec<S> activation_slope(Activation kind, Vec<S> y) {
     default: return broadcast(S(1));
   }
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

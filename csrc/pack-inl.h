@@ -1,4 +1,9 @@
 // How matrices are laid out for the products of gemm-inl.h: cut into panels, and transposed.
+#pragma once
+
+#include "gemm-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // How the columns of a plain matrix are cut into panels of at most kPlain vectors, about equally wide; into a multiple
 // of `shares` panels where there are columns enough, so that as many threads get the same.
@@ -100,3 +105,5 @@ void transpose_numbers(const S* from, int64_t ld, int64_t rows, int64_t depth, S
     }
   }
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -4,6 +4,15 @@
 // goes as fast as weights come out of cache: all results of all panels then come one behind the other, two streams at
 // a time.
 // Units [begin, end) of a part, all of one head; `width` is their number in whole vectors, `offset` the widths before.
+#pragma once
+
+#include "arrays-inl.h"
+#include "int8_product-inl.h"
+#include "pack-inl.h"
+#include "weight_cache-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
+
 struct UnitPanel {
   int64_t begin, end, width, offset;
 };
@@ -326,3 +335,5 @@ struct PartPlan {
     part->function(rows, p.end - p.begin, pointers, strides);
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -1,4 +1,9 @@
 // The machine's own limit, to hold times against: multiply-adds that wait for nothing and read no memory.
+#pragma once
+
+#include "vector-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // A number that the compiler does not know, so that it neither runs one chain for all nor multiplies ahead of a loop.
 FASTRNN_INLINE void make_unknown([[maybe_unused]] Vec<float>& v) {
@@ -31,3 +36,5 @@ __attribute__((noinline)) inline int64_t multiply_adds(int64_t wanted) {
   static_cast<void>(kept);
   return rounds * kRound;
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

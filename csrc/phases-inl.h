@@ -4,6 +4,11 @@
 // stay in cache, those products that no step writes to; then, step by step, phase by phase, panel by panel, results and
 // the function on them. Threads that share units meet before phases that read what others wrote; threads that share
 // rows never do.
+#pragma once
+
+#include "schedule-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S>
 struct PhaseScan {
@@ -233,3 +238,5 @@ bool run_phases(const Run& run, Team& team) {
       scan.team_plan.threads, [](void* context, int thread) { static_cast<PhaseScan<S>*>(context)->execute(thread); },
       &scan);
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -1,4 +1,9 @@
 // What forward and backward share: the order of the steps, and who does what.
+#pragma once
+
+#include "gemm-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // One direction's steps, s = 0 .. T-1 in the order in which its forward pass takes them.
 struct Steps {
@@ -77,3 +82,5 @@ struct Wavefront {
 
 // Rows of a piece of work in a wavefront: so few that the next layer soon begins, so many that they make good tiles.
 inline int64_t wavefront_rows(const Sizes& z) { return larger<int64_t>(12, z.rows / 8); }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

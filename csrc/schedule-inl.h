@@ -1,4 +1,9 @@
 // How a run is laid out before it starts: who computes what, and where it finds it. All in the call's scratch memory.
+#pragma once
+
+#include "part-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 FASTRNN_INLINE int64_t common_divisor(int64_t a, int64_t b) {
   while (b) {
@@ -283,3 +288,5 @@ TeamPlan plan_team(const Run& run, int team) {
   const bool worth = (!meets || row * rows / static_cast<double>(run.steps) >= kStepWork) && vectors > 1;
   return {worth ? smaller<int>(team, static_cast<int>(smaller<int64_t>(vectors, team))) : 1, false, false};
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -3,6 +3,12 @@
 // A block fits the caches. Its gate gradients are multiplied into the gradients of x and of the parameters, block
 // by block, so that long sums are blocked and keep their digits. Those of x can come in pieces of a block, as soon
 // as their steps are done, for who waits for them.
+#pragma once
+
+#include "cells-inl.h"
+#include "weights-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S>
 void add_to(S* to, const S* from, int64_t count) {
@@ -284,3 +290,5 @@ struct StepBlocks {
     return sums_of_lanes<1>(&total)[0];
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -1,5 +1,10 @@
 // Vectors of the instruction set that this file is compiled for, as GCC and Clang vector types: + - * / and comparisons
 // work on them as on numbers, on x86 and Arm alike. Included once per instruction set, inside its namespace.
+#pragma once
+
+#include "target-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -236,3 +241,5 @@ template <class S>
 FASTRNN_INLINE void clear(S* to, int64_t count) {
   __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(S));
 }
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -3,6 +3,11 @@
 // They are known by their numbers: before each use a fingerprint is taken of a panel's weights, and the panel is packed
 // again where it is not the one of the weights that were packed. So a change is seen that bumps no version counter
 // (through `.data`, NumPy or another process), for one reading of the weights, a fraction of what packing takes.
+#pragma once
+
+#include "bfloat16-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 // The fingerprint: 64 bits. Chains side by side take in a block of weights after the other, each by a step that first
 // mixes what was there; at the end each is mixed with its place, and they are summed up.
@@ -122,3 +127,5 @@ struct PackedMemory {
     return ceil_div(count * static_cast<int64_t>(sizeof(S)), 64) * 64;
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -1,5 +1,12 @@
 // The weights of one direction as the forward scan multiplies them: packed into panels that hold all gates of some
 // units, or as they lie where so few rows would not repay that.
+#pragma once
+
+#include "pack-inl.h"
+#include "plan-inl.h"
+#include "weight_cache-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 
 template <class S, class A, class Cell>
 struct ForwardWeights {
@@ -184,3 +191,5 @@ struct ForwardWeights {
     }
   }
 };
+
+}  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -20,17 +20,17 @@ HEAD = """\
 // gradients of the slots and the carry of the step before. A slot is a gate, or one share of it where the two are read
 // apart; those of `b` are the first kGates of them, those of `a` the last. row_hh: the row of weight_hh that column k
 // of the slots of `b` belongs to; those of `a` stand in weight_ih's order.
+#pragma once
 
-#ifndef FASTRNN_CELLS_INL_H_
-#define FASTRNN_CELLS_INL_H_
+#include "math-inl.h"
+
+namespace fastrnn::FASTRNN_NAMESPACE {
 """
 TABLE = """\
 // Printed by `python -m fastrnn.compiler.built_in` from the definitions in fastrnn/cells: change those.
 //
 // What is to be known of a cell before its kernels run.
-
-#ifndef FASTRNN_CELL_TABLE_H_
-#define FASTRNN_CELL_TABLE_H_
+#pragma once
 
 namespace fastrnn {
 
@@ -50,8 +50,6 @@ constexpr CellFacts kCells[] = {
 inline const CellFacts& facts(Mode mode) { return kCells[static_cast<int>(mode)]; }
 
 }  // namespace fastrnn
-
-#endif  // FASTRNN_CELL_TABLE_H_
 """
 CHOICE = """
 // Calls f with an object of the cell's struct, over numbers of S.
@@ -62,7 +60,7 @@ void with_cell(Mode mode, const F& f) {
 }
 """
 COLUMNS = 120
-FOOT = "\n#endif  // FASTRNN_CELLS_INL_H_\n"
+FOOT = "\n}  // namespace fastrnn::FASTRNN_NAMESPACE\n"
 
 
 def _vector(text: str) -> str:
