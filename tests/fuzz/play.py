@@ -298,6 +298,8 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
             same = ~value.isfinite()  # inf or NaN there depends on the order of factors
             if case.odd and case.seeds == "c":  # h of the last step has no gradient, which we take for 0: times NaN
                 finite &= value.isfinite() | (right != 0) & exact["cn"].isfinite().all()
+        if case.odd:  # a first term alone may be past the largest number, whose sum with the others is not
+            finite &= value.isfinite() | (right.abs() < torch.finfo(dtype).max / 8)
         wrong = finite & ~value.isfinite() | odd & ~same
         assert not wrong.any(), f"{name}: {value[wrong][:4].tolist()} where {right[wrong][:4].tolist()} is right"
         noise, scale = largest(near - right, finite), largest(right, finite)
