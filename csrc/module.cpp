@@ -1,12 +1,14 @@
 // The Python face of the kernels: checks each tensor against the sizes of the layer, releases the GIL.
 #include <pybind11/pybind11.h>
 
+#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "fast_path.h"
 #include "program.h"
+#include "record.h"
 #include "scan.h"
 #include "tensors.h"
 #include "weight_cache.h"
@@ -14,7 +16,24 @@
 namespace fastrnn {
 namespace {
 
-// (mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)
+// The fields of a layer, and of what a call reads and writes of it; fastrnn/_core.pyi says what they are.
+struct Names {
+  const Name mode{"mode"}, activation{"activation"}, threads{"threads"}, directions{"directions"};
+  const Name batch_sizes{"batch_sizes"}, steps{"steps"}, batch{"batch"}, rows{"rows"}, inputs{"inputs"};
+  const Name hidden_size{"hidden_size"}, outputs{"outputs"};
+  const Name layer{"layer"}, x{"x"}, tokens{"tokens"}, h0{"h0"}, c0{"c0"}, weights{"weights"}, y{"y"}, hn{"hn"};
+  const Name cn{"cn"}, gates{"gates"}, cells{"cells"}, hidden{"hidden"}, grad_y{"grad_y"}, grad_hn{"grad_hn"};
+  const Name grad_cn{"grad_cn"}, grad_cells{"grad_cells"}, grad_x{"grad_x"}, grad_h0{"grad_h0"}, grad_c0{"grad_c0"};
+  const Name grad_weights{"grad_weights"};
+};
+
+const Names& names() {
+  static const Names all;
+  return all;
+}
+
+constexpr int kLayerFields = 11, kForwardFields = 12, kBackwardFields = 17;
+
 template <class S, class A>
 struct Reader {
   Memory& memory;
@@ -23,27 +42,33 @@ struct Reader {
   int64_t gates = 0, saved = 0;
   bool has_cell = false;
 
-  Reader(const py::tuple& layer, Memory& of_call) : memory(of_call) {
-    if (layer.size() != 11) throw py::value_error("layer: expected 11 values");
-    const int mode = layer[0].cast<int>();
-    if (mode < 0 || mode > 3) throw py::value_error("mode: expected 0 to 3");
-    in.mode = static_cast<Mode>(mode);
-    const int activation = layer[1].cast<int>();
-    if (activation < 0 || activation > 3) throw py::value_error("activation: expected 0 to 3");
-    in.activation = static_cast<Activation>(activation);
-    in.threads = layer[2].cast<int>();
+  Reader(py::handle of, Memory& of_call) : memory(of_call) {
+    const Record layer(of, kLayerFields, "layer");
+    const Names& n = names();
+    in.mode = static_cast<Mode>(number(layer, n.mode, 0, static_cast<int64_t>(std::size(kCells)) - 1));
+    in.activation = static_cast<Activation>(number(layer, n.activation, 0, 3));
+    in.threads = layer[n.threads].template cast<int>();
     Sizes& z = in.sizes;
-    int64_t* const fields[] = {&z.steps, &z.batch, &z.rows, &z.inputs, &z.hidden, &z.outputs};
-    for (int i = 0; i < 6; ++i) {
-      *fields[i] = layer[i + 3].cast<int64_t>();
-      if (*fields[i] < 1 || *fields[i] > (int64_t{1} << 40)) throw py::value_error("layer: a size is out of range");
-    }
-    z.directions = layer[9].cast<int>();
-    if (z.directions < 1 || z.directions > 2) throw py::value_error("directions: expected 1 or 2");
+    const int64_t most = int64_t{1} << 40;
+    z.steps = number(layer, n.steps, 1, most);
+    z.batch = number(layer, n.batch, 1, most);
+    z.rows = number(layer, n.rows, 1, most);
+    z.inputs = number(layer, n.inputs, 1, most);
+    z.hidden = number(layer, n.hidden_size, 1, most);
+    z.outputs = number(layer, n.outputs, 1, most);
+    z.directions = static_cast<int>(number(layer, n.directions, 1, 2));
     gates = facts(in.mode).gates;
     saved = facts(in.mode).saved;
     has_cell = facts(in.mode).has_cell;
-    read_batch_sizes(layer[10]);
+    read_batch_sizes(layer[n.batch_sizes]);
+  }
+
+  static int64_t number(const Record& layer, const Name& name, int64_t low, int64_t high) {
+    const auto found = layer[name].template cast<int64_t>();
+    if (found < low || found > high)
+      throw py::value_error(std::string(name.text) + ": expected " + std::to_string(low) + " to " +
+                            std::to_string(high) + ", got " + std::to_string(found));
+    return found;
   }
 
   void read_batch_sizes(py::handle batch_sizes) {
@@ -159,28 +184,30 @@ void run_joined(const std::vector<Layer>& layers) {
   run(layers.data(), static_cast<int>(layers.size()));
 }
 
-// Layers from the lowest: tuples of (layer, x, tokens, h0, c0, weights, y, hn, cn, gates, cells, hidden).
+// Layers from the lowest.
 template <class S, class A = S>
-void forward(const py::list& tuples) {
+void forward(const py::list& records) {
   Memory memory;
   std::vector<Forward<S, A>> layers;
   std::vector<std::unique_ptr<WeightCacheClaim>> claims;
-  for (const py::handle item : tuples) {
-    const auto t = py::cast<py::tuple>(item);
-    if (t.size() != 12) throw py::value_error("layers: expected tuples of 12");
-    Reader<S, A> read(t[0], memory);
-    const auto weights = py::cast<py::sequence>(t[5]);
-    read.inputs(t[1], t[2].cast<bool>(), t[3], t[4], weights);
+  const Names& n = names();
+  for (const py::handle item : records) {
+    const Record fields(item, kForwardFields, "layers");
+    Reader<S, A> read(fields[n.layer], memory);
+    const auto weights = py::cast<py::sequence>(fields[n.weights]);
+    read.inputs(fields[n.x], fields[n.tokens].cast<bool>(), fields[n.h0], fields[n.c0], weights);
     const Sizes& z = read.in.sizes;
     Forward<S, A> call{};
     static_cast<Inputs<S, A>&>(call) = read.in;
-    call.y = read.per_direction(t[6], "y", z.rows, z.outputs);
-    call.hn = read.per_direction(t[7], "hn", z.batch, z.outputs);
-    if (read.has_cell) call.cn = read.per_direction(t[8], "cn", z.batch, z.hidden);
-    if (read.saved) call.saved.gates = read.per_direction(t[9], "gates", z.rows, read.saved * z.hidden, true);
-    if (read.saves_cells()) call.saved.cells = read.wide_per_direction(t[10], "cells", z.rows, z.hidden, true);
-    call.saved.hidden = read.per_direction(t[11], "hidden", z.rows, z.outputs, true);
-    for (int d = 0; d < z.directions && t[11].is_none() && z.rows >= kKeptRows; ++d) {
+    call.y = read.per_direction(fields[n.y], "y", z.rows, z.outputs);
+    call.hn = read.per_direction(fields[n.hn], "hn", z.batch, z.outputs);
+    if (read.has_cell) call.cn = read.per_direction(fields[n.cn], "cn", z.batch, z.hidden);
+    if (read.saved)
+      call.saved.gates = read.per_direction(fields[n.gates], "gates", z.rows, read.saved * z.hidden, true);
+    if (read.saves_cells())
+      call.saved.cells = read.wide_per_direction(fields[n.cells], "cells", z.rows, z.hidden, true);
+    call.saved.hidden = read.per_direction(fields[n.hidden], "hidden", z.rows, z.outputs, true);
+    for (int d = 0; d < z.directions && fields[n.hidden].is_none() && z.rows >= kKeptRows; ++d) {
       const py::object weight = weights[d * weights.size() / z.directions + 1];
       claims.push_back(std::make_unique<WeightCacheClaim>(weight, reinterpret_cast<uintptr_t>(call.weights[d].w_hh)));
       call.weight_cache[d] = claims.back()->get();
@@ -190,37 +217,36 @@ void forward(const py::list& tuples) {
   run_joined(layers);
 }
 
-// Layers from the highest: tuples of (layer, x, tokens, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn,
-// grad_cn, grad_cells, grad_x, grad_h0, grad_c0, grad_weights).
+// Layers from the highest.
 template <class S, class A = S>
-void backward(const py::list& tuples) {
+void backward(const py::list& records) {
   Memory memory;
   std::vector<Backward<S, A>> layers;
-  for (const py::handle item : tuples) {
-    const auto t = py::cast<py::tuple>(item);
-    if (t.size() != 17) throw py::value_error("layers: expected tuples of 17");
-    Reader<S, A> read(t[0], memory);
-    const auto weights = py::cast<py::sequence>(t[5]);
-    const bool tokens = t[2].cast<bool>();
-    read.inputs(t[1], tokens, t[3], t[4], weights);
+  const Names& n = names();
+  for (const py::handle item : records) {
+    const Record fields(item, kBackwardFields, "layers");
+    Reader<S, A> read(fields[n.layer], memory);
+    const auto weights = py::cast<py::sequence>(fields[n.weights]);
+    const bool tokens = fields[n.tokens].cast<bool>();
+    read.inputs(fields[n.x], tokens, fields[n.h0], fields[n.c0], weights);
     const Sizes& z = read.in.sizes;
     Backward<S, A> call{};
     static_cast<Inputs<S, A>&>(call) = read.in;
-    if (read.saved) call.saved.gates = read.per_direction(t[6], "gates", z.rows, read.saved * z.hidden);
-    if (read.saves_cells()) call.saved.cells = read.wide_per_direction(t[7], "cells", z.rows, z.hidden);
-    call.saved.hidden = read.per_direction(t[8], "hidden", z.rows, z.outputs);
-    call.grad_y = read.per_direction(t[9], "grad_y", z.rows, z.outputs, true);
-    call.grad_hn = read.per_direction(t[10], "grad_hn", z.batch, z.outputs, true);
+    if (read.saved) call.saved.gates = read.per_direction(fields[n.gates], "gates", z.rows, read.saved * z.hidden);
+    if (read.saves_cells()) call.saved.cells = read.wide_per_direction(fields[n.cells], "cells", z.rows, z.hidden);
+    call.saved.hidden = read.per_direction(fields[n.hidden], "hidden", z.rows, z.outputs);
+    call.grad_y = read.per_direction(fields[n.grad_y], "grad_y", z.rows, z.outputs, true);
+    call.grad_hn = read.per_direction(fields[n.grad_hn], "grad_hn", z.batch, z.outputs, true);
     if (read.has_cell) {
-      call.grad_cn = read.per_direction(t[11], "grad_cn", z.batch, z.hidden, true);
-      call.grad_cells = read.wide_per_direction(t[12], "grad_cells", z.rows, z.hidden, true);
-      call.grad_c0 = read.per_direction(t[15], "grad_c0", z.batch, z.hidden, true);
+      call.grad_cn = read.per_direction(fields[n.grad_cn], "grad_cn", z.batch, z.hidden, true);
+      call.grad_cells = read.wide_per_direction(fields[n.grad_cells], "grad_cells", z.rows, z.hidden, true);
+      call.grad_c0 = read.per_direction(fields[n.grad_c0], "grad_c0", z.batch, z.hidden, true);
     }
-    if (tokens && !t[13].is_none()) throw py::value_error("grad_x: there is none of tokens");
-    call.grad_x = read.template tensor<A>(t[13], "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
-    call.grad_h0 = read.per_direction(t[14], "grad_h0", z.batch, z.outputs, true);
-    if (!t[16].is_none()) {
-      const auto list = py::cast<py::sequence>(t[16]);
+    if (tokens && !fields[n.grad_x].is_none()) throw py::value_error("grad_x: there is none of tokens");
+    call.grad_x = read.template tensor<A>(fields[n.grad_x], "grad_x", static_cast<__int128>(z.rows) * z.inputs, true);
+    call.grad_h0 = read.per_direction(fields[n.grad_h0], "grad_h0", z.batch, z.outputs, true);
+    if (!fields[n.grad_weights].is_none()) {
+      const auto list = py::cast<py::sequence>(fields[n.grad_weights]);
       if (list.size() != weights.size()) throw py::value_error("grad_weights: expected one tensor for each of weights");
       read.parameters(list, "grad_weights", call.grad_weights);
     }
@@ -231,7 +257,7 @@ void backward(const py::list& tuples) {
 
 // Weights of 8 bits: a list of scale_ih, weight_ih, scale_hh, weight_hh, then bias_ih and bias_hh if there are biases,
 // then scale_hr and weight_hr if there is a projection, for each direction.
-void forward_int8(const py::tuple& layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
+void forward_int8(py::handle layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
                   py::handle y, py::handle hn, py::handle cn) {
   Memory memory;
   Reader<float, float> read(layer, memory);
@@ -296,7 +322,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("multiply_adds", [](int64_t wanted) { return kernels().multiply_adds(wanted); });
   m.def("forward_float", &forward<float>);
   m.def("forward_double", &forward<double>);
-  m.def("forward_int8", &forward_int8);
+  m.def("forward_int8", &forward_int8, py::kw_only(), py::arg("layer"), py::arg("x"), py::arg("h0"), py::arg("c0"),
+        py::arg("weights"), py::arg("y"), py::arg("hn"), py::arg("cn"));
   m.def("multiplies_bfloat16", [] { return kernels().multiplies_bfloat16; });
   m.def("forward_bfloat16", &forward<bfloat16>);
   m.def("backward_float", &backward<float>);

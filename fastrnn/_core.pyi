@@ -1,7 +1,8 @@
 """The fused kernels for the CPU, built from csrc/module.cpp; called through :mod:`fastrnn.backends.cpp`.
 
-``layer`` is ``(mode, activation, threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes)``, with
-the numbers of ``Mode`` and ``Activation`` in csrc/scan.h.  ``x`` holds tokens, int64, where ``tokens`` says so.  Every
+``layer`` is a dict of ``mode`` and ``activation``, the numbers of ``Mode`` in csrc/cell_table.h and of ``Activation``
+in csrc/scan.h, ``threads``, the sizes ``steps``, ``batch``, ``rows``, ``inputs``, ``hidden_size``, ``outputs`` and
+``directions``, and ``batch_sizes``, int64 or None.  ``x`` holds tokens, int64, where ``tokens`` says so.  Every
 tensor is dense, on the CPU, and holds what csrc/scan.h says of the argument of its name; results are written into the
 tensors given for them.
 
@@ -17,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Buffer
 
-Layer = tuple[int, int, int, int, int, int, int, int, int, int, Tensor | None]
+Layer = dict[str, int | Tensor | None]
 
 def isa() -> str:
     """Name of the instruction set in use: the best that this machine runs, or what ``FASTRNN_ISA`` names.
@@ -73,18 +74,11 @@ def multiply_adds(wanted: int) -> int:
 def multiplies_bfloat16() -> bool:
     """Whether the instruction set in use multiplies bfloat16 itself, or numbers are widened on the fly."""
 
-# (layer, x, tokens, h0, c0, weights, y, hn, cn, gates, cells, hidden)
-ForwardLayer = tuple[
-    Layer, Tensor, bool, Tensor, Tensor | None, Sequence[Tensor],
-    Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None,
-]  # fmt: skip
-# (layer, x, tokens, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, grad_cells, grad_x, grad_h0,
-# grad_c0, grad_weights)
-BackwardLayer = tuple[
-    Layer, Tensor, bool, Tensor, Tensor | None, Sequence[Tensor],
-    Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None,
-    Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor] | None,
-]  # fmt: skip
+# layer, x, tokens, h0, c0, weights, y, hn, cn, gates, cells and hidden, by name
+ForwardLayer = dict[str, Any]
+# layer, x, tokens, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, grad_cells, grad_x, grad_h0,
+# grad_c0 and grad_weights, by name
+BackwardLayer = dict[str, Any]
 
 def forward_float(layers: list[ForwardLayer]) -> None:
     """Layers one upon the other, from the lowest: the x of each but the first is the y of the one before."""
@@ -93,6 +87,7 @@ def backward_float(layers: list[BackwardLayer]) -> None:
     """The same from the highest: the grad_y of each but the first is the grad_x of the one before."""
 
 def forward_int8(
+    *,
     layer: Layer,
     x: Tensor,
     h0: Tensor,

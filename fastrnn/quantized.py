@@ -296,7 +296,7 @@ def _layer(
         c_first = None if c0 is None else c0.resolve_neg().contiguous()
         x, h_first = x.resolve_neg().contiguous(), h0.resolve_neg().contiguous()
         own = [weight.resolve_neg().contiguous() for weight in weights]
-        cpp.forward_int8(layer, x, h_first, c_first, own, y, hn, cn)
+        cpp.forward_int8(layer=layer, x=x, h0=h_first, c0=c_first, weights=own, y=y, hn=hn, cn=cn)
     return y, hn, cn, cn
 
 

@@ -255,7 +255,8 @@ def eight_bits() -> None:
         state = torch.zeros(1, 2, units)
         y, hn, cn = torch.empty(1, 2, units), torch.empty_like(state), torch.empty_like(state)
         sizes = cpp.layer_sizes("LSTM", x, None, state, w_ih)
-        cpp.forward_int8(sizes, x, state, state, [scales, w_ih, scales, w_hh], y, hn, cn)
+        weights = [scales, w_ih, scales, w_hh]
+        cpp.forward_int8(layer=sizes, x=x, h0=state, c0=state, weights=weights, y=y, hn=hn, cn=cn)
         found.append(y[..., units - last :])
     assert torch.equal(*found) and bool(found[0].any())
 

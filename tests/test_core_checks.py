@@ -20,11 +20,10 @@ core = pytest.importorskip("fastrnn._core", reason="the compiled core is missing
 STEPS, BATCH, INPUTS, HIDDEN, OUTPUTS, DIRECTIONS = 3, 2, 5, 4, 3, 2
 SIZES = torch.tensor([2, 2, 1])
 ROWS = int(SIZES.sum())
-LAYER = (TORCH_MODES.index("LSTM"), 0, 1, STEPS, BATCH, ROWS, INPUTS, HIDDEN, OUTPUTS, DIRECTIONS, SIZES)
-NAMES = ["x", None, "h0", "c0", "weights"]
-FORWARD = [*NAMES, "y", "hn", "cn", "gates", "cells", "hidden"]
-BACKWARD = [*NAMES, "gates", "cells", "hidden", "grad_y", "grad_hn", "grad_cn", "grad_cells", "grad_x", "grad_h0"]
-BACKWARD += ["grad_c0", "grad_weights"]
+LAYER: dict[str, Any] = dict(
+    mode=TORCH_MODES.index("LSTM"), activation=0, threads=1, steps=STEPS, batch=BATCH, rows=ROWS, inputs=INPUTS,
+    hidden_size=HIDDEN, outputs=OUTPUTS, directions=DIRECTIONS, batch_sizes=SIZES,
+)  # fmt: skip
 
 
 def zeros(*shape: int) -> Tensor:
@@ -36,29 +35,33 @@ def weights() -> list[Tensor]:
     return [zeros(*shape) for _ in range(DIRECTIONS) for shape in own]
 
 
-def inputs() -> list[Any]:
-    states = zeros(DIRECTIONS, BATCH, OUTPUTS), zeros(DIRECTIONS, BATCH, HIDDEN)
-    return [LAYER, zeros(ROWS, INPUTS), False, *states, weights()]
+def inputs() -> dict[str, Any]:
+    states = dict(h0=zeros(DIRECTIONS, BATCH, OUTPUTS), c0=zeros(DIRECTIONS, BATCH, HIDDEN))
+    return dict(layer=LAYER, x=zeros(ROWS, INPUTS), tokens=False, **states, weights=weights())
 
 
-def saved() -> list[Tensor]:
-    return [zeros(DIRECTIONS, ROWS, units) for units in (4 * HIDDEN, HIDDEN, OUTPUTS)]
+def saved() -> dict[str, Tensor]:
+    units = dict(gates=4 * HIDDEN, cells=HIDDEN, hidden=OUTPUTS)
+    return {name: zeros(DIRECTIONS, ROWS, count) for name, count in units.items()}
 
 
-def forward() -> list[Any]:
+def forward() -> dict[str, Any]:
     given = inputs()
-    return [*given, zeros(ROWS, DIRECTIONS * OUTPUTS), given[3].clone(), given[4].clone(), *saved()]
+    results = dict(y=zeros(ROWS, DIRECTIONS * OUTPUTS), hn=given["h0"].clone(), cn=given["c0"].clone())
+    return given | results | saved()
 
 
-def backward() -> list[Any]:
+def backward() -> dict[str, Any]:
     given = inputs()
-    seeds = [zeros(ROWS, DIRECTIONS * OUTPUTS), given[3].clone(), given[4].clone(), zeros(DIRECTIONS, ROWS, HIDDEN)]
-    return [*given, *saved(), *seeds, given[1].clone(), given[3].clone(), given[4].clone(), weights()]
+    seeds = dict(grad_y=zeros(ROWS, DIRECTIONS * OUTPUTS), grad_hn=given["h0"].clone(), grad_cn=given["c0"].clone())
+    seeds |= dict(grad_cells=zeros(DIRECTIONS, ROWS, HIDDEN))
+    results = {f"grad_{name}": given[name].clone() for name in ("x", "h0", "c0")} | dict(grad_weights=weights())
+    return given | saved() | seeds | results
 
 
-CALLS: dict[str, tuple[Callable[[], list[Any]], Any, list[str | None]]] = {
-    "forward": (forward, core.forward_float, FORWARD),
-    "backward": (backward, core.backward_float, BACKWARD),
+CALLS: dict[str, tuple[Callable[[], dict[str, Any]], Any]] = {
+    "forward": (forward, core.forward_float),
+    "backward": (backward, core.backward_float),
 }
 
 
@@ -91,101 +94,113 @@ def none_at_all(tensor: Tensor) -> Any:
     return "tensor"
 
 
-def refused(kernel: Any, arguments: list[Any], name: str) -> None:
+def refused(kernel: Any, arguments: dict[str, Any], name: str) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError, IndexError, BufferError)) as caught:
-        kernel([tuple(arguments)])
+        kernel([arguments])
     said = str(caught.value)
     assert said.startswith(name) or "meta" in said, said
 
 
 def test_the_calls_to_be_spoilt_are_right():
-    for make, kernel, names in CALLS.values():
-        assert len(make()) == len(names) + 1
-        kernel([tuple(make())])
+    for make, kernel in CALLS.values():
+        kernel([make()])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_fields_that_are_missing_or_unknown(call: str):
+    make, kernel = CALLS[call]
+    for name in make():
+        given = make()
+        value = given.pop(name)
+        refused(kernel, given, "layers")
+        refused(kernel, given | {"another": value}, "layers")
+    for name in LAYER:
+        layer = {each: value for each, value in LAYER.items() if each != name}
+        refused(kernel, make() | {"layer": layer}, "layer")
+        refused(kernel, make() | {"layer": layer | {"another": 1}}, "layer")
+    refused(kernel, make() | {"layer": tuple(LAYER.values())}, "layer")
 
 
 @pytest.mark.parametrize("spoil", [longer, shorter, wider, spread, elsewhere, freed, none_at_all])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_tensor_that_is_not_what_its_layer_says(call: str, spoil: Callable[[Tensor], Any]):
-    make, kernel, names = CALLS[call]
-    for at, name in enumerate(names, 1):
+    make, kernel = CALLS[call]
+    for name, right in make().items():
         spoilt = make()
-        if isinstance(spoilt[at], Tensor):
-            spoilt[at] = spoil(spoilt[at])
-            refused(kernel, spoilt, str(name))
-        elif isinstance(spoilt[at], list):
-            for k in range(len(spoilt[at])):
+        if isinstance(right, Tensor):
+            spoilt[name] = spoil(spoilt[name])
+            refused(kernel, spoilt, name)
+        elif isinstance(right, list):
+            for k in range(len(right)):
                 spoilt = make()
-                spoilt[at][k] = spoil(spoilt[at][k])
-                refused(kernel, spoilt, str(name))
+                spoilt[name][k] = spoil(spoilt[name][k])
+                refused(kernel, spoilt, name)
 
 
 LAYERS = {
-    "mode": (0, [-1, 4]),
-    "activation": (1, [-1, 4]),
-    "layer": (3, [0, -1, 1 << 41]),
-    "directions": (9, [0, 3]),
+    "mode": [-1, len(TORCH_MODES)],
+    "activation": [-1, 4],
+    "steps": [0, -1, 1 << 41],
+    "directions": [0, 3],
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_numbers_of_a_layer_out_of_their_range(name: str):
-    at, values = LAYERS[name]
-    for make, kernel, _ in CALLS.values():
-        for value in values:
-            layer = [*LAYER]
-            layer[at] = value
-            refused(kernel, [tuple(layer), *make()[1:]], name)
+    for make, kernel in CALLS.values():
+        for value in LAYERS[name]:
+            refused(kernel, make() | {"layer": LAYER | {name: value}}, name)
 
 
 @pytest.mark.parametrize(
     "sizes", [[2, 1, 2], [1, 2, 2], [2, 2, 0], [2, 2, -1], [2, 1, 1], [2, 2, 2], [3, 1, 1], [2, 3]], ids=str
 )
 def test_rows_of_steps_that_are_none_of_a_packed_batch(sizes: list[int]):
-    for make, kernel, _ in CALLS.values():
-        refused(kernel, [(*LAYER[:10], torch.tensor(sizes)), *make()[1:]], "batch_sizes")
-    refused(core.forward_float, [(*LAYER[:10], None), *forward()[1:]], "rows")  # of steps that all have the same
+    for make, kernel in CALLS.values():
+        refused(kernel, make() | {"layer": LAYER | {"batch_sizes": torch.tensor(sizes)}}, "batch_sizes")
+    same = LAYER | {"batch_sizes": None}  # of steps that all have the same
+    refused(core.forward_float, forward() | {"layer": same}, "rows")
 
 
 @pytest.mark.parametrize("token", [-1, INPUTS, 1 << 40])
 def test_tokens_beyond_the_vocabulary(token: int):
-    for make, kernel, names in CALLS.values():
-        spoilt = make()
-        spoilt[1], spoilt[2] = torch.tensor([0, 1, token, 2, 4]), True
-        if "grad_x" in names:
-            spoilt[names.index("grad_x") + 1] = None
+    for make, kernel in CALLS.values():
+        spoilt = make() | {"x": torch.tensor([0, 1, token, 2, 4]), "tokens": True}
+        if "grad_x" in spoilt:
+            spoilt["grad_x"] = None
         refused(kernel, spoilt, "x")
 
 
 def test_weights_that_make_no_network():
-    for make, kernel, _ in CALLS.values():
+    for make, kernel in CALLS.values():
         for count in (0, 1, 3, 9, 14):
             spoilt = make()
-            spoilt[5] = (spoilt[5] * 2)[:count]
+            spoilt["weights"] = (spoilt["weights"] * 2)[:count]
             refused(kernel, spoilt, "weights")
-        spoilt = make()
-        spoilt[5] = [w for k, w in enumerate(spoilt[5]) if k % 5 != 4]  # no projection, though outputs are not units
+        spoilt = make()  # no projection, though outputs are not units
+        spoilt["weights"] = [w for k, w in enumerate(spoilt["weights"]) if k % 5 != 4]
         refused(kernel, spoilt, "weights")
 
 
 @pytest.mark.parametrize("spoil", [longer, shorter, spread, elsewhere, freed, none_at_all])
 def test_weights_of_8_bits(spoil: Callable[[Tensor], Any]):
-    def make() -> list[Any]:
-        rows, layer = 4 * HIDDEN, (*LAYER[:8], HIDDEN, 1, SIZES)
+    def make() -> dict[str, Any]:
+        rows, layer = 4 * HIDDEN, LAYER | {"outputs": HIDDEN, "directions": 1}
         own = [zeros(rows), torch.zeros(rows, INPUTS, dtype=torch.int8)]
         own += [zeros(rows), torch.zeros(rows, HIDDEN, dtype=torch.int8), zeros(rows), zeros(rows)]
-        states = [zeros(1, BATCH, HIDDEN) for _ in range(4)]
-        return [layer, zeros(ROWS, INPUTS), *states[:2], own, zeros(ROWS, HIDDEN), *states[2:]]
+        states = {name: zeros(1, BATCH, HIDDEN) for name in ("h0", "c0", "hn", "cn")}
+        return dict(layer=layer, x=zeros(ROWS, INPUTS), weights=own, y=zeros(ROWS, HIDDEN), **states)
 
-    core.forward_int8(*make())
-    for at, name in enumerate(("x", "h0", "c0", None, "y", "hn", "cn"), 1):
-        for k in range(6) if name is None else (0,):
+    core.forward_int8(**make())
+    for name in ("x", "h0", "c0", "weights", "y", "hn", "cn"):
+        for k in range(6) if name == "weights" else (0,):
             spoilt = make()
-            if name is None:
-                spoilt[at][k] = spoil(spoilt[at][k])
+            if name == "weights":
+                spoilt[name][k] = spoil(spoilt[name][k])
             else:
-                spoilt[at] = spoil(spoilt[at])
+                spoilt[name] = spoil(spoilt[name])
             with pytest.raises((ValueError, TypeError, RuntimeError, BufferError)) as caught:
-                core.forward_int8(*spoilt)
+                core.forward_int8(**spoilt)
             said = str(caught.value)
-            assert said.startswith(name or ("weights" if k in (1, 3) else "scales and biases")) or "meta" in said
+            wanted = name if name != "weights" or k in (1, 3) else "scales and biases"
+            assert said.startswith(wanted) or "meta" in said

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+from fastrnn.backends import cpp
 
 core = pytest.importorskip("fastrnn._core", reason="the compiled core is missing")
 
@@ -215,20 +216,25 @@ def test_dropout_in_training_runs_between_layers():
 
 
 def test_the_core_refuses_layers_that_are_not_one_upon_the_other():
-    def call(x: Tensor, hidden: int) -> tuple[Any, ...]:
-        steps, batch, inputs = x.shape
-        sizes = 2, 0, 1, steps, batch, steps * batch, inputs, hidden, hidden, 1, None
-        weights = [torch.randn(3 * hidden, inputs), torch.randn(3 * hidden, hidden)]
-        h0 = torch.zeros(1, batch, hidden)
-        return sizes, x, False, h0, None, weights, torch.empty(steps, batch, hidden), h0.clone(), None, None, None, None
+    def call(x: Tensor, hidden: int) -> dict[str, Any]:
+        weights = [torch.randn(3 * hidden, x.shape[2]), torch.randn(3 * hidden, hidden)]
+        h0 = torch.zeros(1, x.shape[1], hidden)
+        sizes = cpp.layer_sizes("GRU", x, None, h0, weights[0])
+        given = dict(layer=sizes, x=x, tokens=False, h0=h0, c0=None, weights=weights)
+        results = dict(y=torch.empty(*x.shape[:2], hidden), hn=h0.clone(), cn=None)
+        return given | results | dict(gates=None, cells=None, hidden=None)
 
     first = call(torch.randn(3, 2, 5), 4)
-    core.forward_float([first, call(first[6], 7)])
+    core.forward_float([first, call(first["y"], 7)])
     with pytest.raises(ValueError, match="one upon the other"):
         core.forward_float([first, call(torch.randn(3, 2, 4), 7)])
     with pytest.raises(ValueError, match="one upon the other"):
         core.forward_float([call(torch.randn(4, 2, 5), 4), first])
     with pytest.raises(ValueError, match="at least one"):
         core.forward_float([])
-    with pytest.raises(ValueError, match="tuples of 12"):
-        core.forward_float([first[:-1]])
+    with pytest.raises(ValueError, match="expected 12 fields, got 11"):
+        core.forward_float([{name: each for name, each in first.items() if name != "cn"}])
+    with pytest.raises(ValueError, match="expected a field hn"):
+        core.forward_float([{name.replace("hn", "nh"): each for name, each in first.items()}])
+    with pytest.raises(ValueError, match="expected a dict"):
+        core.forward_float([tuple(first.values())])

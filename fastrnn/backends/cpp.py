@@ -48,7 +48,7 @@ _MODES |= {
 
 FastPath = Callable[..., Any]
 # What ``_core`` calls a layer: see there.
-Layer = tuple[int, int, int, int, int, int, int, int, int, int, Tensor | None]
+Layer = dict[str, int | Tensor | None]
 Guard = tuple[Callable[[], Any], tuple[Any, ...]]
 
 MODES = tuple(CELLS)
@@ -128,7 +128,12 @@ def layer_sizes(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_
     else:
         steps, rows = batch_sizes.shape[0], x.shape[0]
     threads = torch.get_num_threads()
-    return *_MODES[mode], threads, steps, batch, rows, inputs, hidden, outputs, directions, batch_sizes
+    number, activation = _MODES[mode]
+    return {
+        "mode": number, "activation": activation, "threads": threads, "steps": steps, "batch": batch, "rows": rows,
+        "inputs": inputs, "hidden_size": hidden, "outputs": outputs, "directions": directions,
+        "batch_sizes": batch_sizes,
+    }  # fmt: skip
 
 
 def forward(
@@ -153,19 +158,20 @@ def forward(
     hn = _like(h0)
     cn = h0.new_empty(0) if c0 is None else _like(c0)
     if h0.shape[1]:
-        kernels[0]([(*_inputs(mode, x, batch_sizes, h0, c0, weights, narrow), y, hn, cn, *saved)])
+        inputs = _inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
+        kernels[0]([{**inputs, **saved, "y": y, "hn": hn, "cn": cn}])
     return Forward(y, hn, cn, _saved(h0, saved) if save else None)
 
 
 def _room(
     mode: str, x: Tensor, h0: Tensor, weights: Sequence[Tensor], save: bool, hidden: bool = True
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Where a layer's y goes, and what it saves."""
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Where a layer's y goes, and what it saves, by the fields of :class:`fastrnn.backends.Saved`."""
     directions, _, outputs = h0.shape
     lead = x.shape if is_tokens(x) else x.shape[:-1]
     y = h0.new_empty((*lead, directions * outputs))
     if not save:
-        return y, (None, None, None)
+        return y, dict.fromkeys(Saved._fields)
     cell, rows = CELLS[mode], y.numel() // y.shape[-1]
     hidden_size = weights[0].shape[0] // len(cell.gates)
     gates = h0.new_empty((directions, rows, len(cell.saved) * hidden_size)) if cell.saved else None
@@ -173,21 +179,25 @@ def _room(
     if cell.has_cell_state or cell.output:
         wide = torch.float32 if h0.dtype is torch.bfloat16 else h0.dtype
         cells = h0.new_empty((directions, rows, hidden_size), dtype=wide)
-    return y, (gates, cells, h0.new_empty((directions, rows, outputs)) if hidden else None)
+    all_h = h0.new_empty((directions, rows, outputs)) if hidden else None
+    return y, {"gates": gates, "cells": cells, "hidden": all_h}
 
 
-def _saved(like: Tensor, saved: Sequence[Tensor | None]) -> Saved:
-    return Saved(*(like.new_empty(0) if t is None else t for t in saved))
+def _saved(like: Tensor, saved: dict[str, Tensor | None]) -> Saved:
+    return Saved(**{name: like.new_empty(0) if t is None else t for name, t in saved.items()})
 
 
 def _inputs(
     mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor],
     narrow: bool = False,
-) -> tuple[Any, ...]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """What a layer reads, forward and backward, as :mod:`fastrnn._core` takes it."""
     layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
     own = [_operand(w, narrow) for w in weights]
-    return layer, _operand(x, narrow), is_tokens(x), _dense(h0), _dense(c0), own
+    return {
+        "layer": layer, "x": _operand(x, narrow), "tokens": is_tokens(x), "h0": _dense(h0), "c0": _dense(c0),
+        "weights": own,
+    }  # fmt: skip
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -249,10 +259,25 @@ def backward(
     grads = [_like(w) for w in weights] if need_weights else None
     if h0.shape[1] == 0:  # no rows: nothing ran
         return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])
-    seeds = [_dense(seed) for seed in (grad_y, grad_hn, grad_cn, grad_cells)]
     inputs = _inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
-    kernels[1]([(*inputs, *saved, *seeds, grad_x, grad_h0, grad_c0, grads)])
+    seeds = _seeds(grad_y, grad_hn, grad_cn, grad_cells)
+    kernels[1]([{**inputs, **saved._asdict(), **seeds, **_results(grad_x, grad_h0, grad_c0, grads)}])
     return Backward(grad_x, grad_h0, grad_c0, grads)
+
+
+def _seeds(
+    grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, grad_cells: Tensor | None
+) -> dict[str, Tensor | None]:
+    """The gradients of what a layer gave."""
+    seeds = {"grad_y": grad_y, "grad_hn": grad_hn, "grad_cn": grad_cn, "grad_cells": grad_cells}
+    return {name: _dense(seed) for name, seed in seeds.items()}
+
+
+def _results(
+    grad_x: Tensor | None, grad_h0: Tensor | None, grad_c0: Tensor | None, grad_weights: list[Tensor] | None
+) -> dict[str, Any]:
+    """Where the gradients of what a layer read go."""
+    return {"grad_x": grad_x, "grad_h0": grad_h0, "grad_c0": grad_c0, "grad_weights": grad_weights}
 
 
 def forward_stack(
@@ -273,9 +298,9 @@ def forward_stack(
         last = i + 1 == h0.shape[0]
         y, saved = _room(mode, x, h, own, save, hidden=last)
         if save and not last:
-            saved = *saved[:2], y.view(1, -1, y.shape[-1])
-        ends = hn[i : i + 1], None if c0 is None else cn[i : i + 1]
-        calls.append((*_inputs(mode, x, batch_sizes, h, c, own), y, *ends, *saved))
+            saved["hidden"] = y.view(1, -1, y.shape[-1])
+        ends = {"hn": hn[i : i + 1], "cn": None if c0 is None else cn[i : i + 1]}
+        calls.append({**_inputs(mode, x, batch_sizes, h, c, own), **saved, **ends, "y": y})
         ys.append(y)
         saved_layers.append(_saved(h0, saved))
         x = y
@@ -322,9 +347,10 @@ def backward_stack(
             own_grads = [_like(w) for w in own]
             grads[i * each : (i + 1) * each] = own_grads
         inputs = _inputs(mode, ys[i - 1] if i else x, batch_sizes, h0[i : i + 1], of_layer(c0, i), own)
-        seeds = grad, of_layer(grad_hn, i), of_layer(grad_cn, i), _dense(grad_cells) if i + 1 == count else None
+        seeds = _seeds(grad, of_layer(grad_hn, i), of_layer(grad_cn, i), grad_cells if i + 1 == count else None)
         grad = buffers[i % len(buffers)] if i else grad_x
-        calls.append((*inputs, *saved[i], *seeds, grad, of_layer(grad_h0, i), of_layer(grad_c0, i), own_grads))
+        results = _results(grad, of_layer(grad_h0, i), of_layer(grad_c0, i), own_grads)
+        calls.append({**inputs, **saved[i]._asdict(), **seeds, **results})
     _KERNELS[h0.dtype][1](calls)
     return Backward(grad_x, grad_h0, grad_c0, grads)
 
