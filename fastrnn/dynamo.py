@@ -91,6 +91,12 @@ def transformed() -> bool:
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def called_by_compilers(function: Any) -> None:
+    """Dynamo calls a function with its arguments, all of Python's constants, and holds the result for a constant:
+    `torch.compiler.assume_constant_result` without an import of Dynamo."""
+    function._dynamo_marked_constant = True
+
+
 def left_to_python(function: Any) -> None:
     """Dynamo runs a function, and all that it calls, as Python: `torch.compiler.disable` without the wrapper.
 

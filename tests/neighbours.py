@@ -24,11 +24,14 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrizations
 
 import fastrnn
-from fastrnn.kinds import KINDS
+from fastrnn.kinds import record
 
+KINDS = (fastrnn.Network, record())[1]  # with the networks of any cell, which this imports
 INPUTS, HIDDEN, OUTPUTS, STEPS, ROWS, VOCABULARY = 4, 5, 3, 6, 2, 3
 
 
+# Options of a network of any cell that drop something: all in training, zoneout in evaluation, too.
+DROPS: dict[str, Any] = {"zoneout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4}
 seed = torch.default_generator.manual_seed  # torch.manual_seed, for a GPU to come, writes down who called: 5 ms
 
 
@@ -55,6 +58,15 @@ class Row:
         return found | {"default"} if self.variant == "ours" and KINDS[self.kind].theirs else found
 
     @property
+    def is_of_any_cell(self) -> bool:
+        return self.kind.startswith("Network")
+
+    @property
+    def drops(self) -> dict[str, Any]:
+        """The options on that drop something."""
+        return {name: DROPS[name] for name in self.options if name in DROPS}
+
+    @property
     def is_cell(self) -> bool:
         return self.kind.endswith("Cell")
 
@@ -63,8 +75,11 @@ class Row:
         return torch.float32 if self.variant == "int8" else torch.float64
 
     def theirs(self) -> Any:
-        """torch.nn's module; of a network that torch.nn has not, ours without options."""
+        """torch.nn's module; of a network that torch.nn has not, ours without options but those that drop."""
         cls = KINDS[self.kind].theirs
+        if self.is_of_any_cell:
+            made: Any = KINDS[self.kind].ours
+            return made(fastrnn.cells.LSTM, INPUTS, HIDDEN, **self.drops, dtype=self.dtype).eval()
         if cls is None:
             return fastrnn.JordanRNN(INPUTS, HIDDEN, OUTPUTS, **self.form, dtype=self.dtype)
         return cls(INPUTS, HIDDEN, **self.form, dtype=self.dtype)
@@ -75,9 +90,12 @@ class Row:
         theirs = self.theirs()
         if self.variant != "ours":
             return BUILT[self.variant](theirs)
-        sizes = (INPUTS, HIDDEN, OUTPUTS)[: 3 if self.kind == "JordanRNN" else 2]
+        sizes: Any = (INPUTS, HIDDEN, OUTPUTS)[: 3 if self.kind == "JordanRNN" else 2]
+        sizes = (fastrnn.cells.LSTM, *sizes) if self.is_of_any_cell else sizes
         ours: Any = KINDS[self.kind].ours
-        made = ours(*sizes, **self.form, **dict.fromkeys(self.options, True), dtype=self.dtype)
+        options = dict.fromkeys(self.options, True) | self.drops
+        made = ours(*sizes, **self.form, **options, dtype=self.dtype)
+        made.train(not self.is_of_any_cell)  # without what is random
         made.load_state_dict(theirs.state_dict(), strict=False)
         for name in ("initial_h", "initial_c"):
             if hasattr(made, name):
@@ -98,14 +116,15 @@ class Row:
             "reset": torch.arange(STEPS * ROWS).view(STEPS, ROWS) % 5 == 3,
             "embedding": table(dtype or self.dtype),
             "return_cell_states": True,
+            "return_states": True,
         }
         return {name: values[name] for name in self.call}
 
-    def run(self, module: Any, x: Tensor) -> list[Tensor]:
+    def run(self, module: Any, x: Tensor, hx: Any = None) -> list[Tensor]:
         """All results of a call with these arguments; x is of the module's dtype, or of none where it is tokens."""
         biases = module.bias_hh if self.is_cell else module.bias_hh_l0
         x = x.to(biases.dtype) if x.is_floating_point() else x
-        return flat(module(x, **self.arguments(biases.dtype)))
+        return flat(module(x, *(() if hx is None else (hx,)), **self.arguments(biases.dtype)))
 
     def hx(self, module: Any) -> Any:
         """The state with which torch.nn's module does what this one does without."""
@@ -140,6 +159,19 @@ def called(row: Row, module: Any) -> list[Tensor]:
     return row.run(module, row.x())
 
 
+def copied(row: Row, module: Any, other: Any) -> list[Tensor]:
+    """The results of a copy, which has the options of its module."""
+    assert all(getattr(other, name) == getattr(module, name) for name in row.options)
+    return called(row, other)
+
+
+def of_torch_nn(row: Row) -> Any:
+    """torch.nn's module that a row's weights are for, or are not."""
+    if row.is_of_any_cell:
+        return (nn.LSTMCell if row.is_cell else nn.LSTM)(INPUTS, HIDDEN, dtype=row.dtype)
+    return nn.RNN(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" else row.theirs()
+
+
 def twin(row: Row, module: Any) -> Any:
     """torch.nn's module of the same weights and dtype; of a module of 8 bits, which all who ask refuse, any."""
     theirs, state = row.theirs(), dict(module.state_dict())
@@ -170,7 +202,12 @@ def _(row: Row, module: Any) -> Any:
         seed(0)
         return flat(type(module).from_float(row.theirs())(row.x()))
     theirs = twin(row, module)
-    found, expected = called(row, module), flat(theirs(row.x(), row.hx(module)))
+    if row.is_of_any_cell and not row.drops:
+        theirs = of_torch_nn(row)
+        theirs.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith("initial_")})
+    with fastrnn.use_backend("reference"):
+        expected = flat(theirs(row.x(), row.hx(module)))
+    found = called(row, module)
     return list(zip(found, expected, strict="return_cell_states" not in row.options))
 
 
@@ -205,7 +242,8 @@ def _(row: Row, module: Any) -> Any:
         return list(zip(called(row, narrow), called(row, module), strict=True))
     assert type(narrow) is wanted
     expected = narrow if row.variant == "int8" else wanted.from_float(twin(row, module))
-    return list(zip(called(row, narrow), called(row, expected), strict=True))
+    hx = None if row.variant == "int8" else row.hx(narrow)
+    return list(zip(called(row, narrow), row.run(expected, row.x(), hx), strict=True))
 
 
 @column("from_float")
@@ -213,7 +251,7 @@ def _(row: Row, module: Any) -> Any:
     cls = KINDS[row.kind].int8 or fastrnn.QuantizedRNN
     narrow = cls.from_float(module.float())
     right = cls.from_float(twin(row, module))
-    return list(zip(called(row, narrow), called(row, right), strict=True))
+    return list(zip(called(row, narrow), row.run(right, row.x(), row.hx(narrow)), strict=True))
 
 
 @column("fastrnn.interop.keras_weights")
@@ -225,7 +263,7 @@ def _(row: Row, module: Any) -> Any:
 @column("fastrnn.interop.keras_options")
 def _(row: Row, module: Any) -> Any:
     name, options = fastrnn.interop.keras_options(module)
-    assert name == {"RNN": "SimpleRNN"}.get(row.kind, row.kind) and options["units"] == HIDDEN
+    assert name == {"RNN": "SimpleRNN", "Network": "LSTM"}.get(row.kind, row.kind) and options["units"] == HIDDEN
     return called(row, module)
 
 
@@ -290,12 +328,12 @@ def _(row: Row, module: Any) -> Any:
 
 @column("deepcopy")
 def _(row: Row, module: Any) -> Any:
-    return called(row, copy.deepcopy(module))
+    return copied(row, module, copy.deepcopy(module))
 
 
 @column("pickle")
 def _(row: Row, module: Any) -> Any:
-    return called(row, pickle.loads(pickle.dumps(module)))
+    return copied(row, module, pickle.loads(pickle.dumps(module)))
 
 
 @column("torch.save")
@@ -303,20 +341,24 @@ def _(row: Row, module: Any) -> Any:
     buffer = io.BytesIO()
     torch.save(module, buffer)
     buffer.seek(0)
-    return called(row, torch.load(buffer, weights_only=False))
+    return copied(row, module, torch.load(buffer, weights_only=False))
 
 
 @column("state_dict to torch.nn")
 def _(row: Row, module: Any) -> Any:
-    theirs = nn.RNN(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" else row.theirs()
+    theirs = of_torch_nn(row)
     theirs.load_state_dict(module.state_dict())
+    if row.drops:  # which are no weights
+        return list(zip(theirs.state_dict().values(), module.state_dict().values(), strict=True))
     return list(zip(flat(theirs(row.x())), called(row, module), strict=False))
 
 
 @column("state_dict from torch.nn")
 def _(row: Row, module: Any) -> Any:
-    theirs = nn.RNN(INPUTS, HIDDEN).double() if row.kind == "JordanRNN" else row.theirs()
+    theirs = of_torch_nn(row)
     module.load_state_dict(theirs.state_dict())
+    if row.drops:
+        return list(zip(theirs.state_dict().values(), module.state_dict().values(), strict=True))
     return list(zip(flat(theirs(row.x())), called(row, module), strict=False))
 
 

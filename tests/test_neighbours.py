@@ -15,13 +15,13 @@ from typing import Any
 import neighbours
 import pytest
 import torch
-from neighbours import BUILT, COLUMNS, Row, called, seed
+from neighbours import BUILT, COLUMNS, DROPS, KINDS, Row, called, seed
 from torch import nn
 
 import fastrnn
 from fastrnn import options
 from fastrnn.backends import cpp
-from fastrnn.kinds import KINDS, Kind
+from fastrnn.kinds import Kind
 from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
 from fastrnn.quantized import Narrow
@@ -31,10 +31,14 @@ if reason := cpp.unavailable():
 
 # What is refused: of each column, traits of rows and a word of the error; None is the option's name or the class's.
 # All else gives the same numbers.
+LSTMS = {"LSTM", "LSTMCell", "Network", "NetworkCell"}  # networks of any cell are of an LSTM here
 OPTIONS: dict[str, str | None] = {"learn_initial_state": None, "return_cell_states": None}
-OTHERS_WEIGHTS = {**OPTIONS, "int8": None, "cell": None, "JordanRNN": None, "proj_size": "projection"}
+OTHERS_WEIGHTS = {**OPTIONS, "zoneout": None, "int8": None, "cell": None, "JordanRNN": None, "proj_size": "projection"}
 # Arguments of a call, which come after: the TypeError of an unexpected argument has its name.
 ARGUMENTS: dict[str, str | None] = {"lengths": None, "reset": None, "embedding": None, "return_cell_states": None}
+ARGUMENTS["return_states"] = None
+SCAN: dict[str, str | None] = {"Network": "fastrnn.scan", "NetworkCell": "fastrnn.scan"}
+OF_NO_SCRIPT = ("JordanRNN", "Network", "NetworkCell")
 NO_KERNELS: dict[str, str | None] = {"int8": None}
 INITIAL = {"int8": "scale_ih", "learn_initial_state": "initial_h", "JordanRNN": "weight_hr"}
 REFUSED: dict[str, dict[str, str | None]] = {
@@ -49,7 +53,7 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "fastrnn.interop.Reversed": OTHERS_WEIGHTS,
     "fastrnn.init.orthogonal_": NO_KERNELS,
     "fastrnn.init.xavier_uniform_": NO_KERNELS,
-    "fastrnn.init.forget_bias_": {"int8": None, **dict.fromkeys(set(KINDS) - {"LSTM", "LSTMCell"})},
+    "fastrnn.init.forget_bias_": {"int8": None, **dict.fromkeys(set(KINDS) - LSTMS)},
     "fastrnn.init.chrono_": {"int8": None, "RNN": None, "RNNCell": None, "JordanRNN": None},
     "fastrnn.init.identity_": {"int8": None, "tanh": None, **dict.fromkeys(set(KINDS) - {"RNN", "RNNCell"})},
     "fastrnn.diagnostics.gradient_norms": NO_KERNELS,
@@ -61,25 +65,32 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "grad": NO_KERNELS,
     "jvp": NO_KERNELS,
     "forward-mode AD": NO_KERNELS,
-    "torch.jit.script": {**OPTIONS, "int8": None, "compilable": None, "JordanRNN": None},
-    "torch.jit.trace": {"int8": None, "return_cell_states": None, "JordanRNN": None},
+    "torch.jit.script": {**OPTIONS, "int8": None, "compilable": None, **dict.fromkeys(OF_NO_SCRIPT)},
+    "torch.jit.trace": {"int8": None, "return_cell_states": None, **dict.fromkeys(OF_NO_SCRIPT)},
     "torch.export": NO_KERNELS,
     "torch.onnx.export(dynamo=False)": {
-        **{"int8": None, "return_cell_states": None, "JordanRNN": None},
+        **{"int8": None, "return_cell_states": None, **dict.fromkeys(OF_NO_SCRIPT)},
         "proj_size": "LSTMs with projections",
     },
     # torch makes a node of an LSTM with a projection that ONNX Runtime refuses; ours makes none.
-    "torch.onnx.export(dynamo=True)": {"int8": None, "LSTM-3-ours": "initial_c", "LSTM-3-compilable": "projection"},
+    # It has no translation of the operator of any cell; fastrnn.interop.to_onnx writes those that ONNX has.
+    "torch.onnx.export(dynamo=True)": {
+        **{"int8": None, "LSTM-3-ours": "initial_c", "LSTM-3-compilable": "projection"},
+        **SCAN,
+    },
     "torch.compile(fullgraph=True)": {"int8": None, "default": None},
 }
-# Networks that torch.nn has not are left as they are, whatever is on.
-LEAVE_JORDAN = {"fastrnn.convert(compilable=True)", "fastrnn.revert", "fastrnn.quantize_dynamic"}
+# Networks that torch.nn has not are left as they are, whatever is on; or keep what is on with weights of 8 bits.
+LEAVE = {"fastrnn.convert(compilable=True)", "fastrnn.revert", "fastrnn.quantize_dynamic"}
+KEEP = {"JordanRNN": LEAVE, **dict.fromkeys(("Network", "NetworkCell"), {*LEAVE, "from_float"})}
 # Columns that take seconds a cell: the rows that are tried every day, while all of them are among the slow tests.
 SLOW = {
     "torch.export": {"LSTM-ours", "LSTM-ours-learn_initial_state-return_cell_states", "LSTMCell-int8"},
     "torch.onnx.export(dynamo=True)": {"GRU-compilable"},
     "torch.compile": {"LSTM-ours", "LSTM-ours-learn_initial_state-return_cell_states", "LSTMCell-int8"},
-    "torch.compile(fullgraph=True)": {"LSTM-ours", "GRU-compilable", "LSTM-int8", "LSTMCell-int8"},
+    "torch.compile(fullgraph=True)": {
+        *("LSTM-ours", "GRU-compilable", "LSTM-int8", "LSTMCell-int8", "Network-ours-zoneout", "NetworkCell-int8"),
+    },
 }
 
 # Columns that call a module, where the options of a call have their rows.
@@ -98,19 +109,21 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 
 def taken(cls: Any) -> list[str]:
     """The options that a class takes."""
-    known = [name for name in options.NAMES if name in inspect.signature(cls.__init__).parameters]
+    known = [name for name in (*options.NAMES, *DROPS) if name in inspect.signature(cls.__init__).parameters]
     return [name for name in known if name != "return_cell_states" or cls is fastrnn.LSTM]
 
 
 def subsets(cls: Any) -> list[tuple[str, ...]]:
     names = taken(cls)
+    if cls is fastrnn.Network:  # each alone, and all
+        return [*((name,) for name in names), tuple(names)]
     return [chosen for n in range(1, len(names) + 1) for chosen in itertools.combinations(names, n)]
 
 
 def calls(kind: str) -> list[tuple[str, ...]]:
     """The arguments of a call beyond torch.nn's, each alone and all together."""
     names = list(inspect.signature(KINDS[kind].ours.forward).parameters)[3:]
-    names = [name for name in names if name != "return_cell_states" or kind == "LSTM"]
+    names = [name for name in names if name != "extras" and (name != "return_cell_states" or kind == "LSTM")]
     return [*((name,) for name in names), tuple(names)]
 
 
@@ -128,7 +141,7 @@ ROWS = [
         for chosen in subsets(classes.ours)
     ),
     Row("LSTM", "ours", {"proj_size": 3}, options.NAMES),
-    *(Row(kind, "ours", {}, (), chosen) for kind in ("LSTM", "GRU", "JordanRNN") for chosen in calls(kind)),
+    *(Row(kind, "ours", {}, (), chosen) for kind in ("LSTM", "GRU", "JordanRNN", "Network") for chosen in calls(kind)),
     *(Row("LSTM", "ours", {}, options.NAMES, chosen) for chosen in calls("LSTM")),
 ]
 
@@ -153,8 +166,11 @@ def test_same_numbers_or_refused_by_name(name: str, row: Row):
     own = type(module).__name__
     expected = [tensor.detach().clone() for tensor in called(row, module)]
     traits = {*row.traits, str(row)} & REFUSED.get(name, {}).keys()
-    if traits and not (name in LEAVE_JORDAN and row.kind == "JordanRNN"):
-        words = [REFUSED[name][trait] or (trait if trait in {*options.NAMES, *ARGUMENTS} else own) for trait in traits]
+    if name in KEEP.get(row.kind, ()):
+        traits -= {"JordanRNN", *options.NAMES, *DROPS, *ARGUMENTS}
+    if traits:
+        named = {*options.NAMES, *DROPS, *ARGUMENTS}
+        words = [REFUSED[name][trait] or (trait if trait in named else own) for trait in traits]
         with pytest.raises(Exception) as caught:
             COLUMNS[name](row, module)
         assert not isinstance(caught.value, AssertionError) and any(word in str(caught.value) for word in words)
@@ -168,11 +184,8 @@ def test_same_numbers_or_refused_by_name(name: str, row: Row):
 
 def test_every_class_of_ours_is_in_the_record():
     """A module's class that is neither there nor private, as a base is, has no rows."""
-    # A base, a module around one of the others, which is a column; networks of any cell, which meet their neighbours
-    # in test_network.py, test_new_cell.py, test_interop_cells.py and with each scheme of test_init.py.
-    any_cell = {Definition, Sequences, OneStep, Narrow, fastrnn.Network, fastrnn.NetworkCell}
-    any_cell |= {fastrnn.QuantizedNetwork, fastrnn.QuantizedNetworkCell}
-    others = {fastrnn.compilable.Compilable, fastrnn.interop.Reversed, *any_cell}
+    # Bases, and a module around one of the others, which is a column.
+    others = {fastrnn.compilable.Compilable, fastrnn.interop.Reversed, Definition, Sequences, OneStep, Narrow}
     members = [
         m for name, file in list(sys.modules.items()) if name.startswith("fastrnn.") for m in vars(file).values()
     ]
@@ -188,7 +201,11 @@ def test_every_option_is_in_the_record():
     for cls in (fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU, fastrnn.JordanRNN):
         parameters = inspect.signature(cls.__init__).parameters.values()
         assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} <= set(options.NAMES)
-    assert set(taken(fastrnn.LSTM)) == set(options.NAMES) == {name for row in ROWS for name in row.options}
+    assert set(taken(fastrnn.LSTM)) == set(options.NAMES)
+    assert {*options.NAMES, *DROPS} == {name for row in ROWS for name in row.options}
+    own = inspect.signature(fastrnn.Network.__init__).parameters.values()
+    of_any_cell = {p.name for p in own if p.kind is p.KEYWORD_ONLY} - {"recurrent_dropout_per"}  # of recurrent_dropout
+    assert of_any_cell == set(taken(fastrnn.Network)) == {*options.NAMES, *DROPS} - {"return_cell_states"}
     assert {name for name, value in vars(options.Options).items() if isinstance(value, bool)} == set(options.NAMES)
 
 

@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import fused, sequences
 from fastrnn.cell.declare import SequenceInput
 from fastrnn.checks import is_tokens
-from fastrnn.dynamo import leaf, traced
+from fastrnn.dynamo import called_by_compilers, leaf, traced
 from fastrnn.fused.engines import ENGINES
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import check_state, given_states, read
 from fastrnn.network.definition import Definition
-from fastrnn.network.layers import run_layers
+from fastrnn.network.layers import regularised, run_layers
 from fastrnn.network.plain import plain_call
 
 
@@ -45,8 +45,7 @@ class Sequences(Definition):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | Sequence[Tensor] | None = None,
-        *,
-        lengths: sequences.Lengths | None = None,
+        lengths: sequences.Lengths | None = None,  # by place, as torch's older exporter of ONNX gives all
         reset: Tensor | None = None,
         embedding: nn.Embedding | Tensor | None = None,
         return_states: bool = False,
@@ -81,8 +80,8 @@ class Sequences(Definition):
             return call
         if not compiling and traced():
             raise NotImplementedError(
-                f"{type(self.cell).__name__}: a trace would hold T, the number of steps of its example; torch.export "
-                "the module, for one T"
+                f"{type(self).__name__} of {self.cell}: a trace would hold T, the number of steps of its example; "
+                "torch.export the module, for one T"
             )
         extras = self.checked_extras(extras)
         if embedding is not None:
@@ -98,6 +97,20 @@ class Sequences(Definition):
             return found
         y, state, *every = found
         return y, state, every[0] if len(every) == 1 else tuple(every)
+
+    def prepare(
+        self, zoneout: tuple[tuple[str, float], ...], training: bool, dropped: str | None, every_state: bool
+    ) -> bool:
+        """Makes the entry of ``_variants`` under these arguments: the cell with what is dropped in it
+        (:func:`fastrnn.network.layers.regularised`), and compiled.  A compiler, which cannot look into this, calls it
+        where it meets it, and finds the entry."""
+        key = zoneout, training, dropped, every_state
+        if key not in self._variants:
+            cell = regularised(self.cell, dict(zoneout), training, dropped)
+            self._variants[key] = cell, fused.prepare(cell, every_state)
+        return True
+
+    called_by_compilers(prepare)
 
     def _run_pieces(
         self, input: Any, hx: Any, lengths: Any, reset: Any, extras: dict[str, Tensor], every_state: bool
@@ -164,6 +177,12 @@ class OneStep(Definition):
         Returns:
             The states, one tensor or a tuple; for a cell whose output is none of them ``(output, states)``.
         """
+        if (call := leaf(self, input, hx, **extras)) is not None:
+            return call
+        if not torch.compiler.is_compiling() and traced():
+            raise NotImplementedError(
+                f"{type(self).__name__} of {self.cell}: torch.jit.trace has no operator of it; torch.export the module"
+            )
         extras = self.checked_extras(extras)
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):
             got = f"{input.dim()}D" if isinstance(input, Tensor) else type(input).__name__

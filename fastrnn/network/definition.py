@@ -14,6 +14,8 @@ from fastrnn.cell.equations import parameter_shapes
 from fastrnn.cell.trace import trace
 from fastrnn.storage import require_memory
 
+_DERIVED = ("_traced", "_compiled", "_variants", "_plain")  # made again where a module is copied
+
 
 class Definition(nn.Module):
     """A cell with sizes: what both modules have in common.
@@ -65,6 +67,7 @@ class Definition(nn.Module):
             )
         self.input_size, self.hidden_size, self.sizes = input_size, hidden_size, found
         self._traced, self._compiled = traced, fused.prepare(cell)
+        self._variants: dict[Any, tuple[Cell, Any]] = {}  # of the cell, as calls need them
         self.state_names: tuple[str, ...] = tuple(traced.parts.states)
         self.state_sizes: tuple[int, ...] = tuple(found[size] for size in traced.parts.states.values())
 
@@ -118,14 +121,17 @@ class Definition(nn.Module):
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script compiles: nothing, since no cell stands in TorchScript."""
-        raise NotImplementedError(f"torch.jit.script knows no {self.cell}; torch.export the module, for one T")
+        raise NotImplementedError(
+            f"torch.jit.script knows no {type(self).__name__} of {self.cell}; torch.export the module, for one T"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_traced", "_compiled", "_plain")}
+        return {name: value for name, value in self.__dict__.items() if name not in _DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._traced, self._compiled = trace(self.cell), fused.prepare(self.cell)
+        self._variants = {}
 
     def of_direction(self, ending: str) -> dict[str, Any]:
         """The parameters of one direction, by name without its ending."""

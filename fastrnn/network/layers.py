@@ -15,6 +15,7 @@ from fastrnn import fused
 from fastrnn.cell.declare import Cell, Recurrent, StepInput
 from fastrnn.cell.regularise import Regularised, operand_sizes
 from fastrnn.cell.steps import over_steps
+from fastrnn.dynamo import transformed
 from fastrnn.fused.engines import ENGINES
 from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import Arguments
@@ -28,8 +29,13 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
     asked for, the last layer's states behind every step, (N, D * size) each."""
     directions = 2 if net.bidirectional else 1
     plain = not (net.zoneout or net.recurrent_dropout or net.weight_dropout)
-    cell = net.cell if plain else regularised(net)
-    compiled = net._compiled if cell is net.cell and not every_state else fused.prepare(cell, every_state)
+    if plain and not every_state:
+        cell, compiled = net.cell, net._compiled
+    else:
+        dropped = net.recurrent_dropout_per if net.drops and net.recurrent_dropout else None
+        key = tuple(net.zoneout.items()), net.drops, dropped, every_state
+        net.prepare(*key)
+        cell, compiled = net._variants[key]
     states, steps, x = given.states, given.steps, given.x
     scan = fused.choose(compiled, x.device, states[0].dtype, net.int8)
     within = scan is ENGINES["cpp"].scan  # which makes products of x for some steps at a time
@@ -41,7 +47,7 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
         firsts = [state[0] for state in states]
         y, last, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, firsts, given.extras, within)
         return y, [end.unsqueeze(0) for end in last], every
-    if net.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if net.recompute and _recomputes():
         extras = compiled.loop.traced.parts.extras
         of_step = [name for name, each in extras.items() if isinstance(each, StepInput)]
         run = in_segments(run, of_step)
@@ -66,13 +72,20 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
     return x, [torch.stack(each) for each in ends], all_states
 
 
-def regularised(net: Any) -> Cell:
-    """A network's cell with what is dropped in it, in training or in evaluation."""
-    dropped = net.recurrent_dropout_per if net.drops and net.recurrent_dropout else None
-    if not net.zoneout and dropped is None:
-        return net.cell
-    sizes = tuple(dict.fromkeys(operand_sizes(net.cell).values()))
-    return Regularised(net.cell, net.zoneout, net.drops, dropped, sizes)
+def _recomputes() -> bool:
+    """Whether segments are computed again here and now: neither in a graph, nor under torch.func, which knows no such
+    thing, nor where somebody is given every state and keeps it."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return not transformed() and fused.watching.get() is None
+
+
+def regularised(cell: Cell, zoneout: dict[str, float], training: bool, dropped: str | None) -> Cell:
+    """A cell with what is dropped in it, in training or in evaluation; ``dropped``: how often masks are drawn."""
+    if not zoneout and dropped is None:
+        return cell
+    sizes = tuple(dict.fromkeys(operand_sizes(cell).values()))
+    return Regularised(cell, zoneout, training, dropped, sizes)
 
 
 def _masks(net: Any, cell: Cell, steps: Steps, like: Tensor) -> dict[str, Tensor]:
