@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -59,6 +60,20 @@ def test_it_explains_a_cell():
     assert 2 * 64 * 64 * 3 < forward < 2 * 64 * 64 * 3 * 1.5
     for name in backends.NAMES:
         assert f"\n{name}" in text
+
+
+def test_formulas_of_what_is_saved_name_what_they_share():
+    """No line repeats what another has, however often it is read, and each name stands before those that read it."""
+    text = main.account(["fastrnn.cells:LayerNormLSTM"])
+    lines = text.partition("saved of each step: ")[2].partition("\nforward")[0].splitlines()
+    names = [line.strip().partition(" = ")[0] for line in lines[1:]]
+    kept = lines[0].removesuffix(", with").split(", ")
+    assert kept[:2] == ["h", "c"] and set(kept[2:]) <= set(names) and len(set(names)) == len(names)
+    for k, line in enumerate(lines[1:]):
+        right = line.partition(" = ")[2]
+        assert len(right) < 250 and right not in text.replace(line, "")
+        words = set(re.findall(r"v\d+|\w'", right))
+        assert words <= set(names[:k])
 
 
 @pytest.mark.parametrize("name", ["fastrnn.cells:Nothing", "fastrnn.cells", "fastrnn:LSTM"])

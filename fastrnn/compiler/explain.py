@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from fastrnn.cell.graph import Node
+from fastrnn.cell.graph import Node, ancestors
 from fastrnn.compiler.program import Compiled, Program
 from fastrnn.compiler.schedule import Part
 
@@ -22,8 +23,11 @@ def explain(compiled: Compiled, sizes: Mapping[str, int]) -> str:
     )
     if traced.output not in loop.emitted:
         lines.append("behind the loop: the output, of what the loop emits")
-    kept = [*compiled.saving.histories, *(equation(node) for node in compiled.saving.values)]
-    lines.append(f"saved of each step: {', '.join(kept) or 'nothing'}")
+    names = named(compiled.saving.values, {node: f"{name}'" for name, node in loop.next.items()})
+    kept = [*compiled.saving.histories, *(names[node] for node in compiled.saving.values)]
+    lines.append(f"saved of each step: {', '.join(kept) or 'nothing'}{', with' if names else ''}")
+    for node, name in names.items():
+        lines.append(f"    {name} = {equation(node, {own: other for own, other in names.items() if own is not node})}")
     for title, program in (("forward", compiled.keeping), ("backward", compiled.backward)):
         flops, read, written = cost(program, sizes)
         numbers = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -51,19 +55,34 @@ def _part(part: Part) -> list[str]:
     return [*found, f"{len(part.body)} operations; reads {', '.join(read)}; writes {', '.join(written)}"]
 
 
-def equation(node: Node) -> str:
-    """A node as text, down to products and leaves."""
+def named(nodes: Sequence[Node], known: Mapping[Node, str]) -> dict[Node, str]:
+    """Names, in order, for these nodes and for what they read more than once, so that no formula repeats another: those
+    that are ``known``, else v1, v2 and so on."""
+    everything = ancestors(nodes)
+    uses = Counter(arg for node in everything for arg in set(node.args))
+    found: dict[Node, str] = {}
+    for node in everything:
+        simple = not node.args or node.op == "product" and not node.args[0].args
+        if node in nodes or uses[node] > 1 and not simple:
+            found[node] = known.get(node) or f"v{len(found) + 1}"
+    return found
+
+
+def equation(node: Node, names: Mapping[Node, str]) -> str:
+    """A node as text, down to products, leaves and what has a name."""
+    if node in names:
+        return names[node]
     signs = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "ge": ">="}
     if node.op == "const":
         return f"{node.about:g}"
     if node.op == "product":
         matrix, gate = node.about
-        return f"{matrix}({equation(node.args[0])})" + (f".{gate}" if gate else "")
+        return f"{matrix}({equation(node.args[0], names)})" + (f".{gate}" if gate else "")
     if not node.args:
         return node.about if isinstance(node.about, str) else ".".join(filter(None, node.about))
     if node.op in signs:
-        return f"({equation(node.args[0])} {signs[node.op]} {equation(node.args[1])})"
-    return f"{node.op}({', '.join(equation(arg) for arg in node.args)})"
+        return f"({equation(node.args[0], names)} {signs[node.op]} {equation(node.args[1], names)})"
+    return f"{node.op}({', '.join(equation(arg, names) for arg in node.args)})"
 
 
 def weights(program: Program, sizes: Mapping[str, int]) -> int:
