@@ -19,7 +19,7 @@ programs share rows, a barrier among them (:mod:`fastrnn.kernels.triton_steps`).
     p_gates   (D, N, S*H)  out where SAVE: the cell's saved values
     p_cells   (D, N, H)    float32, out where SAVE and HAS_C: c of every step
     p_offsets (T + 1,)     int64 where PACKED: the first row of every step
-    p_arrived (D, row tiles) int64, in: zeros; the barrier's counters
+    p_arrived (D, row tiles, unit tiles) int32, in: zeros; the barrier's flags
 """
 
 import triton
@@ -161,6 +161,7 @@ def scan_forward(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
+    PROGRAMS: tl.constexpr,
 ):
     i_b, i_u, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
@@ -178,7 +179,7 @@ def scan_forward(
     p_gates += (i_d * N + i_row) * (SAVED * H)
     p_cells += (i_d * N + i_row) * H
     p_w += i_d * (GATES * H * H)
-    p_arrived += i_d * tl.num_programs(0) + i_b
+    p_arrived += (i_d * tl.num_programs(0) + i_b) * tl.num_programs(1)
 
     b_c = tl.zeros((ROWS, UNITS), tl.float32)
     if HAS_C:
@@ -226,7 +227,7 @@ def scan_forward(
         if ROAD != "tile" and s < T:
             tl.store(p_x + o_hu, b_h, mask=m_state)
             if s < t_end:
-                arrive(p_arrived)
+                arrive(p_arrived + i_u)
 
         # Until the others arrive: what none of them reads, and what the next step needs beside h.
         tl.store(p_hidden + o_t * H + o_hu, b_h, mask=m)
@@ -242,7 +243,7 @@ def scan_forward(
         b_a = load_gates(p_a + o_t * (GATES * H), o_b < n, m_u, o_u, H, GATES, WIDE, ROAD, ROWS, UNITS)
         if s < t_end:
             if ROAD != "tile":
-                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(1), PTX)
+                wait(p_arrived, tl.num_programs(1), s - t_begin, PTX, PROGRAMS)
             b_b = state_product(
                 b_h, p_x, n, weights, p_w, i_u, H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION
             )

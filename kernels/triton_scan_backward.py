@@ -165,6 +165,7 @@ def scan_backward(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
+    PROGRAMS: tl.constexpr,
 ):
     D = tl.num_programs(2)
     HAS_CARRY: tl.constexpr = CELL == "LSTM" or CELL == "GRU"
@@ -180,7 +181,7 @@ def scan_backward(
     p_grads += (i_d * N + i_row) * (GRADS * H)
     p_gates += (i_d * N + i_row) * (SAVED * H)
     p_w += i_d * (GATES * H * H)
-    p_arrived += i_d * tl.num_programs(0) + i_b
+    p_arrived += (i_d * tl.num_programs(0) + i_b) * tl.num_programs(1)
     if CELL == "LSTM":
         p_cells += (i_d * N + i_row) * H
         p_c0 += o_state
@@ -246,7 +247,7 @@ def scan_backward(
             tl.store(p + g * H, stored[g], mask=m)
         s += 1
         if ROAD != "tile" and s < t_end:
-            arrive(p_arrived)
+            arrive(p_arrived + i_u)
 
         # Until the others arrive: what the next step needs beside the product.
         p_x = p_grads + o_t * (GRADS * H) + (GRADS - GATES) * H
@@ -265,7 +266,7 @@ def scan_backward(
             if HAS_DCELLS:  # only here: what a launch hands to the next has none of the next one's
                 b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
             if ROAD != "tile":
-                wait(p_arrived, (s - t_begin).to(tl.int64) * tl.num_programs(1), PTX)
+                wait(p_arrived, tl.num_programs(1), s - t_begin, PTX, PROGRAMS)
             facing = ()
             for g in tl.static_range(GATES):
                 facing = facing + (stored[GRADS - GATES + g],)

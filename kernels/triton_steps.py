@@ -1,7 +1,7 @@
 """What a step of either scan needs beside its arithmetic: its rows, and the barrier between the programs of a group.
 
-The programs of a group hold the units of the same rows in the same direction.  They count their arrivals in one
-number in global memory, which only grows and starts at 0 with every launch: a launch that failed leaves nothing behind.
+The programs of a group hold the units of the same rows in the same direction.  Each counts its arrivals in a flag of
+its own in global memory, which only grows and starts at 0 with every launch: one that failed leaves nothing behind.
 """
 
 import triton
@@ -19,27 +19,69 @@ def step_rows(p_offsets, t, T, B, PACKED: tl.constexpr):
         return t.to(tl.int64) * B, tl.where(inside, B, 0)
 
 
+# Why h is there when a wait has ended, and not written over before it has been read (PTX ISA, "Memory Consistency
+# Model": release and acquire patterns, synchronizes-with, and causality order, which is transitive):
+#   each thread of a program writes its part of h -> barrier of that program -> one thread's release on the flag
+#   -> another program's thread reads it, relaxed, and then fences: both together are an acquire pattern
+#   -> barrier of that program -> each of its threads reads h.
+# The same chain the other way round: what a program read of the step before stands before its arrival, so that whoever
+# has waited for that arrival may write over it.  tests/test_barrier_model.py tries all interleavings.
 @triton.jit
-def arrive(p_arrived):
-    # The barrier makes the release of one thread cover what the others of its program have written.
+def arrive(p_flag):
     tl.debug_barrier()
-    tl.atomic_add(p_arrived, 1, sem="release", scope="gpu")
+    tl.atomic_add(p_flag, 1, sem="release", scope="gpu")
 
 
 @triton.jit
-def wait(p_arrived, expected, PTX: tl.constexpr):
-    """Until ``expected`` arrivals.  Others may be one step ahead, never two: they wait for this program too."""
-    arrived = poll(p_arrived, PTX)
-    while arrived < expected:
-        arrived = poll(p_arrived, PTX)
-    tl.debug_barrier()
-
-
-@triton.jit
-def poll(p_arrived, PTX: tl.constexpr):
-    if PTX:  # loads run side by side, where the read-modify-writes of many programs would queue up
-        return tl.inline_asm_elementwise(
-            "ld.acquire.gpu.global.b64 $0, [$1];", "=l,l", [p_arrived], dtype=tl.int64, is_pure=False, pack=1
-        )
+def wait(p_flags, programs, expected, PTX: tl.constexpr, PROGRAMS: tl.constexpr):
+    """Until the flag of each program of the group is at least ``expected``.  PROGRAMS is the next power of two."""
+    if PTX:
+        poll_by_threads(p_flags, programs, expected)
     else:
-        return tl.atomic_add(p_arrived, 0, sem="acquire", scope="gpu")
+        waiting = poll_by_all(p_flags, programs, expected, PROGRAMS)
+        while waiting > 0:
+            waiting = poll_by_all(p_flags, programs, expected, PROGRAMS)
+    tl.debug_barrier()
+
+
+@triton.jit
+def poll_by_threads(p_flags, programs, expected):
+    """A thread for each flag, the others none: loads that run side by side, and one fence when they have ended."""
+    tl.inline_asm_elementwise(
+        """
+        {
+            .reg .pred p;
+            .reg .b32 i, n, v;
+            .reg .b64 a;
+            mov.u32 i, %tid.x;
+            mov.u32 n, %ntid.x;
+            setp.ge.s32 p, i, $2;
+            @p bra DONE;
+        FLAG:
+            mad.wide.u32 a, i, 4, $1;
+        AGAIN:
+            ld.relaxed.gpu.global.s32 v, [a];
+            setp.lt.s32 p, v, $3;
+            @p bra AGAIN;
+            add.s32 i, i, n;
+            setp.lt.s32 p, i, $2;
+            @p bra FLAG;
+            fence.acq_rel.gpu;
+        DONE:
+            mov.u32 $0, 0;
+        }
+        """,
+        "=r,l,r,r",
+        [p_flags, programs, expected],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def poll_by_all(p_flags, programs, expected, PROGRAMS: tl.constexpr):
+    """How many flags are below ``expected``."""
+    o = tl.arange(0, PROGRAMS)
+    found = tl.atomic_add(p_flags + o, 0, mask=o < programs, sem="acquire", scope="gpu")
+    return tl.sum(((o < programs) & (found < expected)).to(tl.int32), 0)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path as Folder
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from fastrnn import backends
 from fastrnn.backends import triton as backend
 from fastrnn.backends import triton_launch, triton_paths
 from fastrnn.backends.triton_paths import KIB, Chip, Path, choose_path, names_that_fit
+from fastrnn.backends.triton_rows import Rows
 from fastrnn.modes import CELLS
 
 triton = pytest.importorskip("triton", minversion="3.6")
@@ -259,8 +261,67 @@ def test_a_step_is_short(step: tuple[str, int, int]):
     (usage,), most = compile_all([Variant(kernel, "sm_90", "LSTM", hidden, sequences, "bf16")]), STEPS[step]
     assert 0 < usage.instructions <= most.instructions
     assert 0 < usage.barriers <= most.barriers
-    assert usage.spilled <= most.spilled
+    # Triton 3.6 gives a thread fewer registers.
+    assert usage.spilled <= most.spilled + (16 if triton.__version__ < "3.9" else 0)
     assert set(usage.loads) == (set() if hidden == 128 else {128})
+
+
+def test_of_the_barrier_one_thread_a_flag_polls_and_fences_once():
+    """Relaxed loads in a loop, then one fence, and no invalidation of the cache in the loop."""
+    code = """
+import sys
+sys.path[:0] = ["tests"]
+import triton_offline
+print(triton_offline.compiled(triton_offline.Variant("forward", "sm_90", "LSTM", 256, 16, "bf16")).asm["ptx"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True,
+        cwd=Folder(__file__).parents[1],
+    )  # fmt: skip
+    poll = done.stdout.index("ld.relaxed.gpu.global.s32")
+    assert done.stdout.count("ld.relaxed") == 1 and "ld.acquire" not in done.stdout
+    loop, fence = done.stdout.index("bra AGAIN", poll), done.stdout.index("fence.acq_rel.gpu", poll)
+    barrier = done.stdout.index("bar.sync", poll)
+    assert poll < loop < fence < barrier
+    assert done.stdout.count("fence.acq_rel.gpu") == 1
+
+
+class Kernel:
+    """A kernel that notes its launches, on a device that refuses cooperative ones with ``error``."""
+
+    def __init__(self, error: str = ""):
+        self.error, self.launches = error, []
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+        def launch(*values: Any, **options: Any) -> None:
+            cooperative = options.get("launch_cooperative_grid", False)
+            if cooperative and self.error:
+                raise RuntimeError(self.error)
+            begin, end, *_ = values[-5:]
+            self.launches.append((begin, end, cooperative))
+
+        return launch
+
+
+def launch(kernel: Kernel, steps: int) -> list[tuple[int, int, bool]]:
+    kernel.launches.clear()
+    w, rows = torch.zeros(1, 4 * 256, 256, dtype=torch.bfloat16), Rows(steps, 16, steps * 16, None, None)
+    triton_launch._launch(kernel, "LSTM", rows, w, (), {}, None)
+    return kernel.launches
+
+
+def test_a_refused_cooperative_launch_becomes_one_a_step(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton_launch, "INTERPRETED", False)
+    monkeypatch.setattr(triton_launch, "_refused", set())
+    assert launch(Kernel(), 3) == [(0, 3, True)]
+    assert launch(Kernel(), 1) == [(0, 1, False)]  # one step has nobody to wait for
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        launch(Kernel("Triton Error [CUDA]: an illegal memory access was encountered"), 3)
+    kernel, one_each = Kernel("Triton Error [CUDA]: too many blocks in cooperative launch"), [(0, 1), (1, 2), (2, 3)]
+    with pytest.warns(RuntimeWarning, match="step by step"):
+        assert launch(kernel, 3) == [(*step, False) for step in one_each]
+    assert launch(kernel, 3) == [(*step, False) for step in one_each]  # it is not asked again
 
 
 def test_a_new_length_or_batch_size_compiles_nothing():

@@ -66,7 +66,8 @@ class Usage(NamedTuple):
     loads: tuple[int, ...] = ()
 
 
-def compile_variant(variant: Variant) -> Usage:
+def compiled(variant: Variant) -> Any:
+    """What Triton makes of a variant."""
     import triton
     from fastrnn.kernels.triton_scan import scan_forward
     from fastrnn.kernels.triton_scan_backward import scan_backward
@@ -92,7 +93,7 @@ def compile_variant(variant: Variant) -> Usage:
         if name in ("p_c", "p_c0", "p_cells", "p_dcells", "p_carry"):
             return "*fp32"
         if name in ("p_offsets", "p_arrived"):
-            return "*i64"
+            return "*i64" if name == "p_offsets" else "*i32"
         return f"*{variant.dtype}" if name.startswith("p_") else "i32"
 
     names = [parameter.name for parameter in kernel.params]
@@ -103,7 +104,11 @@ def compile_variant(variant: Variant) -> Usage:
         variant.target
     ]
     target = GPUTarget("hip" if lanes == 64 else "cuda", compute, lanes)
-    built: Any = triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(path))
+    return triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(path))
+
+
+def compile_variant(variant: Variant) -> Usage:
+    built, lanes = compiled(variant), CHIPS[variant.target].lanes
     loop = built.asm["ttgir"].partition("scf.while")[2]
     reloads = len(re.findall(r"= ttg\.(?:local_load|convert_layout) [^\n]*-> [^\n]*opIdx = 1", loop))
     registers, spilled = amd_usage(built.asm["amdgcn"]) if lanes == 64 else nvidia_usage(built.asm["cubin"])
@@ -114,7 +119,7 @@ def compile_variant(variant: Variant) -> Usage:
 
 def time_loop(cubin: bytes) -> tuple[int, int, tuple[int, ...]]:
     """Instructions, barriers of the program, and bits of each load past the L1, in the longest loop of a kernel: what
-    lies between a label and the last branch back to it.  The barrier's own look at a counter is no such load."""
+    lies between a label and the last branch back to it.  The barrier's own look at a flag is no such load."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in nvidia_tool("nvdisasm", "-c", cubin).splitlines():
@@ -128,7 +133,9 @@ def time_loop(cubin: bytes) -> tuple[int, int, tuple[int, ...]]:
         if target and labels.get(target[1], last + 1) <= last and last - labels[target[1]] >= len(body):
             body = instructions[labels[target[1]] : last + 1]
     loads = [re.search(r"\bLDG\.E(?:\.U?(\d+))?\.STRONG", instruction) for instruction in body]
-    bits = sorted(int(load[1] or 32) for load in loads if load and load[1] != "64")
+    bits = sorted(int(load[1] or 32) for load in loads if load)
+    if 32 in bits:
+        bits.remove(32)
     return len(body), sum("BAR.SYNC" in instruction for instruction in body), tuple(bits)
 
 

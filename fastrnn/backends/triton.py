@@ -75,12 +75,15 @@ def forward(
 
     a = h0.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
     for d, w in enumerate(own):
+        bias = _input_bias(mode, w)
         if tokens:
             torch.index_select(_table(w.w_ih, rows), 0, flat, out=a[d])
-        else:
+            if bias is not None:
+                a[d] += bias
+        elif bias is None:
             torch.mm(flat, w.w_ih.t(), out=a[d])
-        if (bias := _input_bias(mode, w)) is not None:
-            a[d] += bias
+        else:
+            torch.addmm(bias, flat, w.w_ih.t(), out=a[d])
         if projections:
             a[d][rows.first(d)] += h0[d] @ w.w_hh.t()
     start = h0.new_zeros(*h0.shape[:2], hidden_size) if projections else h0.contiguous()
@@ -200,6 +203,8 @@ def _b_n(mode: str, own: list[Weights]) -> Tensor | None:
 
 def _recurrent(own: list[Weights]) -> Tensor:
     """(D, G*H, H): what the gates take of the last h, or of the last m where there is a projection."""
+    if len(own) == 1 and own[0].w_hr is None:
+        return own[0].w_hh.contiguous().unsqueeze(0)
     return torch.stack([w.w_hh if w.w_hr is None else w.w_hh @ w.w_hr for w in own])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,6 +18,10 @@ from fastrnn.modes import CELLS
 
 # Triton reads it when a kernel is defined; that is, once.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+# What CUDA says where programs that wait for each other are not sure to run at once: a share of the chip is another
+# process's, or a debugger holds it.  Such a launch has not begun.
+REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
+_refused: set[torch.device] = set()  # devices that have said so
 
 
 def launch_forward(
@@ -95,15 +101,28 @@ def _launch(
     path = choose_path(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision, name)
     if INTERPRETED:  # its programs run one after another: none can wait for another
         path = path._replace(whole=not path.has_barrier)
-    grid = path.grid(rows.sequences, hidden_size, directions)
+    if path.has_barrier and (rows.steps == 1 or recurrent.device in _refused):
+        path = path._replace(whole=False)  # nobody to wait for, or not to be had
     constants = constants_of(mode, hidden_size, path, recurrent.dtype, precision, rows.offsets is not None)
-    ptx = not (INTERPRETED or torch.version.hip)
-    at_once = rows.steps if path.whole else 1
-    with on_device(recurrent.device):
-        arrived = recurrent.new_zeros(directions * grid[0], dtype=torch.int64)
+    constants |= dict(flags, PTX=not (INTERPRETED or torch.version.hip))
+    grid = path.grid(rows.sequences, hidden_size, directions)
+
+    def launch(path: Path) -> None:
+        at_once = rows.steps if path.whole else 1
+        arrived = recurrent.new_zeros(math.prod(grid) if path.has_barrier else 0, dtype=torch.int32)
         for begin in range(0, rows.steps, at_once):
             steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
-            kernel[grid](*tensors, rows.offsets, arrived, *steps, **flags, **constants, PTX=ptx, **options_of(path))
+            kernel[grid](*tensors, rows.offsets, arrived, *steps, **constants, **options_of(path))
+
+    with on_device(recurrent.device):
+        try:
+            launch(path)
+        except RuntimeError as error:
+            if not path.has_barrier or not any(reason in str(error) for reason in REFUSALS):
+                raise
+            warnings.warn(f"fastrnn launches scans on {recurrent.device} step by step: {error}", RuntimeWarning, 2)
+            _refused.add(recurrent.device)
+            launch(path._replace(whole=False))
 
 
 def constants_of(
@@ -129,6 +148,7 @@ def constants_of(
         PACKED=packed,
         OPERAND=tl.float32 if INTERPRETED else operand,
         PRECISION=precision,
+        PROGRAMS=1 << (-(-hidden_size // path.units) - 1).bit_length(),
     )
 
 
