@@ -1,9 +1,11 @@
 """Layers on a GPU against torch.nn with cuDNN, in one process: a table and a plot, in a few minutes.
 
-    python benchmarks/gpu.py                          all cases, into benchmarks/GPU.md and benchmarks/gpu.png
+    python benchmarks/gpu.py                          all cases, into GPU.md, gpu.json and gpu.png of benchmarks/
     python benchmarks/gpu.py --only H512 --seconds 0.5
 
-The last that it prints is the table CUDNN_WINS of fastrnn/backends/triton_paths.py, for a human to commit.
+Each case is written to gpu.json when it is done, and a case that is there, of this device and these versions, is not
+run again: a run that was cut short goes on where it stopped, and ``--minutes`` ends one before it is.  Remove the file
+to begin anew.
 
 Both sides run the same module with the same weights and the same switches (torch's defaults: TF32 for float32 RNNs),
 each inside a CUDA graph where it can be captured, so that what is compared is the device's work and not Python's, and
@@ -14,14 +16,15 @@ torch.nn itself makes, against float64, plus one rounding.
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import multiprocessing
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,24 +167,45 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def milliseconds(calls: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Median of each call by CUDA events, one of each in turn."""
+@dataclass(frozen=True)
+class Pair:
+    """Median milliseconds of torch.nn and of fastrnn, and between which their ratio lies in 8 of 10 AB/BA pairs."""
+
+    theirs: float
+    ours: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, theirs: list[float], ours: list[float]) -> Pair:
+        ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
+        tenth = len(ratios) // 10
+        return cls(statistics.median(theirs), statistics.median(ours), ratios[tenth], ratios[-1 - tenth])
+
+    def __str__(self) -> str:
+        return (
+            f"{self.theirs:.3g} / {self.ours:.3g} ({self.theirs / self.ours:.2f}x, {self.low:.2f} to {self.high:.2f})"
+        )
+
+
+def milliseconds(calls: list[Callable[[], object]], seconds: float) -> Pair:
+    """Of torch.nn's and fastrnn's call by CUDA events, in turn: AB, BA, AB, and so on."""
     for call in calls:
         call()
     torch.cuda.synchronize()
-    samples: list[list[float]] = [[] for _ in calls]
+    samples: list[list[float]] = [[], []]
     spent, begin, end = 0.0, torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    while spent < seconds * 1e3 * len(calls) or len(samples[0]) < 5:
-        for call, own in zip(calls, samples, strict=True):
+    order = [0, 1]
+    while spent < seconds * 2e3 and len(samples[0]) < 200 or len(samples[0]) < 6:
+        for k in order:
             begin.record()
-            call()
+            calls[k]()
             end.record()
             end.synchronize()
-            own.append(begin.elapsed_time(end))
-            spent += own[-1]
-        if len(samples[0]) >= 200:
-            break
-    return [statistics.median(own) for own in samples]
+            samples[k].append(begin.elapsed_time(end))
+            spent += samples[k][-1]
+        order.reverse()
+    return Pair.of(*samples)
 
 
 @dataclass(frozen=True)
@@ -190,18 +214,45 @@ class Row:
 
     case: Case
     gate: float
-    infer: list[float]
-    train: list[float]
-    graph: list[float] | None
+    infer: Pair
+    train: Pair
+    graph: Pair | None
 
     def ratio(self) -> float:
-        theirs, ours = self.graph or self.train
-        return theirs / ours
+        pair = self.graph or self.train
+        return pair.theirs / pair.ours
 
     def fields(self) -> list[str]:
-        pairs = (self.infer, self.train, self.graph)
-        times = [f"{a:.3g} / {b:.3g} ({a / b:.2f}x)" for a, b in (pair or [math.nan] * 2 for pair in pairs)]
-        return [str(self.case), *times, f"{self.gate:.2f}"]
+        return [str(self.case), str(self.infer), str(self.train), str(self.graph or "-"), f"{self.gate:.2f}"]
+
+    def content(self) -> dict[str, Any]:
+        """As it stands in gpu.json."""
+        return {name: value for name, value in asdict(self).items() if name != "case"}
+
+    @classmethod
+    def read(cls, case: Case, content: dict[str, Any]) -> Row:
+        graph = content["graph"]
+        pairs = Pair(**content["infer"]), Pair(**content["train"]), None if graph is None else Pair(**graph)
+        return cls(case, content["gate"], *pairs)
+
+
+class Results:
+    """gpu.json: the rows of one device and its versions; a row that was written stays, whatever ends the run."""
+
+    def __init__(self, path: Path, versions: str):
+        self.path, self.versions = path, versions
+        found = json.loads(path.read_text()) if path.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = found.get("rows", {}) if found.get("versions") == versions else {}
+
+    def get(self, case: Case) -> Row | None:
+        content = self.rows.get(str(case))
+        return None if content is None else Row.read(case, content)
+
+    def add(self, row: Row) -> None:
+        self.rows[str(row.case)] = row.content()
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps({"versions": self.versions, "rows": self.rows}, indent=1) + "\n")
+        part.replace(self.path)
 
 
 def measure(case: Case, seconds: float) -> Row:
@@ -220,25 +271,15 @@ def table(rows: list[Row]) -> str:
     header = ["case", "inference ms", "training ms", "training ms, CUDA graph", "gate"]
     lines = [header, ["---"] * len(header), *(row.fields() for row in rows)]
     text = ["| " + " | ".join(line) + " |" for line in lines]
-    text += ["", "Each pair is torch.nn / fastrnn (ratio).  Geometric means of training:", ""]
+    text += [
+        "",
+        "Each pair is torch.nn / fastrnn (ratio, and between which 8 of 10 pairs lie).  Geometric means of training:",
+        "",
+    ]
     for group in dict.fromkeys(row.case.isolates for row in rows):
         ratios = [row.ratio() for row in rows if row.case.isolates == group]
         text.append(f"- {group}: {statistics.geometric_mean(ratios):.2f}x, slowest {min(ratios):.2f}x")
     return "\n".join(text) + "\n"
-
-
-def cudnn_wins(rows: list[Row]) -> str:
-    """Source text for ``fastrnn/backends/triton_paths.py``: the cases where torch.nn is faster by more than noise."""
-    lost = []
-    for row in rows:
-        case = row.case
-        mode = "RNN_TANH" if case.mode == "RNN" else case.mode
-        size = [1 << (number - 1).bit_length() for number in (case.hidden, case.rows)]
-        if max(ours / theirs for theirs, ours in (row.infer, row.train)) > 1 / 0.95:
-            lost.append(f'    ("{mode}", {case.dtype}, {case.directions}, {case.packed}, {size[0]}, {size[1]}),')
-    if not lost:
-        return "CUDNN_WINS: none to write down\n"
-    return "\n".join(["CUDNN_WINS = frozenset(", "    {", *("    " + line for line in lost), "    }", ")"]) + "\n"
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -259,26 +300,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=0.25, help="a side and mode")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of GPU.md and gpu.png")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of GPU.md, gpu.json and gpu.png")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after these")
     arguments = parser.parse_args()
     if reason := backends.available()["triton"]:
         sys.exit(reason)
     cases = [case for case in CASES if arguments.only in str(case)]
-    # One after another, compiling would take longer than all measurements.
-    with ProcessPoolExecutor(min(12, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_ahead, cases))
-    rows: list[Row] = []
-    for case in cases:
-        rows.append(measure(case, arguments.seconds))
-        print(*rows[-1].fields(), sep="  ", flush=True)
     properties = torch.cuda.get_device_properties(0)
     versions = f"{properties.name}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
-    text = f"# Layers on a GPU\n\n{versions}; `python benchmarks/gpu.py`\n\n{table(rows)}"
     arguments.out.mkdir(parents=True, exist_ok=True)
+    results, end = Results(arguments.out / "gpu.json", versions), time.monotonic() + 60 * arguments.minutes
+    left = [case for case in cases if results.get(case) is None]
+    # One after another, compiling would take longer than all measurements.
+    with ProcessPoolExecutor(min(12, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_ahead, left))
+    for case in left:
+        if time.monotonic() > end:
+            print(f"out of time before {case}: run it again")
+            break
+        results.add(measure(case, arguments.seconds))
+        print(*results.rows[str(case)].items(), sep="  ", flush=True)
+    rows = [row for case in cases if (row := results.get(case))]
+    text = f"# Layers on a GPU\n\n{versions}; `python benchmarks/gpu.py`\n\n{table(rows)}"
     (arguments.out / "GPU.md").write_text(text)
     plot(rows, arguments.out / "gpu.png")
     print(text)
-    print(cudnn_wins(rows))
 
 
 if __name__ == "__main__":
