@@ -248,7 +248,7 @@ STEPS = {
     ("forward", 512, 16): Most(400, 12, 0),
     ("forward", 1024, 16): Most(560, 16, 0),
     ("forward", 1024, 64): Most(1100, 40, 0),
-    ("backward", 1024, 64): Most(800, 40, 48),
+    ("backward", 1024, 64): Most(800, 40, 64),
     ("forward", 128, 16): Most(700, 16, 24),
 }
 
