@@ -172,7 +172,7 @@ struct BackwardScan {
         if (projected) {
           if (args.activation != Activation::none) {
             const A* h = hidden + (steps.offset(s) + r) * z.outputs + column;
-            grad *= activation_slope<W>(args.activation, load_part(h, lanes));
+            grad = activation_gradient<W>(args.activation, load_part(h, lanes), grad);
           }
           store_part(blocks.outputs_at(s, r) + column, grad, lanes);
         } else {

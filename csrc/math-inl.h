@@ -114,14 +114,14 @@ FASTRNN_INLINE Vec<S> activate(Activation kind, Vec<S> x) {
   }
 }
 
-// The derivative of an activation, from its value.
+// The gradient of an activation's argument, from that of its value y; where relu is closed it is 0 whatever came.
 template <class S>
-FASTRNN_INLINE Vec<S> activation_slope(Activation kind, Vec<S> y) {
+FASTRNN_INLINE Vec<S> activation_gradient(Activation kind, Vec<S> y, Vec<S> grad) {
   switch (kind) {
-    case Activation::tanh: return S(1) - y * y;
-    case Activation::relu: return y <= S(0) ? Vec<S>{} : broadcast(S(1));
-    case Activation::sigmoid: return y * (S(1) - y);
-    default: return broadcast(S(1));
+    case Activation::tanh: return grad * (S(1) - y * y);
+    case Activation::relu: return y <= S(0) ? Vec<S>{} : grad;
+    case Activation::sigmoid: return grad * (y * (S(1) - y));
+    default: return grad;
   }
 }
 

@@ -214,3 +214,21 @@ def test_errors():
         network(torch.randn(2, 4, 2))
     with fastrnn.use_backend("cpp"), pytest.raises(fastrnn.BackendError, match="on meta"):
         network.to("meta")(torch.randn(2, 4, 3, device="meta"))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "reference"])
+def test_a_closed_relu_hands_on_no_gradient_whatever_it_is(backend: str):
+    """Of a step whose output relu has closed the gradient is 0, though that of the step after it is NaN."""
+    if reason := fastrnn.backends.available()[backend]:
+        pytest.skip(reason)
+    network = fastrnn.JordanRNN(1, 1, 3, output_nonlinearity="relu")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+        network.bias_hr_l0.fill_(-9.0)  # type: ignore[union-attr]
+    x = torch.tensor([0.5, float("nan")]).view(2, 1, 1).requires_grad_()
+    with fastrnn.use_backend(backend):
+        y, _ = network(x)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+    assert (y[0] == 0).all() and y[1].isnan().all()
+    assert grad[0].item() == 0 and grad[1].isnan()
