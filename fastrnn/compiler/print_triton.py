@@ -73,10 +73,10 @@ def workspaces(program: Program, whole: bool) -> list[str]:
 def pointers(program: Program, whole: bool) -> list[str]:
     """The names of a kernel's pointers: ``p_`` and an array, of a state ``_initial`` and ``_final``, of a neighbour
     ``_initial``, beside those of :func:`workspaces`.  A "total" is (programs, columns), to be summed up."""
-    found, own = [], workspaces(program, whole)
+    found, in_memory = [], workspaces(program, whole)
     for name, array in program.arrays.items():
         own = f"p_{identifier(name)}"
-        if array.kind not in ("state", "row") or name in own:
+        if array.kind not in ("state", "row") or name in in_memory:
             found.append(own)
         if array.kind in ("state", "neighbour"):
             found.append(f"{own}_initial")
