@@ -151,11 +151,11 @@ def _arguments(
     """The pointers of a kernel, and what its programs sum up each for itself."""
     given: dict[str, Tensor | None] = {}
     partial: dict[str, Tensor] = {}
-    own = workspaces(program, form.whole)
+    in_memory = workspaces(program, form.whole)
     for name, array in program.arrays.items():
         own = f"p_{identifier(name)}"
         if array.kind in ("state", "row"):
-            if name in own:
+            if name in in_memory:
                 lead = (2,) if array.kind == "state" else ()
                 given[own] = like.new_empty(*lead, batch, sizes[str(array.size)])
             if array.kind == "state":
