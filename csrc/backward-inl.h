@@ -18,6 +18,7 @@ struct BackwardScan {
 
   using Number = S;
   using Unit = Cell;
+  static constexpr bool kIsBackward = true;
   using W = Wide<S>;
   using StepBlocks = FASTRNN_NAMESPACE::StepBlocks<S, A, Cell>;
   static constexpr bool kRounds = StepBlocks::kRounds;
@@ -75,39 +76,52 @@ struct BackwardScan {
   static int64_t shared_panels(const Sizes& z) { return ceil_div(z.outputs, kLanes<S>); }
 
   void run(int thread) const {
-    const auto share = [&](int64_t count) {
-      return team_plan.by_rows ? Part{0, count} : part(count, thread, team_plan.threads);
+    Seat seat{thread, team_plan.threads};
+    Part own_outputs{0, shared_outputs.count}, own_units{0, shared_units.count}, own_rows{0, z.batch};
+    const auto share = [&] {
+      if (team_plan.by_rows) {
+        own_rows = part(z.batch, seat);
+      } else {
+        own_outputs = part(shared_outputs.count, seat), own_units = part(shared_units.count, seat);
+      }
     };
-    const Part own_outputs = share(shared_outputs.count), own_units = share(shared_units.count);
-    const Part own_rows = team_plan.by_rows ? part(z.batch, thread, team_plan.threads) : Part{0, z.batch};
+    // False if this thread is to leave, as all below.
+    const auto meet = [&] {
+      const bool stays = barrier.meet(seat);
+      share();
+      return stays;
+    };
     W* sums = results + thread * results_size;
-    prepare(thread);
-    barrier.wait(team_plan.threads);
+    prepare(seat);
+    if (!meet()) return;
     const auto back = [&](int64_t s) {
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, sums);
-      if (!team_plan.by_rows) barrier.wait(team_plan.threads);
-      if (s < 0 || !projected) return;
+      if (!team_plan.by_rows && !meet()) return false;
+      if (s < 0 || !projected) return true;
       for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, sums);
-      if (!team_plan.by_rows) barrier.wait(team_plan.threads);
+      return team_plan.by_rows || meet();
     };
     const int64_t chunk = blocks.chunk;
     for (int64_t begin = (z.steps - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
       const int64_t end = smaller(begin + chunk, z.steps);
       for (int64_t last = end; last > begin; last -= piece) {
         const int64_t first = larger(begin, last - piece);
-        if (wavefront.before) wait_until(wavefront.before, z.steps - first);
-        for (int64_t s = last - 1; s >= first; --s) back(s);
-        if (team_plan.by_rows) barrier.wait(team_plan.threads);
-        blocks.multiply_inputs(first, last, thread, sums);
-        if (wavefront.done) __atomic_store_n(wavefront.done, z.steps - first, __ATOMIC_RELEASE);
+        if (wavefront.before) wavefront.before->wait_until(z.steps - first);
+        for (int64_t s = last - 1; s >= first; --s)
+          if (!back(s)) return;
+        if (team_plan.by_rows && !meet()) return;
+        blocks.multiply_inputs(first, last, seat, sums);
+        if (wavefront.done) wavefront.done->publish(z.steps - first);
       }
-      blocks.multiply_weights(begin, end, thread, sums);
+      const bool stays = blocks.multiply_weights(begin, end, seat, sums);
+      share();
+      if (!stays) return;
     }
-    if (args.grad_h0) back(-1);
-    blocks.finish(thread);
+    if (args.grad_h0 && !back(-1)) return;
+    blocks.finish(seat);
     if constexpr (kRounds) {
       if (!Cell::kHasCell || !args.grad_c0) return;
-      const Part rows = part(z.batch, thread, team_plan.threads);
+      const Part rows = part(z.batch, seat);
       convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
               (rows.end - rows.begin) * z.hidden);
     }
@@ -118,15 +132,15 @@ struct BackwardScan {
     if (args.grad_x) add_to(args.grad_x, blocks.grad_x, z.rows * z.inputs);
   }
 
-  void prepare(int thread) const {
-    blocks.prepare(thread);
+  void prepare(const Seat& seat) const {
+    blocks.prepare(seat);
     if (carried)
       blocks.pack_share(
           shared_outputs, [&](int64_t k) { return weights.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, G * z.hidden,
-          w_hh, thread);
+          w_hh, seat);
     if (projected)
-      blocks.pack_share(shared_units, [&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, w_hr, thread);
-    const Part rows = part(z.batch, thread, team_plan.threads);
+      blocks.pack_share(shared_units, [&](int64_t k) { return weights.w_hr + k * z.hidden; }, z.outputs, w_hr, seat);
+    const Part rows = part(z.batch, seat);
     const int64_t from = rows.begin * z.hidden, count = (rows.end - rows.begin) * z.hidden;
     if (Cell::kHasCell && args.grad_cn)
       convert(carry + from, args.grad_cn + direction * z.batch * z.hidden + from, count);

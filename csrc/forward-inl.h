@@ -18,6 +18,7 @@ struct ForwardScan {
 
   using Number = S;
   using Unit = Cell;
+  static constexpr bool kIsBackward = false;
   using W = Wide<S>;
   // Whether hn holds h of the step before, whose rounding to S is for the products alone.
   static constexpr bool kKeepsState = Cell::kReadsState && sizeof(A) > sizeof(S);
@@ -83,18 +84,25 @@ struct ForwardScan {
   static int64_t shared_panels(const Sizes& z) { return Weights::panel_count(z); }
 
   void run(int thread) const {
-    const Part own_panels = team_plan.by_rows ? Part{0, panels} : part(panels, thread, team_plan.threads);
-    const Part own_outputs =
-        team_plan.by_rows ? Part{0, weights.outputs.count} : part(weights.outputs.count, thread, team_plan.threads);
-    const Part own_rows = team_plan.by_rows ? part(z.batch, thread, team_plan.threads) : Part{0, z.batch};
+    Seat seat{thread, team_plan.threads};
+    Part own_panels{0, panels}, own_outputs{0, weights.outputs.count};
+    const Part own_rows = team_plan.by_rows ? part(z.batch, seat) : Part{0, z.batch};
+    // Threads that share units meet; false if this one is to leave.
+    const auto meet = [&] {
+      if (team_plan.by_rows) return true;
+      const bool stays = barrier.meet(seat);
+      own_panels = part(panels, seat), own_outputs = part(weights.outputs.count, seat);
+      return stays;
+    };
     W* sums = results + thread * results_size();
     S *before = state, *after = next;
-    prepare(thread);
-    barrier.wait(team_plan.threads);
+    prepare(seat);
+    if (team_plan.by_rows) barrier.wait(seat);
+    if (!meet()) return;
     for (int64_t s = 0; s < z.steps; ++s) {
       if (s % chunk == 0) {
         const int64_t end = smaller(s + chunk, z.steps);
-        if (wavefront.before) wait_until(wavefront.before, end);
+        if (wavefront.before) wavefront.before->wait_until(end);
         multiply_inputs(s, end, own_panels, own_rows);
       }
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
@@ -102,12 +110,12 @@ struct ForwardScan {
         step_streaming(s, own_panels, rows, before, after, sums);
       else
         for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, sums);
-      if (!team_plan.by_rows) barrier.wait(team_plan.threads);
+      if (!meet()) return;
       if (projected) {
         for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, sums);
-        if (!team_plan.by_rows) barrier.wait(team_plan.threads);
+        if (!meet()) return;
       }
-      if (wavefront.done) __atomic_store_n(wavefront.done, s + 1, __ATOMIC_RELEASE);
+      if (wavefront.done) wavefront.done->publish(s + 1);
       S* swap = before;
       before = after;
       after = swap;
@@ -117,9 +125,9 @@ struct ForwardScan {
   void join() const {}  // what is left when both directions are done
 
   // This thread's share of the weights and of the initial states.
-  void prepare(int thread) const {
-    weights.pack(thread, team_plan.threads);
-    const Part rows = part(z.batch, thread, team_plan.threads);
+  void prepare(const Seat& seat) const {
+    weights.pack(seat);
+    const Part rows = part(z.batch, seat);
     const A* h0 = args.h0 + direction * z.batch * z.outputs;
     for (S* to : {state, next}) copy_rows(to, ld_outputs, h0, z.outputs, rows);
     if (kKeepsState) copy_rows(args.hn + direction * z.batch * z.outputs, z.outputs, h0, z.outputs, rows);
@@ -129,7 +137,7 @@ struct ForwardScan {
       const int64_t from = rows.begin * z.hidden;
       convert(cell_state + from, args.c0 + direction * z.batch * z.hidden + from, (rows.end - rows.begin) * z.hidden);
     }
-    if (x != args.x) copy_rows(const_cast<S*>(x), ld_inputs, args.x, z.inputs, part(z.rows, thread, team_plan.threads));
+    if (x != args.x) copy_rows(const_cast<S*>(x), ld_inputs, args.x, z.inputs, part(z.rows, seat));
   }
 
   template <class To, class From>

@@ -45,8 +45,13 @@ struct Int8Scan {
   }
 
   void run(int thread) const {
-    const Part own = part(ceil_div(z.hidden, L), thread, threads);
-    const Part own_outputs = part(ceil_div(z.outputs, L), thread, threads);
+    Seat seat{thread, threads};
+    Part own, own_outputs;
+    const auto meet = [&] {  // false if this thread is to leave
+      const bool stays = barrier.meet(seat);
+      own = part(ceil_div(z.hidden, L), seat), own_outputs = part(ceil_div(z.outputs, L), seat);
+      return stays;
+    };
     const Int8Rows x = inputs.of(thread), h = states.of(thread), u = units.of(thread);
     float *before = state, *after = next;
     if (thread == 0) {
@@ -54,13 +59,13 @@ struct Int8Scan {
       for (float* to : {state, next}) copy(to, args.h0 + direction * size, size);
       if (Cell::kHasCell) copy(cell_state, args.c0 + direction * cells, cells);
     }
-    barrier.wait(threads);
+    if (!meet()) return;
     for (int64_t s = 0; s < z.steps; ++s) {
       if (s % chunk == 0) multiply_inputs(s, smaller(s + chunk, z.steps), own, x);
       const int64_t rows = steps.rows(s);
       h.fill(before, z.outputs, rows);
       for (int64_t block = own.begin; block < own.end; ++block) step(s, block, rows, h, before, after);
-      barrier.wait(threads);
+      if (!meet()) return;
       if (projected) {
         u.fill(unprojected, z.hidden, rows);
         for (int64_t block = own_outputs.begin; block < own_outputs.end; ++block)
@@ -68,7 +73,7 @@ struct Int8Scan {
             const int lanes = static_cast<int>(smaller<int64_t>(L, z.outputs - block * L));
             emit(s, r, block * L, u.times(w_hr, block * L, lanes, r), lanes, after);
           }
-        barrier.wait(threads);
+        if (!meet()) return;
       }
       float* swap = before;
       before = after;
@@ -123,16 +128,27 @@ struct Int8Scan {
 };
 
 template <class Cell>
+TeamPlan plan_int8(const Sizes& z, const Team& team) {
+  constexpr double kSize = 0.25;  // a multiply-add is worth so many of floats
+  const double state = double(Cell::kGates) * z.hidden * z.outputs, inputs = double(Cell::kGates) * z.hidden * z.inputs;
+  if (team.size() == 1 || (state + inputs) * kSize * z.rows * z.directions < kCallWork) return {1, false, false};
+  TeamWork work{};
+  work.recurrent = state * kSize, work.ahead = inputs * kSize;
+  work.weight_bytes = state;
+  work.steps = z.steps, work.rows = z.rows;
+  work.panels = ceil_div(z.hidden, kLanes<float>);
+  work.directions = z.directions;
+  work.meet_by_units = true;
+  return plan_team(work, this_machine(team.size()));
+}
+
+template <class Cell>
 bool run_int8(const Int8Forward& args, Team& team) {
   const Sizes& z = args.sizes;
   Scratch scratch;
   Barrier barriers[2];
-  const double work = double(Cell::kGates) * z.hidden * (z.inputs + z.outputs) * z.rows * z.directions;
-  const double step = double(Cell::kGates) * z.hidden * z.outputs * z.rows / z.steps;
-  const int threads = work < kCallWork ? 1 : team.size();
-  const bool side_by_side = z.directions == 2 && threads % 2 == 0;
-  const int own = step < 4 * kStepWork || z.hidden <= kLanes<float> ? 1 : side_by_side ? threads / 2 : threads;
-  const TeamPlan team_plan{own, side_by_side, false};
+  const TeamPlan team_plan = plan_int8<Cell>(z, team);
+  const int own = team_plan.threads;
   const int64_t* offsets = make_offsets(z, scratch);
   Int8Scan<Cell> first(args, 0, offsets, own, barriers[0], scratch);
   if (z.directions == 1) return run_scans<Int8Scan<Cell>>(team, &first, nullptr, team_plan);

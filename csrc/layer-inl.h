@@ -28,8 +28,8 @@ template <class Scan, class Layer>
 bool run_layer(const Layer& args, Team& team) {
   Scratch scratch;
   Barrier barriers[2];
-  const TeamPlan team_plan =
-      plan_team<typename Scan::Number, typename Scan::Unit>(args, Scan::shared_panels(args.sizes), team.size());
+  const TeamPlan team_plan = plan_team<typename Scan::Number, typename Scan::Unit>(
+      args, Scan::shared_panels(args.sizes), Scan::kIsBackward, team);
   const int64_t* offsets = make_offsets(args.sizes, scratch);
   Scan first(args, 0, offsets, team_plan, barriers[0], scratch);
   if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, team_plan);
@@ -39,40 +39,37 @@ bool run_layer(const Layer& args, Team& team) {
   return true;
 }
 
-// Multiply-adds of one step below which a wavefront over layers beats sharing the units of each, if a thread's L2 cache
-// holds a layer's weights.
-constexpr double kWavefrontWork = 1e6;
+// Multiply-adds of the whole call from which a wavefront over layers repays its threads, and of one step below which it
+// beats sharing the units of each layer, if a thread's cache holds a layer's weights.
+constexpr double kWavefrontCall = 1e6, kWavefrontStep = 1e6;
 
 // How many of the layers, from the first, to run in a wavefront.
 template <class Scan, class Layer>
-int wavefront_height(const Layer* layers, int count, int threads) {
+int wavefront_height(const Layer* layers, int count, const Team& team) {
   using S = typename Scan::Number;
   using Cell = typename Scan::Unit;
   const Sizes& z = layers->sizes;
-  if (count < 2 || z.directions > 1) return 1;
+  const int threads = smaller(team.size(), most_in_company());
+  if (count < 2 || z.directions > 1 || threads < 2 || z.steps < 4) return 1;
   const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
-  const TeamPlan alone = plan_team<S, Cell>(*layers, Scan::shared_panels(z), threads);
   const double state = double(Cell::kGates) * z.hidden * z.outputs * sizeof(S);
-  if (step * z.steps * count < kCallWork || step >= kWavefrontWork || state >= kSharedBytes) return 1;
-  if (alone.by_rows || z.steps < 4) return 1;
+  if (step * z.steps * count < kWavefrontCall || step >= kWavefrontStep || 4 * state >= 3. * cache_bytes()) return 1;
+  if (plan_team<S, Cell>(*layers, Scan::shared_panels(z), Scan::kIsBackward, team).by_rows) return 1;
   if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
   return smaller(threads, count);
 }
 
 template <class Scan, class Layer>
 bool run_wavefront(const Layer* layers, int height, Team& team) {
-  struct alignas(64) Done {
-    int64_t steps;
-  };
   Scratch scratch;
   Barrier none;
   Scan* scans = reinterpret_cast<Scan*>(scratch.take<char>(height * sizeof(Scan)));
-  Done* done = scratch.take<Done>(height);
+  Progress* done = scratch.take<Progress>(height);
   const int64_t* offsets = make_offsets(layers->sizes, scratch);
   for (int i = 0; i < height; ++i) {
-    done[i].steps = 0;
+    new (done + i) Progress;
     new (scans + i) Scan(layers[i], 0, offsets, TeamPlan{1, false, false}, none, scratch,
-                         Wavefront{i ? &done[i - 1].steps : nullptr, &done[i].steps});
+                         Wavefront{i ? done + i - 1 : nullptr, done + i});
   }
   return team.run(height, [](void* context, int thread) { static_cast<Scan*>(context)[thread].run(0); }, scans);
 }
@@ -81,7 +78,7 @@ template <class Scan, class Layer>
 void run_layers(const Layer* layers, int count) {
   Team team(layers->threads);
   while (count) {
-    const int height = wavefront_height<Scan>(layers, count, team.size());
+    const int height = wavefront_height<Scan>(layers, count, team);
     const bool done = height > 1 ? run_wavefront<Scan>(layers, height, team) : run_layer<Scan>(*layers, team);
     if (done) layers += height, count -= height;
   }

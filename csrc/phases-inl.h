@@ -32,8 +32,8 @@ struct PhaseScan {
 
   // What one thread does at a step.
   struct Turn {
-    int thread;
-    int64_t share;            // whose units it computes
+    Seat seat;
+    int64_t share;            // whose units it computes, of as many as there were threads
     int64_t s, row_in_chunk;  // of the step's first row
     View* views;
     S* results;
@@ -102,8 +102,8 @@ struct PhaseScan {
 
   void execute(int thread) const {
     const Part own = team_plan.by_rows ? part(run.batch, thread, team_plan.threads) : Part{0, run.batch};
-    Turn turn{thread,
-              team_plan.by_rows ? 0 : thread,
+    Turn turn{{thread, team_plan.threads},
+              0,
               0,
               0,
               arrays.views(thread),
@@ -112,7 +112,7 @@ struct PhaseScan {
               strides + thread * most_operands};
     pack(thread);
     arrays.prepare(thread);
-    barrier.wait(team_plan.threads);
+    if (!meet(turn.seat)) return;
     for (int64_t begin = 0, end; begin < run.steps; begin = end) {
       end = smaller(begin + chunk, run.steps);
       const int64_t first = steps.first_row(begin, end);
@@ -120,15 +120,25 @@ struct PhaseScan {
       for (int64_t s = begin; s < end; ++s) {
         turn.s = s;
         turn.row_in_chunk = steps.offset(s) - first;
-        step({own.begin, smaller(own.end, steps.rows(s))}, turn);
+        if (!step({own.begin, smaller(own.end, steps.rows(s))}, turn)) return;
         if (s % kFold == kFold - 1) arrays.fold(thread);
       }
     }
     if (!arrays.total_count) return;
     arrays.fold(thread);
-    barrier.wait(team_plan.threads);
+    barrier.wait(turn.seat);
     arrays.sum_up(thread);
   }
+
+  // False if this thread is to leave: never where each has rows of its own, or sums of its own, whose order shows.
+  bool meet(Seat& seat) const {
+    if (!team_plan.by_rows && !arrays.total_count) return barrier.meet(seat);
+    barrier.wait(seat);
+    return true;
+  }
+
+  // Whose units a thread computes: its own, and those of threads that left.
+  Part shares(const Seat& seat) const { return team_plan.by_rows ? Part{0, 1} : part(team_plan.threads, seat); }
 
   // This thread's share of the weights.
   void pack(int thread) const {
@@ -159,29 +169,36 @@ struct PhaseScan {
   }
 
   void multiply_ahead(const PartPlan<S>& plan, int64_t row, int64_t rows, int64_t to, const Turn& turn) const {
-    const Part own = plan.panels_of(turn.share);
-    plan.round_ahead(turn.thread, run.places, row, rows, to);
-    for (int64_t p = own.begin; p < own.end; ++p)
-      plan.multiply_ahead(turn.thread, plan.panels[p], run.places, row, rows, to);
+    const Part own = shares(turn.seat);
+    plan.round_ahead(turn.seat.thread, run.places, row, rows, to);
+    for (int64_t p = plan.panels_of(own.begin).begin; p < plan.panels_of(own.end - 1).end; ++p)
+      plan.multiply_ahead(turn.seat.thread, plan.panels[p], run.places, row, rows, to);
   }
 
-  void step(Part rows, const Turn& turn) const {
+  // False as meet.
+  bool step(Part rows, Turn& turn) const {
     arrays.set_views(turn.s, turn.views);
     const PartPlan<S>* next = parts;
     for (const Phase& phase : phases) {
-      if (phase.meets && !team_plan.by_rows) barrier.wait(team_plan.threads);
+      if (phase.meets && !team_plan.by_rows && !meet(turn.seat)) return false;
       for (const PartPlan<S>* end = next + phase.parts.count; next < end; ++next) {
         if (!arrays.neighbour_count) {
-          run_rows(*next, rows, turn);
+          run_shares(*next, rows, turn);
           continue;
         }
         for (int64_t r = rows.begin, until; r < rows.end; r = until) {
           until = arrays.same_neighbours(turn.s, r, rows.end);
           arrays.set_neighbours(turn.s, r, turn.views);
-          run_rows(*next, {r, until}, turn);
+          run_shares(*next, {r, until}, turn);
         }
       }
     }
+    return true;
+  }
+
+  void run_shares(const PartPlan<S>& plan, Part rows, Turn& turn) const {
+    const Part own = shares(turn.seat);
+    for (turn.share = own.begin; turn.share < own.end; ++turn.share) run_rows(plan, rows, turn);
   }
 
   // A part on rows that are one block of every array.
@@ -198,10 +215,10 @@ struct PhaseScan {
       return finish(rows, begin, end);
     }
     const Part own = plan.panels_of(turn.share);
-    plan.round(turn.thread, turn.views, rows.begin, count);
+    plan.round(turn.seat.thread, turn.views, rows.begin, count);
     if (count == 1) {
       S* c = turn.results;
-      plan.multiply_one_row(turn.thread, turn.share, turn.views, rows.begin, turn.row_in_chunk + rows.begin, c);
+      plan.multiply_one_row(turn.seat.thread, turn.share, turn.views, rows.begin, turn.row_in_chunk + rows.begin, c);
       for (int64_t p = own.begin; p < own.end; ++p) {
         const UnitPanel& panel = plan.panels[p];
         plan.take_means(panel, turn.views, rows.begin, 1, c);
@@ -217,7 +234,7 @@ struct PhaseScan {
         const UnitPanel& panel = plan.panels[p];
         const Part cut = part(count, b, blocks), block{rows.begin + cut.begin, rows.begin + cut.end};
         const int64_t height = block.end - block.begin, in_chunk = turn.row_in_chunk + block.begin;
-        plan.multiply_rows(turn.thread, panel, turn.views, block.begin, height, in_chunk, turn.results);
+        plan.multiply_rows(turn.seat.thread, panel, turn.views, block.begin, height, in_chunk, turn.results);
         plan.take_means(panel, turn.views, block.begin, height, turn.results);
         plan.call(panel, turn.views, block.begin, height, in_chunk, turn.results, turn.pointers, turn.strides);
         finish(block, panel.begin, panel.end);
@@ -233,7 +250,7 @@ bool run_phases(const Run& run, Team& team) {
   sizes.steps = run.steps;
   sizes.batch_sizes = run.batch_sizes;
   const int64_t* offsets = make_offsets(sizes, scratch);
-  PhaseScan<S> scan(run, offsets, plan_team<S>(run, team.size()), barrier, scratch);
+  PhaseScan<S> scan(run, offsets, plan_team<S>(run, team), barrier, scratch);
   return team.run(
       scan.team_plan.threads, [](void* context, int thread) { static_cast<PhaseScan<S>*>(context)->execute(thread); },
       &scan);

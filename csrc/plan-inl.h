@@ -44,40 +44,36 @@ FASTRNN_INLINE Part part(int64_t size, int64_t index, int64_t count) {
   return {size * index / count, size * (index + 1) / count};
 }
 
-// How the threads of a team share one layer. Directions run side by side when the threads are even in number; within
-// one, threads share either rows (each takes its own sequences to the end, alone) or panels of hidden units (a barrier
-// a step).
-struct TeamPlan {
-  int threads;  // of one direction
-  bool side_by_side;
-  bool by_rows;
-};
+// The part of [0, size) of a thread of a team.
+FASTRNN_INLINE Part part(int64_t size, const Seat& seat) { return part(size, seat.thread, seat.threads); }
 
-// Multiply-adds of the whole call, and of one step, below which a second thread costs more than it brings.
-constexpr double kCallWork = 1e6, kStepWork = 3e4;
-// Recurrent weights that each thread's L2 cache can hold for itself.
-constexpr double kSharedBytes = 768 * 1024;
+// Multiply-adds of a whole call below which nobody thinks of a team.
+constexpr double kCallWork = 2e5;
 
 template <class S, class Cell, class A>
-TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, int team) {
+TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, bool is_backward, const Team& team) {
   const Sizes& z = args.sizes;
+  constexpr double kSize = sizeof(Wide<S>) / sizeof(float);  // a multiply-add is worth so many of floats
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
-  const double inputs = double(Cell::kGates) * z.hidden * z.inputs;
-  const int threads = (state + inputs) * z.rows * z.directions < kCallWork ? 1 : team;
-  const bool side_by_side = z.directions == 2 && threads % 2 == 0;
-  const int own = side_by_side ? threads / 2 : threads;
-  if (own == 1) return {1, side_by_side, false};
-  const bool tall = !z.batch_sizes && z.batch >= own * kTileRows<Wide<S>, Cell::kVectors> / 2;
-  if (tall && (state * sizeof(S) < kSharedBytes || panels < own)) return {own, side_by_side, true};
-  const bool worth = state * z.rows / z.steps >= kStepWork && panels > 1;
-  return {worth ? own : 1, side_by_side, false};
+  // Backward, inputs and weights are multiplied with twice more, or thrice.
+  const double ahead = double(Cell::kGates) * z.hidden * (is_backward ? 2. * z.inputs + z.outputs : 1. * z.inputs);
+  if (team.size() == 1 || (state + ahead) * z.rows * z.directions < kCallWork) return {1, false, false};
+  TeamWork work{};
+  work.recurrent = state * kSize, work.ahead = ahead * kSize;
+  work.weight_bytes = state * sizeof(S);
+  work.steps = z.steps, work.rows = z.rows, work.batch = z.batch_sizes ? 0 : z.batch;
+  work.least_rows = kTileRows<Wide<S>, Cell::kVectors> / 2;
+  work.panels = panels;
+  work.directions = z.directions;
+  work.meet_by_units = true, work.meet_by_rows = is_backward;
+  return plan_team(work, this_machine(team.size()));
 }
 
 // One thread's place in a wavefront over layers: each layer has a thread of its own, which follows the one before it by
 // a few steps. Both counts are of steps in the order in which they are done.
 struct Wavefront {
-  const int64_t* before = nullptr;  // what the layer has done that this one waits for
-  int64_t* done = nullptr;          // what this one has
+  Progress* before = nullptr;  // what the layer has done that this one waits for
+  Progress* done = nullptr;    // what this one has
 };
 
 // Rows of a piece of work in a wavefront: so few that the next layer soon begins, so many that they make good tiles.

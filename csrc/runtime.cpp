@@ -2,7 +2,6 @@
 
 #include <omp.h>
 #include <pthread.h>
-#include <sched.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -14,6 +13,9 @@
 #include <new>
 #include <vector>
 
+#include "barrier.h"
+#include "machine.h"
+
 namespace fastrnn {
 namespace {
 
@@ -22,23 +24,6 @@ std::atomic<bool> forked{false};
 void note_fork() { forked.store(true); }
 
 const int fork_handler = pthread_atfork(nullptr, nullptr, note_fork);
-
-// Turns of waiting after which a thread gives its core away: the other one may want that very core.
-constexpr int kPatience = 4000;
-const int processors = omp_get_num_procs();
-
-// One turn of waiting for another thread, which runs on a core of its own unless that has lasted long.
-inline void pause_or_yield(int spins, int patience) {
-  if (spins >= patience) {
-    sched_yield();
-    return;
-  }
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // How the calling thread rounds, and whether denormals count as zeros to it (torch.set_flush_denormal): a register,
 // read and written 20 times as fast as by the standard library, which stands in for it elsewhere.
@@ -91,22 +76,6 @@ thread_local Pool pool;
 
 }  // namespace
 
-void Barrier::wait(int threads) {
-  if (threads == 1) return;
-  const unsigned round = round_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    return;
-  }
-  const int patience = threads <= processors ? kPatience : 0;
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) pause_or_yield(spins, patience);
-}
-
-void wait_until(const int64_t* done, int64_t wanted) {
-  for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < wanted; ++spins) pause_or_yield(spins, kPatience);
-}
-
 WeightCache::~WeightCache() { std::free(block_); }
 
 char* WeightCache::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
@@ -123,24 +92,35 @@ char* WeightCache::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fr
 }
 
 Team::Team(int wanted)
-    : size_(wanted <= 1 || forked.load(std::memory_order_relaxed) || omp_in_parallel() ? 1 : wanted) {}
+    : size_(wanted <= 1 || forked.load(std::memory_order_relaxed) || omp_in_parallel()
+                ? 1
+                : std::min(wanted, usable_cpus())) {}
 
 bool Team::run(int threads, void (*body)(void*, int), void* context) {
   if (threads <= 1) return body(context, 0), true;
   const FloatMode mode = float_mode();
   int came = 0;
-#pragma omp parallel num_threads(threads)
+  const int64_t begin = now();
+  int64_t done = 0;  // when this thread was
+  // Always as many: a region of fewer makes the runtime end threads, which it starts again for the next one.
+#pragma omp parallel num_threads(size_)
   {
     const int thread = omp_get_thread_num();
     if (thread == 0) came = omp_get_num_threads();
-    if (omp_get_num_threads() == threads) {
+    if (omp_get_num_threads() >= threads && thread < threads) {
       const FloatMode own = float_mode();
       set_float_mode(mode);
       body(context, thread);
       set_float_mode(own);
+      if (thread == 0) done = now();
     }
   }
-  if (came == threads) return true;
+  if (came >= threads) {
+    // A thread that was woken for the last meeting, or shares rows, may find no CPU to end on.
+    if (const int64_t end = now(), waited = end - done; waited > slice() / 4 && waited > (done - begin) / 2)
+      note_company(waited, (threads + 1) / 2);
+    return true;
+  }
   size_ = came;
   return false;
 }

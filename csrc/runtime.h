@@ -1,4 +1,4 @@
-// Threads and scratch memory, shared by all instruction sets (so compiled once, for the baseline).
+// Teams of threads and scratch memory, shared by all instruction sets (so compiled once, for the baseline).
 #pragma once
 
 #include <atomic>
@@ -7,16 +7,6 @@
 
 namespace fastrnn {
 
-// A barrier for a few threads that all run: it spins, and yields its core only after a while.
-class Barrier {
- public:
-  void wait(int threads);
-
- private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};
-};
-
 // The OpenMP threads of one call (torch's runtime, once torch is loaded). How many there are is known only once they
 // run: the runtime may give fewer than asked for, by its limits or because it likes. So the work is shared out among
 // size() of them, which learns from every attempt:
@@ -24,7 +14,8 @@ class Barrier {
 //   while (!attempt(team)) {}  // plans for team.size() threads, then calls run
 class Team {
  public:
-  // One thread inside another parallel region, and one in a forked child, since no OpenMP team survives a fork.
+  // No more than the CPUs that the process may use; one inside another parallel region, and one in a forked child,
+  // since no OpenMP team survives a fork.
   explicit Team(int wanted);
   int size() const { return size_; }
 
@@ -54,9 +45,6 @@ class Scratch {
  private:
   void* take_bytes(int64_t count, size_t item);
 };
-
-// Waits until another thread has counted `done` up to `wanted`, spinning at first.
-void wait_until(const int64_t* done, int64_t wanted);
 
 // Memory that outlives a call; whoever holds it claims it for one call at a time.
 class WeightCache {

@@ -133,7 +133,7 @@ struct Planner {
                     term.row_block * (term.transposed ? run.sizes[form.size] : units) * factor.ld;
     factor.int8 = form.int8 ? int8 + term.matrix : nullptr;
     factor.as_it_lies =
-        form.int8 || !term.transposed && run.rows < larger<int64_t>(kKeptRows, factor.depth / kRowsToPack);
+        form.int8 || (!term.transposed && run.rows < larger<int64_t>(kKeptRows, factor.depth / kRowsToPack));
     return factor;
   }
 
@@ -271,9 +271,8 @@ inline double row_work(const Run& run, double* packed) {
   return work + *packed;
 }
 
-// How a team shares a run: by plan_team's rules.
 template <class S>
-TeamPlan plan_team(const Run& run, int team) {
+TeamPlan plan_team(const Run& run, const Team& team) {
   int64_t vectors = 0;
   bool meets = false;
   for (const Phase& phase : run.program->phases) {
@@ -282,11 +281,16 @@ TeamPlan plan_team(const Run& run, int team) {
   }
   double packed;
   const double row = row_work(run, &packed), rows = static_cast<double>(run.rows);
-  if (team == 1 || row * rows < kCallWork) return {1, false, false};
-  const bool tall = !run.batch_sizes && run.batch >= (packed > 0 ? team * kTileRows<S, kPlain> / 2 : team);
-  if (tall && (packed * sizeof(S) < kSharedBytes || vectors < team)) return {team, false, true};
-  const bool worth = (!meets || row * rows / static_cast<double>(run.steps) >= kStepWork) && vectors > 1;
-  return {worth ? smaller<int>(team, static_cast<int>(smaller<int64_t>(vectors, team))) : 1, false, false};
+  if (team.size() == 1 || row * rows < kCallWork) return {1, false, false};
+  TeamWork work{};
+  work.recurrent = row * sizeof(S) / sizeof(float);
+  work.weight_bytes = packed * sizeof(S);
+  work.steps = run.steps, work.rows = run.rows, work.batch = run.batch_sizes ? 0 : run.batch;
+  work.least_rows = packed > 0 ? kTileRows<S, kPlain> / 2 : 1;
+  work.panels = vectors;
+  work.directions = 1;
+  work.meet_by_units = meets;
+  return plan_team(work, this_machine(team.size()));
 }
 
 }  // namespace fastrnn::FASTRNN_NAMESPACE

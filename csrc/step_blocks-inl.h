@@ -96,16 +96,16 @@ struct StepBlocks {
 
   // Packs this thread's share of `rows` rows.
   template <class Source>
-  void pack_share(const Panels<S>& panels, Source source, int64_t rows, S* to, int thread) const {
-    const Part own = whole_groups(part(ceil_div(rows, kGroup<S>), thread, team_plan.threads), rows);
+  void pack_share(const Panels<S>& panels, Source source, int64_t rows, S* to, const Seat& seat) const {
+    const Part own = whole_groups(part(ceil_div(rows, kGroup<S>), seat), rows);
     pack_rows(panels, source, rows, own.begin, own.end, to);
   }
 
   // This thread's share of the weights, and of what stands behind rows that are no whole number of groups.
-  void prepare(int thread) const {
-    if (grad_x) pack_share(inputs, [&](int64_t k) { return weights.w_ih + k * z.inputs; }, G * z.hidden, w_ih, thread);
+  void prepare(const Seat& seat) const {
+    if (grad_x) pack_share(inputs, [&](int64_t k) { return weights.w_ih + k * z.inputs; }, G * z.hidden, w_ih, seat);
     if constexpr (kNarrow) {
-      const Part rows = part(chunk_rows, thread, team_plan.threads);
+      const Part rows = part(chunk_rows, seat);
       for (int i = 0; i < 2; ++i) {
         for (int64_t r = rows.begin; r < rows.end; ++r) {
           if (ld != kSlots * z.hidden) grad_gates[i][r * ld + ld - 1] = S{};
@@ -116,18 +116,18 @@ struct StepBlocks {
   }
 
   // When all is summed up, by this very thread.
-  void finish(int thread) const {
+  void finish(const Seat& seat) const {
     if (by_token) {
-      const Part own = part(G * z.hidden, thread, team_plan.threads);
+      const Part own = part(G * z.hidden, seat);
       transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, totals.w_ih + own.begin * z.inputs,
                 z.inputs);
     }
     if constexpr (kRounds)
-      if (grads.w_ih) narrow(thread);
+      if (grads.w_ih) narrow(seat);
   }
 
-  void narrow(int thread) const {
-    const Part own = part(G * z.hidden, thread, team_plan.threads), of_h = part(z.outputs, thread, team_plan.threads);
+  void narrow(const Seat& seat) const {
+    const Part own = part(G * z.hidden, seat), of_h = part(z.outputs, seat);
     for (int64_t k = own.begin; k < own.end; ++k) {
       const int64_t row = Cell::row_hh(k, z.hidden);
       convert(grads.w_ih + k * z.inputs, totals.w_ih + k * z.inputs, z.inputs);
@@ -160,26 +160,26 @@ struct StepBlocks {
   }
 
   // Steps [s, end), of one block: their gradients of x.
-  void multiply_inputs(int64_t s, int64_t end, int thread, W* sums) const {
+  void multiply_inputs(int64_t s, int64_t end, const Seat& seat, W* sums) const {
     if (!grad_x) return;
     const int64_t first = steps.first_row(s, end);
     const S* grad = grad_gates[block_of(s) % 2] + (first - first_row(block_of(s))) * ld + (kSlots - G) * z.hidden;
-    for_own_rows(s, end, first, steps.rows_between(s, end), thread, [&](Part own) {
+    for_own_rows(s, end, first, steps.rows_between(s, end), seat, [&](Part own) {
       product(
           grad, ld, own, G * z.hidden, w_ih, inputs, false,
           [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, sums);
     });
   }
 
-  // Steps [s, end), a block: their share of the gradients of the parameters.
-  void multiply_weights(int64_t s, int64_t end, int thread, W* sums) const {
-    if (!grads.w_ih) return;
+  // Steps [s, end), a block: their share of the gradients of the parameters. False if this thread is to leave.
+  [[nodiscard]] bool multiply_weights(int64_t s, int64_t end, Seat& seat, W* sums) const {
+    if (!grads.w_ih) return true;
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
     const S* grad = grad_gates[block_of(s) % 2];
     const bool add = end < z.steps;
-    pack_block(s, end, first, rows, grad, thread);
-    barrier.wait(team_plan.threads);
-    const Part own = part(G * z.hidden, thread, team_plan.threads);
+    pack_block(s, end, first, rows, grad, seat);
+    if (!barrier.meet(seat)) return false;
+    const Part own = part(G * z.hidden, seat);
     const S *of_state = gates_by_column, *of_input = gates_by_column + (kSlots - G) * z.hidden * ld_rows;
     if (by_token)
       add_by_token(grad + (kSlots - G) * z.hidden, args.tokens + first, rows, own, add);
@@ -197,8 +197,8 @@ struct StepBlocks {
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }
-    if (!projected) return;
-    const Part of_h = part(z.outputs, thread, team_plan.threads);
+    if (!projected) return true;
+    const Part of_h = part(z.outputs, seat);
     product(
         outputs_by_column, ld_rows, of_h, rows, unprojected_packed, units, add,
         [&](int64_t k) { return totals.w_hr + k * z.hidden; }, sums);
@@ -207,6 +207,7 @@ struct StepBlocks {
         const W total = sum(outputs_by_column + k * ld_rows, rows);
         totals.b_hr[k] = add ? totals.b_hr[k] + total : total;
       }
+    return true;
   }
 
   // The product with one-hot rows: each row of the gate gradients goes to the row of its token.
@@ -224,26 +225,25 @@ struct StepBlocks {
   // Calls `each` with this thread's share of the rows of a block: those that it has computed itself and that its own
   // caches hold, unless that is a handful a step, which would make poor tiles.
   template <class Each>
-  void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, int thread, Each each) const {
-    if (kNarrow || !team_plan.by_rows || z.batch < 24 * team_plan.threads)
-      return each(whole_groups(part(ceil_div(rows, kGroup<S>), thread, team_plan.threads), rows));
-    const Part own = part(z.batch, thread, team_plan.threads);
+  void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, const Seat& seat, Each each) const {
+    if (kNarrow || !team_plan.by_rows || z.batch < 24 * seat.threads)
+      return each(whole_groups(part(ceil_div(rows, kGroup<S>), seat), rows));
+    const Part own = part(z.batch, seat);
     for (int64_t i = s; i < end; ++i)
       each(Part{steps.offset(i) - first + own.begin, steps.offset(i) - first + own.end});
   }
 
   // This thread's share of a block, laid out for the products over its rows.
-  void pack_block(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, int thread) const {
-    const A** source = before + thread * chunk_rows;
+  void pack_block(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, const Seat& seat) const {
+    const A** source = before + seat.thread * chunk_rows;
     for (int64_t i = s; i < end; ++i)
       for (int64_t r = 0; r < steps.rows(i); ++r)
         source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);
     const auto pack = [&](const Panels<S>& panels, auto row, S* to) {
-      for_own_rows(s, end, first, rows, thread,
-                   [&](Part own) { pack_rows(panels, row, rows, own.begin, own.end, to); });
+      for_own_rows(s, end, first, rows, seat, [&](Part own) { pack_rows(panels, row, rows, own.begin, own.end, to); });
     };
     const auto turn = [&](const S* from, int64_t ld_from, int64_t width, S* to) {
-      for_own_rows(s, end, first, rows, thread, [&](Part own) {
+      for_own_rows(s, end, first, rows, seat, [&](Part own) {
         transpose_numbers(from + own.begin * ld_from, ld_from, own.end - own.begin, width, to + own.begin, ld_rows);
       });
     };

@@ -11,8 +11,11 @@
 #include <immintrin.h>
 #endif
 
+#include "barrier.h"
+#include "machine.h"
 #include "runtime.h"
 #include "scan.h"
+#include "team_plan.h"
 
 #ifndef FASTRNN_NAMESPACE
 #define FASTRNN_NAMESPACE generic

@@ -57,15 +57,15 @@ struct ForwardWeights {
   int64_t width(int64_t p) const { return kBlocks == 1 ? kWidth : (begin(p + 1) - begin(p)) * G * L; }
 
   // This thread's share of them.
-  void pack(int thread, int threads) const {
-    const Part own = part(panels, thread, threads);
+  void pack(const Seat& seat) const {
+    const Part own = part(panels, seat);
     for (int64_t p = own.begin; p < own.end; ++p) {
       if (packed_inputs) pack_panel(p, given.w_ih, z.inputs, w_ih + p * kWidth * ld_inputs, p);
       if (packed) pack_panel(p, given.w_hh, z.outputs, w_hh + p * kWidth * ld_outputs, panels + p);
       pack_bias(p);
     }
     if (projected) {
-      const Part own_outputs = part(outputs.count, thread, threads);
+      const Part own_outputs = part(outputs.count, seat);
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) {
         const int64_t first = outputs.begin(p), count = outputs.end(p) - first, width = outputs.width(p);
         const S* from = given.w_hr + first * z.hidden;

@@ -27,6 +27,40 @@ def isa() -> str:
         RuntimeError: ``FASTRNN_ISA`` names one that this build or this machine lacks.
     """
 
+def usable_cpus() -> int:
+    """CPUs that this process may keep busy: of its affinity, no more than its control groups' quota leaves it, or what
+    ``FASTRNN_CPUS`` says."""
+
+def cpus_of_quota(text: str) -> int:
+    """A quota in whole CPUs, by the text of ``cpu.max``, or of ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us`` with a
+    blank between; 0 for none."""
+
+def this_machine(threads: int) -> dict[str, Any]:
+    """``Machine`` of csrc/team_plan.h at this time, for a team of at most so many threads."""
+
+def plan_team(work: dict[str, Any], machine: dict[str, Any]) -> tuple[int, bool, bool]:
+    """``TeamPlan`` for ``TeamWork`` on a ``Machine``: threads of a direction, directions side by side, rows shared."""
+
+def predicted_time(
+    work: dict[str, Any], machine: dict[str, Any], threads: int, side_by_side: bool, by_rows: bool
+) -> float:
+    """Microseconds that the work takes by a plan."""
+
+def assume_rates(start: float, meeting: float, multiply_adds: float, read: float) -> None:
+    """For tests: the plan counts with these rates in the place of those measured; zeros for these again."""
+
+def assume_late(every: int) -> None:
+    """For tests: at one meeting of so many half of a team leaves; 0 for meetings that were late."""
+
+def most_in_company() -> int:
+    """How many threads may work with meetings at this time: few behind a meeting that came late."""
+
+def note_company(late: int, threads: int) -> None:
+    """Notes that a meeting was late by so many nanoseconds, and how many threads to go on with."""
+
+def forget_company() -> None:
+    """Forgets it."""
+
 def supported_isas() -> list[str]:
     """Names of the compiled instruction sets that this machine runs, the best first."""
 

@@ -21,7 +21,7 @@ FLOORS = [
     {"modes", "profiling", "storage"},
     {"checks", "flops"},
     {"backends", "sequences"},
-    {"ops", "fused"},
+    {"ops", "fused", "teams"},
     {"choices", "stacks", "network"},
     {"by_torch", "trials"},
     {"walk"},

@@ -1,0 +1,11 @@
+// What tests take for granted in the place of what is measured.
+#pragma once
+
+namespace fastrnn {
+
+// Other rates than those measured, as of Machine; zeros for these again.
+void assume_rates(double start, double meeting, double multiply_adds, double read);
+// At one meeting of so many half of a team leaves; 0 for those that were late.
+void assume_late(int every);
+
+}  // namespace fastrnn

@@ -1,0 +1,171 @@
+#include "barrier.h"
+
+#include <sched.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#include <chrono>
+#include <thread>
+#endif
+
+#include <algorithm>
+#include <climits>
+
+#include "assumptions.h"
+#include "machine.h"
+
+namespace fastrnn {
+namespace {
+
+constexpr int64_t kSpin = 60'000;  // ns: some ten times what it takes to sleep and to be woken
+constexpr int64_t kRepay = 16;     // times as long as a team was late it is not tried again
+constexpr uint64_t kRoundBits = 16;
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Sleeps unless *word is no longer `seen`, until woken; or, where the system has no such call, for a moment.
+void sleep_while(std::atomic<uint32_t>* word, uint32_t seen) {
+#if defined(__linux__)
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+#else
+  static_cast<void>(word), static_cast<void>(seen);
+  std::this_thread::sleep_for(std::chrono::microseconds(50));
+#endif
+}
+
+void wake_all(std::atomic<uint32_t>* word) {
+#if defined(__linux__)
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#else
+  static_cast<void>(word);
+#endif
+}
+
+// Spins while `still()`, for a short time by the clock; 0 if it ended, else since when.
+template <class Still>
+int64_t spin(const Still& still) {
+  int64_t since = 0;
+  for (int turn = 1;; ++turn) {
+    if (!still()) return 0;
+    pause();
+    if (turn % 32) continue;
+    const int64_t time = now();
+    if (!since) since = time;
+    if (time - since > kSpin) return since;
+  }
+}
+
+// Until when, in us, and how many threads: one word, so that both belong together.
+std::atomic<uint64_t> company{0};
+
+std::atomic<int> late_by_assumption{0};
+
+}  // namespace
+
+int most_in_company() {
+  const uint64_t noted = company.load(std::memory_order_relaxed);
+  if (!noted) return INT_MAX;
+  if (static_cast<uint64_t>(now() / 1000) < noted >> kRoundBits) return static_cast<int>(noted & 0xffff);
+  uint64_t seen = noted;
+  company.compare_exchange_strong(seen, 0, std::memory_order_relaxed);
+  return INT_MAX;
+}
+
+void note_company(int64_t late, int threads) {
+  const auto until = static_cast<uint64_t>((now() + kRepay * late) / 1000);
+  company.store(until << kRoundBits | static_cast<uint64_t>(threads), std::memory_order_relaxed);
+}
+
+void forget_company() { company.store(0, std::memory_order_relaxed); }
+
+Barrier::Barrier() : begin_(now()) {}
+
+void assume_late(int every) { late_by_assumption.store(every, std::memory_order_relaxed); }
+
+bool Barrier::arrives_last(const Seat& seat) {
+  const int groups = std::clamp((seat.threads + kGroup - 1) / kGroup, 1, kGroups), group = seat.thread % groups;
+  const int members = (seat.threads - group + groups - 1) / groups;
+  std::atomic<int>& arrived = groups_[group].arrived;
+  if (arrived.fetch_add(1, std::memory_order_acq_rel) != members - 1) return false;
+  arrived.store(0, std::memory_order_relaxed);
+  if (groups == 1) return true;
+  if (root_.arrived.fetch_add(1, std::memory_order_acq_rel) != groups - 1) return false;
+  root_.arrived.store(0, std::memory_order_relaxed);
+  return true;
+}
+
+// Ends the round; returns how many threads go on.
+int Barrier::release(uint32_t round, int threads) {
+  const uint64_t late = late_.load(std::memory_order_relaxed);
+  if (late && (late & 0xffff) == (round & 0xffff)) {
+    const int64_t since = static_cast<int64_t>(late >> kRoundBits) * 1000, waited = now() - since;
+    // Late by more than rounds take on the whole: a step of some ms may be late by much for no other's sake.
+    const int64_t usual = (since - begin_) / (round + 1);
+    if (waited > std::max(slice() / 4, usual / 2)) {
+      threads = (threads + 1) / 2;
+      note_company(waited, threads);
+    }
+  }
+  if (const int every = late_by_assumption.load(std::memory_order_relaxed); every && (round + 1) % every == 0)
+    threads = (threads + 1) / 2;
+  size_.store(threads, std::memory_order_relaxed);
+  round_.store(round + 1, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst)) wake_all(&round_);
+  return threads;
+}
+
+void Barrier::sleep(uint32_t round, int64_t since) {
+  if (uint64_t late = late_.load(std::memory_order_relaxed); !late || (late & 0xffff) != (round & 0xffff)) {
+    const uint64_t mark = static_cast<uint64_t>(since / 1000) << kRoundBits | (round & 0xffff);
+    late_.compare_exchange_strong(late, mark, std::memory_order_relaxed);
+  }
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  while (round_.load(std::memory_order_seq_cst) == round) sleep_while(&round_, round);
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+int Barrier::meet_all(const Seat& seat) {
+  if (seat.threads == 1) return 1;
+  const uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrives_last(seat)) return release(round, seat.threads);
+  if (const int64_t since = spin([&] { return round_.load(std::memory_order_acquire) == round; })) sleep(round, since);
+  return size_.load(std::memory_order_relaxed);
+}
+
+bool Barrier::meet(Seat& seat) {
+  seat.threads = meet_all(seat);
+  return seat.thread < seat.threads;
+}
+
+Progress::Progress() = default;
+
+void Progress::publish(int64_t done) {
+  done_.store(done, std::memory_order_seq_cst);
+  if (!sleepers_.load(std::memory_order_seq_cst)) return;
+  wakes_.fetch_add(1, std::memory_order_seq_cst);
+  wake_all(&wakes_);
+}
+
+void Progress::wait_until(int64_t wanted) {
+  const bool begun = done_.load(std::memory_order_relaxed) > 0;  // the first wait is long by the order of the work
+  const int64_t since = spin([&] { return done_.load(std::memory_order_acquire) < wanted; });
+  if (!since) return;
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  for (;;) {
+    const uint32_t seen = wakes_.load(std::memory_order_seq_cst);
+    if (done_.load(std::memory_order_seq_cst) >= wanted) break;
+    sleep_while(&wakes_, seen);
+  }
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  if (const int64_t waited = now() - since; begun && waited > slice() / 4) note_company(waited, 1);
+}
+
+}  // namespace fastrnn

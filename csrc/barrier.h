@@ -1,0 +1,78 @@
+// How the threads of a team wait for each other, on CPUs that other programs may want as well.
+//
+// Whoever waits spins for a short time by the clock, then sleeps in the kernel, so that a thread that lost its CPU
+// finds one. A meeting that came late by a good part of the scheduler's slice tells of company: half of the team then
+// leaves the call, and for some time calls plan for no more threads than stayed. The time is a multiple of the time
+// that was lost, so that whatever the company does, trying costs a small part of the whole.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrnn {
+
+// A thread of a team, and how many those are who still work: threads 0 .. threads - 1.
+struct Seat {
+  int thread, threads;
+};
+
+// Where the threads of a team meet, again and again.
+//
+// Memory order. Arrivals are read-modify-writes with acquire and release, so the last to arrive has seen all that the
+// others did before; it sets the counters back and the new size, then the round by a release, which those that wait
+// acquire: all see all that was done before the meeting. Counters and size are next written at the end of the next
+// round, which waits for everybody who reads them here. A thread that goes to sleep announces itself, then asks for the
+// round; the last one writes the round, then asks for sleepers. Both writes and both questions are sequentially
+// consistent: at least one of the two sees the other's, so nobody sleeps through a round (and the kernel compares the
+// round once more before it lets a thread sleep). tests/barrier_model.py walks through every interleaving of this.
+class Barrier {
+ public:
+  Barrier();
+  // Waits for all; true if this thread stays. The last meeting of all may be late, so who leaves has nothing left to
+  // do.
+  [[nodiscard]] bool meet(Seat& seat);
+  // The same for teams that nobody may leave.
+  void wait(const Seat& seat) { meet_all(seat); }
+
+ private:
+  static constexpr int kGroup = 8, kGroups = 8;
+  struct alignas(64) Counter {
+    std::atomic<int> arrived{0};
+  };
+
+  int meet_all(const Seat& seat);
+  bool arrives_last(const Seat& seat);
+  int release(uint32_t round, int threads);
+  void sleep(uint32_t round, int64_t since);
+
+  Counter groups_[kGroups], root_;  // so that not all threads fight for one cache line
+  alignas(64) std::atomic<uint32_t> round_{0};
+  std::atomic<int> sleepers_{0}, size_{0};
+  std::atomic<uint64_t> late_{0};  // when the first sleeper of a round came, in us, and the round's low bits
+  const int64_t begin_;
+};
+
+// How many steps of a layer are done, for the one thread that follows.
+class Progress {
+ public:
+  Progress();
+  static void* operator new(size_t, void* place) { return place; }  // as the scans'
+  void publish(int64_t done);
+  // Until that many are done.
+  void wait_until(int64_t wanted);
+
+ private:
+  alignas(64) std::atomic<int64_t> done_{0};
+  std::atomic<uint32_t> wakes_{0};
+  std::atomic<int> sleepers_{0};
+};
+
+// Threads that may work with meetings at this time: few behind a meeting that came late, else INT_MAX.
+int most_in_company();
+// Notes that a meeting was late by so many nanoseconds, and how many threads to go on with.
+void note_company(int64_t late, int threads);
+// Forgets it (for tests).
+void forget_company();
+
+}  // namespace fastrnn

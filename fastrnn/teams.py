@@ -1,0 +1,55 @@
+"""How many threads a call is worth, as csrc/team_plan.h plans it: the table of ``python -m fastrnn team``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fastrnn.backends import cpp
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+SHAPES = ((100, 1, 64), (100, 1, 128), (100, 1, 512), (60, 32, 128), (40, 32, 256), (50, 64, 512), (25, 64, 1024))
+THREADS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Plan(NamedTuple):
+    """Threads of each direction, whether directions run side by side, whether threads share rows or units, and the
+    microseconds that the model predicts."""
+
+    threads: int
+    side_by_side: bool
+    by_rows: bool
+    predicted: float
+
+
+def work_of(cell: str, steps: int, rows: int, hidden: int, training: bool = False) -> dict[str, Any]:
+    """A layer of as many inputs as units, as csrc/plan-inl.h describes it to the plan, with panels of 16 units."""
+    products = GATES[cell] * hidden * hidden
+    return {
+        "recurrent": products, "ahead": 3 * products if training else products, "weight_bytes": 4 * products,
+        "steps": steps, "rows": steps * rows, "batch": rows, "least_rows": 3, "panels": -(-hidden // 16),
+        "directions": 1, "meet_by_units": True, "meet_by_rows": training,
+    }  # fmt: skip
+
+
+def plan(work: dict[str, Any], machine: dict[str, Any]) -> Plan:
+    """The plan for this work on this machine (``fastrnn._core.this_machine``, or numbers of your own)."""
+    found = cpp._core.plan_team(work, machine)
+    return Plan(*found, cpp._core.predicted_time(work, machine, *found))
+
+
+def table() -> str:
+    """Forward passes of layers on 1 to 128 CPUs of this kind: threads, what they share, predicted microseconds."""
+    machine = cpp._core.this_machine(1)
+    rates = ", ".join(f"{name} {value:.4g}" for name, value in machine.items() if "threads" not in name)
+    lines = [f"CPUs for this process: {cpp._core.usable_cpus()}    {rates}"]
+    lines += ["us, bytes, multiply-adds a us    u: threads share units, r: rows", ""]
+    lines.append(f"{'cell, T, B, H':18}" + "".join(f"{count:>14}" for count in THREADS))
+    for cell in GATES:
+        for steps, rows, hidden in SHAPES:
+            work, shown = work_of(cell, steps, rows, hidden), ""
+            for count in THREADS:
+                found = plan(work, machine | {"threads": count, "threads_that_meet": count})
+                kind = "" if found.threads == 1 else "r" if found.by_rows else "u"
+                shown += f"{f'{found.threads}{kind}  {found.predicted:.0f}':>14}"
+            lines.append(f"{f'{cell} {steps},{rows},{hidden}':18}{shown}")
+    return "\n".join(lines)

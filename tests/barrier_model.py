@@ -1,0 +1,194 @@
+"""Every interleaving of the protocols of ``csrc/barrier.h``, on a memory whose stores arrive late.
+
+A thread is a list of operations, each of which is one access to shared memory.  Stores go to a buffer of their thread
+and reach memory later: relaxed ones in any order between variables, a release behind all that stand before it.  A
+sequentially consistent store has reached memory before the thread's next operation, and so has everything before a
+read-modify-write or a call of the kernel.  Loads see the thread's own buffer, then memory.  :func:`explore` walks
+through all states, and finds meetings that let a thread see too little, and threads that sleep for ever.
+
+What ``FAULTS`` names are orders that look as good: each has to be found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+FAULTS = (
+    "the round is a release only",
+    "the round is relaxed",
+    "sleepers announce themselves after their last look",
+    "the kernel does not compare",
+    "the size is written behind the round",
+    "the counter is set back behind the round",
+    "arrivals are relaxed",
+)
+
+
+class Store(NamedTuple):
+    name: str
+    value: int
+    release: bool
+
+
+@dataclass(frozen=True)
+class Thread:
+    number: int
+    size: int  # of the team
+    at: str = "work"
+    meeting: int = 0
+    seen: int = 0  # the round before the meeting
+    chosen: int = 0  # the size for the next, by who came last
+    buffer: tuple[Store, ...] = ()
+
+
+Memory = tuple[tuple[str, int], ...]
+State = tuple[Memory, tuple[Thread, ...]]
+
+
+class Broken(AssertionError):
+    """A state that must not be."""
+
+
+def load(memory: dict[str, int], thread: Thread, name: str) -> int:
+    for store in reversed(thread.buffer):
+        if store.name == name:
+            return store.value
+    return memory.get(name, 0)
+
+
+def flushes(thread: Thread) -> Iterator[tuple[Store, Thread]]:
+    """The stores that may reach memory next."""
+    for i, store in enumerate(thread.buffer):
+        before = thread.buffer[:i]
+        blocked = before if store.release else [other for other in before if other.name == store.name]
+        if not blocked:
+            yield store, replace(thread, buffer=before + thread.buffer[i + 1 :])
+
+
+def groups_of(size: int, most: int) -> int:
+    """As ``Barrier::arrives_last``, with groups of two."""
+    return max(1, min(most, (size + 1) // 2))
+
+
+def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: str) -> Iterator[tuple[dict, Thread]]:
+    """What a thread may do next: memory and thread afterwards.  Sleep is in memory, as ``asleep i``."""
+
+    def buffered(at: str, name: str, value: int, release: bool = False, **others: int) -> tuple[dict, Thread]:
+        return memory, replace(t, at=at, buffer=(*t.buffer, Store(name, value, release)), **others)
+
+    drained = not t.buffer
+    if t.at == "work":
+        yield buffered("enter", f"data {t.number}", t.meeting + 1)
+    elif t.at == "enter":
+        yield memory, replace(t, at="arrive", seen=load(memory, t, "round"))
+    elif t.at in ("arrive", "root"):
+        relaxed = fault == "arrivals are relaxed"
+        if drained or relaxed:
+            count = groups_of(t.size, groups)
+            group = t.number % count
+            members = (t.size - group + count - 1) // count
+            name, wanted = (f"arrived {group}", members) if t.at == "arrive" else ("root", count)
+            now = memory.get(name, 0) + 1
+            after = memory | {name: now}
+            last = now == wanted
+            yield after, replace(t, at=("reset" if t.at == "arrive" else "reset root") if last else "spin")
+    elif t.at == "reset":
+        whole = groups_of(t.size, groups) == 1
+        if fault == "the counter is set back behind the round":
+            yield memory, replace(t, at="choose" if whole else "root")
+        else:
+            yield buffered("choose" if whole else "root", f"arrived {t.number % groups_of(t.size, groups)}", 0)
+    elif t.at == "reset root":
+        yield buffered("choose", "root", 0)
+    elif t.at == "choose":
+        for chosen in {t.size, (t.size + 1) // 2}:
+            if fault == "the size is written behind the round":
+                yield memory, replace(t, at="release", chosen=chosen)
+            else:
+                yield buffered("release", "size", chosen, chosen=chosen)
+    elif t.at == "release":
+        yield buffered("look for sleepers", "round", t.seen + 1, release=fault != "the round is relaxed")
+    elif t.at == "look for sleepers":
+        if drained or fault in ("the round is a release only", "the round is relaxed"):
+            yield memory, replace(t, at="wake" if load(memory, t, "sleepers") else "late stores")
+    elif t.at == "wake":
+        if drained:
+            yield {k: v for k, v in memory.items() if not k.startswith("asleep")}, replace(t, at="late stores")
+    elif t.at == "late stores":
+        if fault == "the size is written behind the round":
+            yield buffered("met", "size", t.chosen)
+        elif fault == "the counter is set back behind the round":
+            yield buffered("met", f"arrived {t.number % groups_of(t.size, groups)}", 0)
+        else:
+            yield memory, replace(t, at="met")
+    elif t.at == "spin":
+        if load(memory, t, "round") != t.seen:
+            yield memory, replace(t, at="read size")
+        late = fault == "sleepers announce themselves after their last look"
+        yield memory, replace(t, at="last look" if late else "announce")
+    elif t.at == "announce":
+        if drained:
+            late = fault == "sleepers announce themselves after their last look"
+            after = memory | {"sleepers": memory.get("sleepers", 0) + 1}
+            yield after, replace(t, at="sleep blindly" if late else "last look")
+    elif t.at == "last look":
+        going = "sleep"
+        if fault == "sleepers announce themselves after their last look":
+            going = "announce"
+        elif fault == "the kernel does not compare":
+            going = "sleep blindly"
+        done = load(memory, t, "round") != t.seen
+        yield memory, replace(t, at=("leave" if going != "announce" else "read size") if done else going)
+    elif t.at in ("sleep", "sleep blindly"):
+        if drained and (t.at == "sleep blindly" or memory.get("round", 0) == t.seen):
+            yield memory | {f"asleep {t.number}": 1}, replace(t, at="woken")
+        elif drained:
+            yield memory, replace(t, at="last look")
+    elif t.at == "woken":
+        if f"asleep {t.number}" not in memory:
+            done = load(memory, t, "round") != t.seen
+            yield memory, replace(t, at="leave" if done else "last look")
+    elif t.at == "leave":
+        if drained:
+            yield memory | {"sleepers": memory["sleepers"] - 1}, replace(t, at="read size")
+    elif t.at == "read size":
+        yield memory, replace(t, at="met", chosen=load(memory, t, "size"))
+    elif t.at == "met":
+        for other in range(t.size):
+            if load(memory, t, f"data {other}") < t.meeting + 1:
+                raise Broken(f"thread {t.number} does not see what thread {other} did before meeting {t.meeting}")
+        if not 1 <= t.chosen <= t.size:
+            raise Broken(f"thread {t.number} is told of {t.chosen} of {t.size} threads")
+        over = t.number >= t.chosen or t.meeting + 1 == meetings or t.chosen == 1
+        yield (
+            memory,
+            replace(t, at="over" if over else "work", meeting=t.meeting + 1, size=t.chosen, seen=0, chosen=0),
+        )
+
+
+def explore(threads: int, meetings: int, groups: int = 1, fault: str = "") -> int:
+    """Walks through all states; how many there are.
+
+    Raises:
+        Broken: a thread sees too little, waits for ever, or counts another team than the others.
+    """
+    first: State = ((), tuple(Thread(i, threads) for i in range(threads)))
+    seen: set[State] = {first}
+    open_states: list[State] = [first]
+    while open_states:
+        memory_items, all_threads = open_states.pop()
+        memory, followers = dict(memory_items), 0
+        for i, thread in enumerate(all_threads):
+            moves = [(memory | {store.name: store.value}, after) for store, after in flushes(thread)]
+            moves += step(memory, thread, meetings, groups, fault)
+            for after, moved in moves:
+                followers += 1
+                state = (tuple(sorted(after.items())), (*all_threads[:i], moved, *all_threads[i + 1 :]))
+                if state not in seen:
+                    seen.add(state)
+                    open_states.append(state)
+        if not followers and any(thread.at != "over" for thread in all_threads):
+            raise Broken(f"for ever: {[(thread.number, thread.at) for thread in all_threads]}, {memory}")
+    return len(seen)
