@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -21,6 +21,10 @@ import fastrnn
 
 Results = dict[str, Tensor]
 RESULTS = ("y", "hn", "cn", "cells")
+
+
+class TooFar(AssertionError):
+    """A number is further from the right one than the budget allows."""
 
 
 class Unserved(Exception):
@@ -53,7 +57,31 @@ def judge(case: Case, data: Data, ours: Results) -> None:
     rough, _ = run(case, widened(data, torch.float32 if case.dtype == "f64" else DTYPES[case.dtype]), oracle)
     if case.mode == "grad" and at_a_kink(case, data):
         ours, exact = ({n: t for n, t in each.items() if not n.startswith("grad")} for each in (ours, exact))
-    compare(case, ours, exact, rough)
+    try:
+        compare(case, ours, exact, rough)
+    except TooFar:  # the noise of one run of one library may be small by luck
+        compare(case, ours, exact, rough, [run(case, each, oracle)[0] for each in nudged(case, data)])
+
+
+def nudged(case: Case, data: Data) -> Iterator[Data]:
+    """The same values in float64, each off by a rounding at most: what an algorithm without any noise of its own makes
+    of these is as far off as must be."""
+    generator = torch.Generator().manual_seed(case.seed)
+    eps = torch.finfo(torch.bfloat16 if case.autocast else DTYPES[case.dtype]).eps
+
+    def nudge(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor * (1 + eps * (torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5))
+
+    for _ in range(4):
+        wide = widened(data, torch.float64)
+        yield wide._replace(
+            x=nudge(wide.x),
+            state=tuple(map(nudge, wide.state)),
+            weights={name: nudge(value) for name, value in wide.weights.items()},
+            grads=tuple(map(nudge, wide.grads)),
+        )
 
 
 def at_a_kink(case: Case, data: Data) -> bool:
@@ -266,15 +294,15 @@ def gradients(case: Case, data: Data, found: Results, leaves: dict[str, Tensor])
     return {name: torch.zeros_like(tensor) if grad is None else grad for name, (tensor, grad) in results.items()}
 
 
-def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
+def compare(case: Case, ours: Results, exact: Results, rough: Results, others: Sequence[Results] = ()) -> None:
     """Each result has the right dtype and shape, is inf or NaN where it should be, and is elsewhere within::
 
         8 * noise + 8 * eps * max |exact| * (of a weight's gradient: sqrt(rows of x))
 
     (twice that with a gain that makes errors grow from step to step), where ``noise`` is the largest error of torch.nn,
-    or of the equations, in the same dtype.  With weights of 8 bits, a value near the middle of two integers may go to
-    either, and moves a gate by a weight's share of a 127th: a twentieth of the largest result is allowed, which a wrong
-    row, unit, step or state exceeds.
+    or of the equations, in the same dtype, and of ``others`` (:func:`nudged`).  With weights of 8 bits, a value near
+    the middle of two integers may go to either, and moves a gate by a weight's share of a 127th: a twentieth of the
+    largest result is allowed, which a wrong row, unit, step or state exceeds.
     """
     assert ours.keys() == exact.keys(), f"results {sorted(ours)}, expected {sorted(exact)}"
     dtype = DTYPES[case.dtype]
@@ -303,6 +331,7 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
         wrong = finite & ~value.isfinite() | odd & ~same
         assert not wrong.any(), f"{name}: {value[wrong][:4].tolist()} where {right[wrong][:4].tolist()} is right"
         noise, scale = largest(near - right, finite), largest(right, finite)
+        noise = max(noise, *(largest(other[name].double() - right, finite) for other in others), 0.0)
         if case.dtype == "f64":  # whose noise nobody measures, of terms that cancel least of all
             scale = max(scale, 1.0)
         if case.odd == "1e4" and name.startswith(("grad weight_ih", "grad twice")):
@@ -318,10 +347,11 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results) -> None:
         factor = 16 if case.gain > 1 else 8
         budget = factor * (share * noise + eps * scale * width) + 16 * least + (0.05 * scale if case.narrow else 0.0)
         error = torch.where(finite, value - right, 0.0).abs()
-        assert largest(error, finite) <= budget, (
-            f"{name}: off by {largest(error, finite):.3g} of {scale:.3g}, expected at most {budget:.3g} "
-            f"(the noise is {noise:.3g})"
-        )
+        if largest(error, finite) > budget:
+            raise TooFar(
+                f"{name}: off by {largest(error, finite):.3g} of {scale:.3g}, expected at most {budget:.3g} "
+                f"(the noise is {noise:.3g})"
+            )
 
 
 def largest(tensor: Tensor, where: Tensor) -> float:
