@@ -62,7 +62,8 @@ def once(network: Network, tensors: Sequence[Tensor | None], training: bool) -> 
 
 def _seed(like: Tensor, number: int) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(number)  # leaves the user's own random numbers alone
-    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
+    values = torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu")
+    return values.to(like.device, like.dtype)
 
 
 def fault(found: Sequence[Tensor], base: Sequence[Tensor], truth: Sequence[Tensor], epsilon: float) -> str | None:

@@ -73,6 +73,8 @@ def _run(case: TuningCase, device: torch.device) -> None:
     x.requires_grad_(case.training)
     given: Any = x
     if case.packed:
-        given = pack_padded_sequence(x, torch.linspace(case.steps, max(1, case.steps // 4), case.batch).long())
+        given = pack_padded_sequence(
+            x, torch.linspace(case.steps, max(1, case.steps // 4), case.batch, dtype=torch.float64, device="cpu").long()
+        )
     with use_tuning(), torch.set_grad_enabled(case.training):
         module(given)

@@ -85,6 +85,7 @@ def without_memory() -> None:
 def interrupted() -> None:
     """Ctrl-C is raised when the call returns, and the calls behind it are right."""
     torch.set_num_threads(2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may be told to ignore it
     for network, x in [
         (fastrnn.LSTM(64, 128), torch.randn(300, 8, 64)),
         (fastrnn.LSTM(32, 48, 3), torch.randn(500, 2, 32)),

@@ -49,8 +49,7 @@ def definition(mode: str, projected: bool) -> Cell:
 
 _DEFINED: dict[tuple[str, bool], tuple[Cell, Parts]] = {
     (mode, projected): (own, own.parts())
-    for mode in CELLS
-    for projected in (False, True)
+    for mode, projected in [*((mode, cell.output is not None) for mode, cell in CELLS.items()), ("LSTM", True)]
     for own in [definition(mode, projected)]
 }
 

@@ -7,6 +7,8 @@ the sum is linear, so it is taken once, outside.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fastrnn.cell.graph import COMPARISONS, Graph, Node
@@ -27,6 +29,11 @@ class Gradients(NamedTuple):
     states: dict[str, Node | None]
     inputs: dict[Node, list[Node]]
     products: dict[tuple[str, Node], dict[str | None, Node]]
+
+
+_OF_NUMBERS: dict[str, Callable[..., float]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
+}  # fmt: skip
 
 
 class Scaled(NamedTuple):
@@ -59,6 +66,8 @@ class Build:
         return self.const(node.about) if node.op == "const" else self.graph.node("value", about=node, size=node.size)
 
     def op(self, name: str, *args: Node) -> Node:
+        if name in _OF_NUMBERS and all(arg.op == "const" for arg in args):  # in double precision, wherever it runs
+            return self.const(_OF_NUMBERS[name](*(arg.about for arg in args)))
         size = next((arg.size for arg in args if arg.size), None)
         return self.graph.node(name, args, size=size)
 
