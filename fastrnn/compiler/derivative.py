@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastrnn.cell.graph import COMPARISONS, Graph, Node
 from fastrnn.compiler.normal import Loop
@@ -31,7 +31,7 @@ class Gradients(NamedTuple):
     products: dict[tuple[str, Node], dict[str | None, Node]]
 
 
-_OF_NUMBERS: dict[str, Callable[..., float]] = {
+_OF_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
 }  # fmt: skip
 
