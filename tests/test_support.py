@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn.backends import reference
 from fastrnn.cell import equations, steps
 from fastrnn.cells import gru, lstm, rnn
+from fastrnn.compiler import built_in
 from fastrnn.modes import TORCH_MODES
 
 FORMS = [Case("", directions=2), Case("", lengths=RAGGED, directions=2, bias=False), Case("", steps=1, rows=1)]
@@ -110,7 +111,7 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 # What the reference backend is made of, itself last.
-SOURCES = [rnn, lstm, gru, steps, equations, reference]
+SOURCES = [rnn, lstm, gru, built_in, steps, equations, reference]
 
 
 def variant(old: str = "", new: str = "", **others: Any) -> ModuleType:

@@ -17,11 +17,10 @@ from fastrnn.backends import Backward, Forward, Saved
 from fastrnn.cell.declare import Cell, Parts
 from fastrnn.cell.equations import multiply, split_gates
 from fastrnn.cell.steps import over_steps
-from fastrnn.cells.gru import GRU
 from fastrnn.cells.jordan import Jordan
-from fastrnn.cells.lstm import LSTM, ProjectedLSTM
-from fastrnn.cells.rnn import RNN
+from fastrnn.cells.lstm import ProjectedLSTM
 from fastrnn.checks import is_tokens
+from fastrnn.compiler.built_in import BUILT_IN
 from fastrnn.dynamo import traced
 from fastrnn.modes import CELLS, Weights, split_weights
 from fastrnn.storage import require_memory
@@ -42,9 +41,7 @@ def definition(mode: str, projected: bool) -> Cell:
     """The cell of a mode."""
     if output := CELLS[mode].output:
         return Jordan(nonlinearity=mode.split("_")[1].lower(), output_nonlinearity=output)
-    if mode.startswith("RNN"):
-        return RNN(nonlinearity=mode.removeprefix("RNN_").lower())
-    return {"LSTM": ProjectedLSTM if projected else LSTM, "GRU": GRU}[mode]()
+    return ProjectedLSTM() if projected else BUILT_IN[mode]
 
 
 _DEFINED: dict[tuple[str, bool], tuple[Cell, Parts]] = {
