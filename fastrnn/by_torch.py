@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastrnn.checks import Sizes
-from fastrnn.ops import is_batched
+from fastrnn.ops import is_batched, needs_grad
 
 # (x, h0, c0 or None, *weights) -> y, hn and, of a cell that has it, cn
 Network = Callable[..., Sequence[Tensor]]
@@ -39,7 +39,7 @@ def call(
     state = h0 if c0 is None else (h0, c0)
     biases = len(weights) // (sizes.num_layers * sizes.directions) >= 4
     # Where this is false cuDNN keeps nothing for a backward; dropout is there in training alone.
-    records = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
+    records = needs_grad(x, h0, c0, *weights)
     network = list(weights), biases, sizes.num_layers, dropout, records or dropout > 0, sizes.directions == 2
     steps = (x, state) if batch_sizes is None else (x, batch_sizes, state)
     y, hn, *cn = function(*steps, *network, *((False,) if batch_sizes is None else ()))

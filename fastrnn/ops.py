@@ -53,7 +53,7 @@ def layer(
     ``eager``: nobody looks on who wants to see the operator, and the tensors' memory holds their values; so the backend
     is called without the dispatcher, which costs as much as a short sequence.
     """
-    if eager and _needs_grad(x, h0, c0, *weights):
+    if eager and needs_grad(x, h0, c0, *weights):
         out = _Layer.apply(mode, backend, True, x, batch_sizes, h0, c0, *weights)
     else:
         if not torch.compiler.is_compiling():
@@ -397,7 +397,8 @@ def _alias(tensor: Tensor | None) -> Tensor | None:
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a derivative by one of these is recorded."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
@@ -405,7 +406,7 @@ def _autograd_forward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
     backend: str, save: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    if _needs_grad(x, h0, c0, *weights):
+    if needs_grad(x, h0, c0, *weights):
         return _Layer.apply(mode, backend, False, x, batch_sizes, h0, c0, *weights)
     with torch._C._AutoDispatchBelowAutograd():
         return _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
@@ -417,7 +418,7 @@ def _autograd_backward(
     grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_state: bool, need_weights: bool,
 ) -> Gradients:  # fmt: skip
     tensors = (grad_y, grad_hn, grad_cn, grad_cells, x, h0, c0, *weights)
-    if _needs_grad(*tensors):
+    if needs_grad(*tensors):
         found = _LayerBackward.apply(
             mode, backend, need_x, need_state, need_weights, batch_sizes, gates, cells, hidden, *tensors
         )

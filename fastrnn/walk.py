@@ -135,8 +135,8 @@ def _torch_network(
         ours = functools.partial(ops.layer, choose(h0.device, h0.dtype, mode) or "reference", False, True)
         return walk(ours, mode, x, batch_sizes, h0, c0, weights, sizes, 0.0)[: 2 if c0 is None else 3]
 
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
-    if not training or dropout and sizes.num_layers > 1:  # whose mask torch draws, and nobody can draw again
+    masked = dropout and sizes.num_layers > 1  # by a mask that torch draws, and nobody can draw again
+    if masked or not ops.needs_grad(x, h0, c0, *weights):
         return by_torch.call(mode, x, batch_sizes, h0, c0, weights, sizes, dropout)
     y, hn, *cn = by_torch.twice(first, again, x, h0, c0, weights)
     return y, hn, cn[0] if cn else hn.new_empty(0), hn.new_empty(0)
