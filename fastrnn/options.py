@@ -51,12 +51,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import embedding as embeddings
 from fastrnn import recompute, sequences
-from fastrnn.backends import reference
+from fastrnn.backends import cpp, reference
 from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.dynamo import exported, leaf, observed, traced
 from fastrnn.modes import CELLS
@@ -206,6 +207,9 @@ def forward(
             input, vectors = embeddings.embed(input, embedding, module.weight_ih_l0, module.mode)
         if hx is None and initial[0] is not None:
             hx = _expanded(initial, input, module)
+        if vectors is planned is None and not torch.compiler.is_compiling():
+            if (result := cpp.fast_path(module.__dict__, input, hx)) is not None:
+                return result
         return run(module, base, input, hx, planned, vectors, cells)
 
     if lengths is None and reset is None:

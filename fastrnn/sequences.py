@@ -165,9 +165,18 @@ def run_pieces(
     reset = _checked_reset(reset, x.shape[:1] if single else x.shape[:2], single, batch_first)
     if traced() and lengths is not None:
         return _run_in_trace(run, padded, hx, lengths, batch_first, single)
+    given = [state.unsqueeze(1) if single else state for state in given]
+    if (lengths is None or bool((lengths == steps).all())) and (reset is None or not reset[:, 1:].any()):
+        # Every row is one piece, as in each step of a stream: there is nothing to pack.
+        if given and reset is not None:
+            begun = [
+                _restarted(state, start, reset[:, 0], directions) for state, start in zip(given, initial, strict=False)
+            ]
+            begun = [state.squeeze(1) if single else state for state in begun]
+            hx = begun[0] if isinstance(hx, Tensor) else tuple(begun)
+        return run(x, hx)
     pieces = cut(padded, lengths, reset, batch_first)
     if given:
-        given = [state.unsqueeze(1) if single else state for state in given]
         begun = [pieces.states(state, start, directions) for state, start in zip(given, initial, strict=False)]
         hx = begun[0] if isinstance(hx, Tensor) else tuple(begun)
     inverse = pieces.inverse.squeeze(1) if single else pieces.inverse
@@ -183,6 +192,16 @@ def run_pieces(
 
     last = end(last) if isinstance(last, Tensor) else tuple(end(state) for state in last)
     return back(y.data), last, *(back(each.data) for each in cells)
+
+
+def _restarted(given: Tensor, initial: Tensor | None, reset: Tensor, directions: int) -> Tensor:
+    """The state ``given`` (layers * D, B, P), but ``initial`` (layers * D, P), or zeros, in the rows (B,) of ``reset``;
+    not in the reverse direction, which begins at the other end."""
+    fresh = given.new_zeros(()) if initial is None else initial.unsqueeze(1)
+    rows = reset.to(given.device).unsqueeze(1)
+    if directions == 2:
+        rows = torch.stack((rows, torch.zeros_like(rows))).repeat(len(given) // 2, 1, 1)
+    return torch.where(rows, fresh, given)
 
 
 def _run_in_trace(

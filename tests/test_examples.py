@@ -70,6 +70,8 @@ EXAMPLES = [
     ("forecasting.py --series sunspots --cell gru", "statsmodels", True),
     ("chorale_melodies.py", "music21", False),
     ("classics.py --problem adding", "matplotlib", True),
+    ("anomalies.py", "matplotlib", True),
+    ("spoken_digits.py", "matplotlib", False),
 ]
 
 
@@ -96,6 +98,30 @@ def test_copy_problem(tmp_path: Path) -> None:
     run("examples/classics.py", *options)
     for result in conclusions(tmp_path).values():
         assert result["values"][1] == pytest.approx(result["values"][0], rel=0.05)
+
+
+@pytest.mark.parametrize("learns", [pytest.param(True, marks=slow), False])
+def test_reinforcement(learns: bool, tmp_path: Path) -> None:
+    """A rounding may tip one draw of an action, and the two sides part; but both learn what takes a memory."""
+    pytest.importorskip("matplotlib")
+    few = [] if learns else ["--steps", "5", "--carts", "8"]
+    printed = run("examples/reinforcement.py", "--quick", *few, "--out", str(tmp_path))
+    for result in conclusions(tmp_path).values():
+        assert not learns or min(result["values"]) > 1.5 * result["baseline"][1], printed
+    assert "collecting a stretch, ms" in printed
+
+
+def test_resets_of_the_reinforcement_example() -> None:
+    """What it does for torch.nn, a call for each piece, is what ``reset=`` does in one."""
+    program = (
+        "import sys; sys.path.insert(0, 'examples'); import copy, fastrnn, torch; from reinforcement import *;"
+        "torch.manual_seed(0); one = Policy(8); other = fastrnn.convert(copy.deepcopy(one));"
+        "began = torch.rand(20, 5) < 0.1; given = torch.randn(20, 5, 2), torch.randn(1, 5, 8), began;"
+        "assert began[1:].any() and type(other.memory) is fastrnn.GRU;"
+        "torch.testing.assert_close(one(*given), other(*given))"
+    )
+    pytest.importorskip("matplotlib")
+    run("-c", program)
 
 
 def test_own_cell(tmp_path: Path) -> None:

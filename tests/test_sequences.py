@@ -15,7 +15,13 @@ import fastrnn
 STEPS, ROWS, INPUTS, HIDDEN = 6, 3, 2, 3
 LENGTHS = (4, 6, 1)
 RESET = torch.tensor([[0, 1, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]]).bool()
-BOUNDS = {"lengths": (LENGTHS, None), "reset": (None, RESET), "both": (LENGTHS, RESET)}
+FIRST = RESET.roll(1, 0) & (torch.arange(STEPS)[:, None] == 0)
+BOUNDS = {
+    "lengths": (LENGTHS, None),
+    "reset": (None, RESET),
+    "both": (LENGTHS, RESET),
+    "nothing cut": ((STEPS,) * ROWS, FIRST),
+}
 
 
 def build(name: str, **options: Any) -> Any:
@@ -101,6 +107,30 @@ def test_equals_the_pieces_alone(target, case: Case, bounds: str):
         # Rounding of at most T steps and sums of T * B rows, at the scale of the largest of a result.
         budget = 64 * torch.finfo(case.dtype).eps * max(1.0, exactly.abs().max().item())
         assert_close(ours, exactly, budget, case.dtype)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_one_step_of_a_stream(kind: str, single: bool, learned: bool):
+    """Nothing is packed there; a NaN that a row carried is gone where it begins anew."""
+    network = build(kind, num_layers=2, bidirectional=True, learn_initial_state=learned)
+    x, reset = torch.randn(1, ROWS, INPUTS, dtype=torch.float64), torch.tensor([[False, True, False]])
+    hx = tuple(torch.randn(4, ROWS, HIDDEN, dtype=torch.float64) for _ in range(1 + (kind == "LSTM")))
+    fresh = [getattr(network, name) if learned else None for name in ("initial_h", "initial_c")[: len(hx)]]
+    begun = [state.clone() for state in hx]
+    for state, given, first in zip(begun, hx, fresh, strict=True):
+        state[::2, 1] = 0 if first is None else first[::2].detach()
+        given[::2, 1] = torch.nan
+    if single:  # one sequence, the one that begins anew
+        x, reset, hx, begun = x[:, 1], reset[:, 1], [s[:, 1] for s in hx], [s[:, 1] for s in begun]
+    given, expected = (tuple(s) if kind == "LSTM" else s[0] for s in (hx, begun))
+    for gradients_on in (False, True):
+        with torch.set_grad_enabled(gradients_on):
+            found, right = network(x, given, reset=reset), network(x, expected)
+        assert torch.equal(found[0], right[0]) and not found[0].isnan().any()
+        for ours, exactly in zip(as_tuple(found[1]), as_tuple(right[1]), strict=True):
+            assert torch.equal(ours, exactly)
 
 
 @pytest.mark.parametrize("case", [Case("", dtype=torch.float64)], ids=str)
