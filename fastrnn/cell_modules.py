@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import profiling
+from fastrnn import one_step, profiling
 from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import observed
@@ -32,8 +32,13 @@ def step(
     """
     ours = planned is None
     if ours and not torch.compiler.is_compiling():
-        if (result := fast_path(module.__dict__, input, hx, mode)) is not None:
-            return result
+        quick = (
+            one_step.of_cell(module, mode, input, hx)
+            if torch.is_grad_enabled()
+            else fast_path(module.__dict__, input, hx, mode)
+        )
+        if quick is not None:
+            return quick
     if (ours and observed()) or not isinstance(input, Tensor) or input.is_nested:
         return theirs(module, base, input, hx)
     rank = input.dim()

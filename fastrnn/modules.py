@@ -24,6 +24,7 @@ from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import leaf, observed
 from fastrnn.embedding import folded
 from fastrnn.modes import CELLS
+from fastrnn.one_step import of_layer
 from fastrnn.options import Options
 from fastrnn.paths import cast, casts, first_states, plan
 from fastrnn.scripting import Pair
@@ -188,8 +189,11 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 and not self.recompute
             ):
                 # a compiler sees no more of this than that it does not hold
-                if not torch.compiler.is_compiling() and (result := fast_path(self.__dict__, input, hx)) is not None:
-                    return result
+                if not torch.compiler.is_compiling():
+                    recorded = torch.is_grad_enabled()
+                    result = of_layer(self, input, hx) if recorded else fast_path(self.__dict__, input, hx)
+                    if result is not None:
+                        return result
                 return run(self, base, input, hx)
             return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
 

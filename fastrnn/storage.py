@@ -37,6 +37,11 @@ except ImportError:  # a pure-Python installation
     _core = None
 
 
+def has_freed(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether one of these tensors on the CPU has lost its memory; None stands for no tensor."""
+    return _freed(tensors) >= 0
+
+
 def require_memory(*tensors: Tensor | None) -> None:
     """Nothing, where these tensors may be read; None stands for no tensor.
 

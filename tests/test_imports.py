@@ -27,7 +27,7 @@ FLOORS = [
     {"walk"},
     {"fastest"},
     {"paths"},
-    {"embedding", "functional", "recompute"},
+    {"embedding", "functional", "one_step", "recompute"},
     {"options"},
     {"modules"},
     {"cell_modules", "compilable", "jordan"},

@@ -1,0 +1,123 @@
+"""One step that is trained: by torch's function where it is the ordinary call, with torch.nn's numbers and errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import fastrnn
+
+CELLS: list[tuple[str, dict[str, Any]]] = [
+    ("RNNCell", {}),
+    ("RNNCell", {"nonlinearity": "relu", "bias": False}),
+    ("LSTMCell", {}),
+    ("GRUCell", {"bias": False}),
+    ("GRUCell", {"dtype": torch.float64}),
+]
+LAYERS: list[tuple[str, int, dict[str, Any]]] = [
+    ("RNN", 1, {}),
+    ("RNN", 3, {"nonlinearity": "relu", "num_layers": 2, "bias": False}),
+    ("RNN", 2, {"bidirectional": True, "batch_first": True}),
+    ("GRU", 1, {"num_layers": 2, "dropout": 0.5}),
+    ("GRU", 1, {"bidirectional": True, "batch_first": True, "dtype": torch.float64}),
+]
+
+
+def flat(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in flat(part)]
+
+
+def is_ours(outputs: list[Tensor]) -> bool:
+    return any(type(output.grad_fn).__name__.startswith(("_Layer", "_Stack")) for output in outputs)
+
+
+def both(kind: str, sizes: tuple[int, int], options: dict[str, Any]) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    theirs = getattr(nn, kind)(*sizes, **options)
+    ours = getattr(fastrnn, kind)(*sizes, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def everything(module: Any, x: Tensor, hx: Any) -> list[Tensor]:
+    """Results, gradients of all there is, and those of their squares."""
+    torch.manual_seed(1)
+    leaves = [x, *([] if hx is None else flat(hx)), *module.parameters()]
+    outputs = flat(module(x, hx))
+    first = torch.autograd.grad([out.square().sum() for out in outputs], leaves, create_graph=True)
+    second = torch.autograd.grad([grad.square().sum() for grad in first], leaves)
+    return [*outputs, *first, *second]
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(("kind", "options"), CELLS, ids=str)
+def test_a_trained_cell_is_torchs(kind: str, options: dict[str, Any], state: bool):
+    theirs, ours = both(kind, (5, 7), options)
+    made = dict(dtype=options.get("dtype", torch.float32), requires_grad=True)
+    x, h, c = torch.randn(3, 5, **made), torch.randn(3, 7, **made), torch.randn(3, 7, **made)
+    hx = None if not state else (h, c) if kind == "LSTMCell" else h
+    assert not is_ours(flat(ours(x, hx)))
+    for a, b in zip(everything(theirs, x, hx), everything(ours, x, hx), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(("kind", "steps", "options"), LAYERS, ids=str)
+def test_a_trained_layer_of_few_steps_is_torchs(kind: str, steps: int, options: dict[str, Any], state: bool):
+    theirs, ours = both(kind, (5, 7), options)
+    made = dict(dtype=options.get("dtype", torch.float32), requires_grad=True)
+    x = torch.randn(*((3, steps) if options.get("batch_first") else (steps, 3)), 5, **made)
+    slots = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    hx = torch.randn(slots, 3, 7, **made) if state else None
+    outputs = flat(ours(x, hx))
+    assert not is_ours(outputs)
+    for a, b in zip(everything(theirs, x, hx), everything(ours, x, hx), strict=True):
+        assert torch.equal(a, b)
+    for output in outputs:  # each its own, which the user may change
+        output.mul_(2)
+    torch.autograd.backward([output.sum() for output in outputs])
+
+
+def wider(weight: Tensor) -> Tensor:
+    return weight * 2
+
+
+class Twice(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return wider(weight)
+
+
+def test_what_is_out_of_the_ordinary_goes_our_way():
+    x = torch.randn(3, 5)
+    cell, layer = fastrnn.GRUCell(5, 7), fastrnn.RNN(5, 7)
+    with fastrnn.use_backend("reference"):
+        assert is_ours([cell(x), layer(x[None])[0]])
+    assert not is_ours([cell(x), layer(x.expand(3, 3, 5))[0]])
+    assert is_ours([layer(x.expand(4, 3, 5))[0]]) and is_ours([fastrnn.LSTM(5, 7)(x[None])[0]])
+    with fastrnn.diagnostics.gradient_norms(layer) as norms:  # which sees the states of every step
+        layer(x[None])[0].sum().backward()
+    assert [len(each) for each in norms.values()] == [1]
+
+
+def test_frozen_weights_are_no_training():
+    cell = fastrnn.LSTMCell(5, 7).requires_grad_(False)
+    x = torch.randn(3, 5)
+    assert all(state.grad_fn is None for state in cell(x))
+    assert cell(x.requires_grad_())[0].grad_fn is not None
+
+
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "RNN"])
+def test_computed_and_exchanged_weights_are_seen(kind: str):
+    theirs, ours = both(kind, (5, 7), {})
+    name = "weight_hh" if "Cell" in kind else "weight_hh_l0"
+    x = torch.randn(*(() if "Cell" in kind else (1,)), 3, 5)
+    for module in (theirs, ours):
+        setattr(module, name, nn.Parameter(getattr(module, name).detach().flip(0)))
+    assert torch.equal(flat(theirs(x))[0], flat(ours(x))[0])
+    for module in (theirs, ours):
+        parametrize.register_parametrization(module, name, Twice())
+    torch.testing.assert_close(flat(theirs(x))[0], flat(ours(x))[0])
