@@ -11,7 +11,7 @@ CROSS := aarch64-linux-gnu
 ARGS ?=
 
 # What an editable install must be told of: new files (a folder changes with its list of files) and C++.
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*) $(shell find fastrnn kernels -type d -not -name __pycache__)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* include/*) $(shell find fastrnn kernels -type d -not -name __pycache__)
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
@@ -47,7 +47,7 @@ lint: .venv/installed  ## lint, formats, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/* tests/native/*.cpp tests/native/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*.h include/*.h tests/native/*.cpp tests/native/*.h tests/native/*.c examples/c/*.c)
 
 dev: .venv/installed  ## install the working tree, editable, with all tools; after that only C++ needs `make dev` again
 
@@ -57,7 +57,7 @@ stubs: .venv/installed  ## write the types of the cells' declarations (fastrnn/c
 format: .venv/installed  ## write the formats that `make check` asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/* tests/native/*.cpp tests/native/*.h)
+	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h include/*.h tests/native/*.cpp tests/native/*.h tests/native/*.c examples/c/*.c)
 
 .venv/installed: constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

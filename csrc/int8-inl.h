@@ -68,11 +68,7 @@ struct Int8Scan {
       if (!meet()) return;
       if (projected) {
         u.fill(unprojected, z.hidden, rows);
-        for (int64_t block = own_outputs.begin; block < own_outputs.end; ++block)
-          for (int64_t r = 0; r < rows; ++r) {
-            const int lanes = static_cast<int>(smaller<int64_t>(L, z.outputs - block * L));
-            emit(s, r, block * L, u.times(w_hr, block * L, lanes, r), lanes, after);
-          }
+        for (int64_t block = own_outputs.begin; block < own_outputs.end; ++block) project(s, block, rows, u, after);
         if (!meet()) return;
       }
       float* swap = before;
@@ -117,6 +113,12 @@ struct Int8Scan {
       else
         emit(s, r, unit, h, lanes, after);
     }
+  }
+
+  // L outputs of the projection, of all rows.
+  void project(int64_t s, int64_t block, int64_t rows, const Int8Rows& units, float* after) const {
+    const int lanes = static_cast<int>(smaller<int64_t>(L, z.outputs - block * L));
+    for (int64_t r = 0; r < rows; ++r) emit(s, r, block * L, units.times(w_hr, block * L, lanes, r), lanes, after);
   }
 
   // h of some outputs of row r, to all that want it.

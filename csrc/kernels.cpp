@@ -20,10 +20,11 @@ const Kernels& table();
 namespace FASTRNN_NAMESPACE {
 
 void run_program(const Run& run);  // in phases.cpp
+void add_prepared(Kernels& to);    // in prepared.cpp
 
 const Kernels& table() {
-#if defined(__AVX512VNNI__)
-  static const Kernels all = [] {  // what AVX-512 has, with products of int8 and, perhaps, of bfloat16
+  static const Kernels all = [] {
+#if defined(__AVX512VNNI__)  // what AVX-512 has, with products of int8 and, perhaps, of bfloat16
     Kernels kernels = avx512::table();
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
     kernels.forward_int8 = forward_int8;
@@ -35,24 +36,25 @@ const Kernels& table() {
     kernels.forward_mixed = forward<bfloat16>;
     kernels.backward_mixed = backward<bfloat16>;
 #endif
+#else
+    Kernels kernels{};
+    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+    kernels.forward_float = forward<float>;
+    kernels.forward_double = forward<double>;
+    kernels.forward_bfloat16 = forward<bfloat16>;
+    kernels.forward_mixed = forward<bfloat16>;
+    kernels.backward_float = backward<float>;
+    kernels.backward_double = backward<double>;
+    kernels.backward_bfloat16 = backward<bfloat16>;
+    kernels.backward_mixed = backward<bfloat16>;
+    kernels.forward_int8 = forward_int8;
+    kernels.multiply_adds = multiply_adds;
+    kernels.fingerprint = fingerprint;
+    kernels.run_program = run_program;
+#endif
+    add_prepared(kernels);
     return kernels;
   }();
-#else
-  static const Kernels all{FASTRNN_TEXT(FASTRNN_NAMESPACE),
-                           false,
-                           forward<float>,
-                           forward<double>,
-                           forward<bfloat16>,
-                           forward<bfloat16>,
-                           backward<float>,
-                           backward<double>,
-                           backward<bfloat16>,
-                           backward<bfloat16>,
-                           forward_int8,
-                           multiply_adds,
-                           fingerprint,
-                           run_program};
-#endif
   return all;
 }
 

@@ -10,6 +10,7 @@
 #include "program.h"
 #include "record.h"
 #include "scan.h"
+#include "stream_module.h"
 #include "team_module.h"
 #include "tensors.h"
 #include "weight_cache.h"
@@ -307,6 +308,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Fused kernels of fastrnn for the CPU; called through fastrnn.backends.cpp.";
   add_fast_path(m);
   add_program(m);
+  add_stream(m);
   add_teams(m);
   m.def("weight_cache_count", &weight_cache_count);
   m.def("storages_are_at_hand", &storages_are_at_hand);

@@ -29,9 +29,13 @@ class Team {
 
 // Scratch memory of the calling thread, kept from call to call so that its pages stay mapped. One call at a time:
 // everything taken is given back when the Scratch goes.
+//
+// Or, `Scratch(Scratch::kept)`, memory of its own, for what is prepared once and stays.
 class Scratch {
  public:
+  enum Kept { kept };
   Scratch();
+  explicit Scratch(Kept);
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -44,6 +48,8 @@ class Scratch {
 
  private:
   void* take_bytes(int64_t count, size_t item);
+  struct Blocks;
+  Blocks* kept_;  // what has been taken of its own; null where it is the thread's
 };
 
 // Memory that outlives a call; whoever holds it claims it for one call at a time.

@@ -80,6 +80,7 @@ struct Inputs {
   Parameters<const S, const A> weights[2];
   WeightCache*
       weight_cache[2];  // where a direction's packed weights stay for the next call, claimed by the caller; or null
+  bool keeps_packed;    // weights are packed however few the rows: what they are packed into outlives the call
 };
 
 // What backward reads: null members of `Forward` are not saved.
@@ -138,11 +139,32 @@ struct Int8Forward {
   float* cn;  // (D, B, H), LSTM only
 };
 
+// A linear layer: y = x w^T + b.
+template <class S>
+struct LinearForward {
+  int64_t rows, inputs, outputs;
+  const S* x;  // (rows, inputs)
+  const S* w;  // (outputs, inputs)
+  const S* b;  // (outputs), or null
+  S* y;        // (rows, outputs)
+};
+
+// One step of a layer, made ready to be done again and again, by one thread, without taking memory: weights are packed,
+// x and y stay where they were, the state stands in between. What was given for its making, but for x and y, may go.
+struct Prepared {
+  void* self;
+  void (*step)(void* self);
+  // The state, of a recurrent layer: h (B, P) and, with a cell state, c (B, H); else c is not touched.
+  void (*get_state)(const void* self, float* h, float* c);
+  void (*set_state)(void* self, const float* h, const float* c);
+};
+
 // One instruction set's kernels. They trust their arguments: module.cpp checks them. Forward and backward take layers
 // one upon the other, of the same mode, steps and rows, with one direction if there are several. Forward takes them
 // from the lowest, and the x of each but the first is the y of the one before; backward from the highest, and the
 // grad_y of each but the first is the grad_x of the one before. Mixed layers come one by one.
 struct Run;
+class Scratch;
 struct Kernels {
   const char* name;
   bool multiplies_bfloat16;  // itself; else numbers are widened on the fly
@@ -158,6 +180,12 @@ struct Kernels {
   int64_t (*multiply_adds)(int64_t wanted);                     // that many or more, on registers alone; how many
   uint64_t (*fingerprint)(const void* weights, int64_t bytes);  // by which packed weights are known
   void (*run_program)(const Run& run);                          // of phases.h
+  // Of layers with one direction, one step and no tokens; states are zeros, and hn, cn, h0, c0 are not looked at.
+  Prepared (*prepare_float)(const Forward<float>&, Scratch& kept);
+  Prepared (*prepare_bfloat16)(const Forward<bfloat16>&, Scratch& kept);
+  Prepared (*prepare_int8)(const Int8Forward&, Scratch& kept);
+  Prepared (*prepare_linear_float)(const LinearForward<float>&, Scratch& kept);
+  Prepared (*prepare_linear_bfloat16)(const LinearForward<bfloat16>&, Scratch& kept);
 };
 
 // The kernels in use: the best that this machine runs, or the one that FASTRNN_ISA in the environment names.

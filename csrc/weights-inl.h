@@ -31,7 +31,7 @@ struct ForwardWeights {
   // The panels of the projection are cut for as many threads as `shares`.
   ForwardWeights(const Forward<S, A>& args, int d, int64_t shares, Scratch& scratch)
       : z(args.sizes), given(args.weights[d]), projected(given.w_hr != nullptr),
-        packed(z.rows >= larger<int64_t>(kKeptRows, (z.inputs + z.outputs) / 16)),
+        packed(args.keeps_packed || z.rows >= larger<int64_t>(kKeptRows, (z.inputs + z.outputs) / 16)),
         packed_inputs(args.tokens ? z.rows >= z.inputs / 4 : packed), panels(panel_count(z)),
         outputs(z.outputs, shares), ld_inputs(grouped<S>(z.inputs)), ld_outputs(grouped<S>(z.outputs)),
         ld_units(grouped<S>(z.hidden)) {
@@ -114,6 +114,7 @@ struct ForwardWeights {
   template <class To>
   void times_inputs(const S* x, int64_t rows, Part own, const To& to) const {
     if (!packed) return as_they_lie(x, rows, z.inputs, own, given.w_ih, init_ih, to);
+    if (rows == 1 && z.rows == 1) return times_panels(x, z.inputs, own, w_ih, init_ih, to(own.begin));
     for (int64_t p = own.begin; p < own.end; ++p) product(x, rows, z.inputs, p, w_ih, init_ih, to(p), Nothing{});
   }
 
@@ -131,13 +132,19 @@ struct ForwardWeights {
   void times_all(const S* h, int64_t rows, Part own, W* c) const {
     const auto to = [&](int64_t p) { return c + (p - own.begin) * rows * kWidth; };
     if (!packed) return as_they_lie(h, rows, z.outputs, own, given.w_hh, init_hh, to);
+    times_panels(h, z.outputs, own, w_hh, init_hh, c);
+  }
+
+  // One row times some packed panels, whose results lie kWidth apart.
+  void times_panels(const S* a, int64_t depth, Part own, const S* packed_weights, const W* init, W* c) const {
     for (int64_t p = own.begin, next; p < own.end; p = next) {
       for (next = p; next < own.end && width(next) == kWidth;) ++next;
       const int64_t at = p * kWidth;
+      W* to = c + (p - own.begin) * kWidth;
       if (next > p)
-        multiply_row<S, Cell::kVectors>(h, z.outputs, w_hh + at * ld_outputs, next - p, init_hh + at, to(p));
+        multiply_row<S, Cell::kVectors>(a, depth, packed_weights + at * grouped<S>(depth), next - p, init + at, to);
       else
-        times_states(h, 1, next++, to(p), Nothing{});
+        product(a, 1, depth, next++, packed_weights, init, to, Nothing{});
     }
   }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastrnn import cell, cells, diagnostics, init, interop
     from fastrnn.network import Network, NetworkCell
     from fastrnn.quantized_network import QuantizedNetwork, QuantizedNetworkCell
+    from fastrnn.streaming import Stream, stream
     from fastrnn.tuning import TuningCase, tune
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "QuantizedRNN",
     "QuantizedRNNCell",
     "RNNCell",
+    "Stream",
     "TuningCase",
     "backends",
     "cell",
@@ -63,6 +65,7 @@ __all__ = [
     "quantize_dynamic",
     "revert",
     "rnn",
+    "stream",
     "tune",
     "use_backend",
     "use_tuning",
@@ -73,6 +76,7 @@ __all__ = [
 _LATER = {
     **dict.fromkeys(("cell", "cells", "diagnostics", "init", "interop"), None),
     **dict.fromkeys(("Network", "NetworkCell"), "network"),
+    **dict.fromkeys(("Stream", "stream"), "streaming"),
     **dict.fromkeys(("TuningCase", "tune"), "tuning"),
     **dict.fromkeys(("QuantizedNetwork", "QuantizedNetworkCell"), "quantized_network"),
 }

@@ -188,3 +188,31 @@ class Program:
         Raises:
             ValueError: a tensor or a size is not as the program asks; the message says what was expected and what came.
         """
+
+def weights_fingerprint(weights: Tensor, count: int, bytes: int) -> int:
+    """The fingerprint of a dense tensor of ``count`` numbers of so many bytes each."""
+
+class Stream:
+    """A stream of the bytes of a file (csrc/stream_file.h), for ``batch`` rows; see :mod:`fastrnn.streaming`.
+
+    Raises:
+        ValueError: the bytes are no such file; the message says what is wrong with them, or the batch is out of range.
+    """
+
+    outputs: int
+    state_size: int
+    def __init__(self, bytes: Buffer, batch: int) -> None: ...
+    def step_function(
+        self, memory: bytearray, rows: Tensor, row: Tensor | None, prepare: Callable[[Any], tuple[int, bool, Tensor]]
+    ) -> Callable[[Any], Tensor]:
+        """``step(x)``, which returns one of both tensors of ``memory``; it asks ``prepare`` for the address of an x out
+        of the ordinary, whether it is one row without a batch, and for what owns its memory."""
+
+    def read(self, bytes: Buffer) -> None:
+        """Other weights, of the same sizes; the state stays."""
+
+    def reset(self, rows: list[int] | None) -> None: ...
+    def get_state(self, to: Tensor) -> None:
+        """The state, ``state_size`` numbers of float32."""
+
+    def set_state(self, state: Tensor) -> None: ...

@@ -1,8 +1,8 @@
 """What a built wheel may hold: ``python packaging/check_wheel.py WHEEL --commands compile_commands.json``.
 
-Its files are those of the working tree, one compiled core, and the licence; nothing else, so no library that torch
-brings (:file:`Makefile` says why libgomp stays out).  Its compilers were told of instruction sets by CMakeLists.txt
-alone: a flag that comes from the machine it was built on would make a core that others cannot run.
+Its files are those of the working tree, one compiled core, the C library of streams, and the licence; nothing else, so
+no library that torch brings (:file:`Makefile` says why libgomp stays out).  Its compilers were told of instruction sets
+by CMakeLists.txt alone: a flag that comes from the machine it was built on would make a core that others cannot run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 8 << 20
 CORE = re.compile(r"fastrnn/_core[.\w-]*\.(so|pyd)")
+LIBRARY = re.compile(r"fastrnn/lib/libfastrnn_stream\.(so|dylib)")
 INFO = {"METADATA", "WHEEL", "RECORD", "licenses/LICENSE"}
 
 
@@ -28,6 +29,7 @@ def sources() -> set[str]:
         path for pattern in ("fastrnn/**/*.py", "fastrnn/**/*.pyi", "fastrnn/py.typed") for path in ROOT.glob(pattern)
     ]
     own = {path.relative_to(ROOT).as_posix() for path in found}
+    own.add("fastrnn/include/fastrnn_stream.h")
     return own | {f"fastrnn/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
 
 
@@ -36,11 +38,14 @@ def contents(names: Iterable[str]) -> list[str]:
     names = set(names)
     info = {name for name in names if ".dist-info/" in name}
     cores = {name for name in names if CORE.fullmatch(name)}
-    packages = names - info - cores
+    libraries = {name for name in names if LIBRARY.fullmatch(name)}
+    packages = names - info - cores - libraries
     problems = [f"missing: {name}" for name in sorted(sources() - packages)]
     problems += [f"not of the sources: {name}" for name in sorted(packages - sources())]
     if len(cores) != 1:
         problems.append(f"expected one compiled core, got {sorted(cores) or 'none'}")
+    if len(libraries) != 1:
+        problems.append(f"expected one C library, got {sorted(libraries) or 'none'}")
     ends = {name.split(".dist-info/")[1] for name in info}
     problems += [f"missing: {name} of .dist-info" for name in sorted(INFO - ends)]
     return problems

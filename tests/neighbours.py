@@ -246,6 +246,16 @@ def _(row: Row, module: Any) -> Any:
     return list(zip(called(row, narrow), row.run(expected, row.x(), hx), strict=True))
 
 
+@column("fastrnn.stream")
+def _(row: Row, module: Any) -> Any:
+    module.float().eval()
+    x = row.x().float()
+    handle, expected = fastrnn.stream(module, ROWS), row.run(module, x)
+    steps = [handle.step(step).clone() for step in (x.unsqueeze(0) if row.is_cell else x)]
+    last = flat(handle.state)
+    return list(zip([*([] if row.is_cell else [torch.stack(steps)]), *last], expected, strict=True))
+
+
 @column("from_float")
 def _(row: Row, module: Any) -> Any:
     cls = KINDS[row.kind].int8 or fastrnn.QuantizedRNN

@@ -45,6 +45,7 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "fastrnn.convert(compilable=True)": {**OPTIONS, "recompute": None, **ARGUMENTS},
     "fastrnn.revert": {**OPTIONS, **ARGUMENTS},
     "fastrnn.quantize_dynamic": {**OPTIONS, **ARGUMENTS},
+    "fastrnn.stream": dict.fromkeys(("return_cell_states", "JordanRNN", "Network", "NetworkCell")),
     "from_float": {**OPTIONS, "int8": None, "JordanRNN": None},
     "fastrnn.interop.keras_weights": OTHERS_WEIGHTS,
     "fastrnn.interop.keras_options": OTHERS_WEIGHTS,

@@ -27,7 +27,7 @@ COMMAND = {"command": "g++ -mavx512f -mavx2 -O3 -c kernels.cpp", "file": "kernel
 def files() -> dict[str, str]:
     """A right wheel's."""
     info = {f"{INFO}/{name}": "" for name in ("WHEEL", "RECORD", "licenses/LICENSE")}
-    core = {"fastrnn/_core.cpython-311-x86_64-linux-gnu.so": "ELF"}
+    core = {"fastrnn/_core.cpython-311-x86_64-linux-gnu.so": "ELF", "fastrnn/lib/libfastrnn_stream.so": "ELF"}
     return {**dict.fromkeys(check_wheel.sources(), ""), **core, **info, f"{INFO}/METADATA": METADATA}
 
 
@@ -56,6 +56,7 @@ def test_a_right_wheel_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         ("fastrnn.libs/libgomp-a34b3233.so.1", "not of the sources: fastrnn.libs"),
         ("fastrnn/_core.cpython-310-x86_64-linux-gnu.so", "expected one compiled core"),
         ("tests/test_wheel.py", "not of the sources: tests"),
+        ("fastrnn/lib/libfastrnn_stream.dylib", "expected one C library"),
     ],
 )
 def test_what_does_not_belong_there_is_seen(tmp_path: Path, name: str, wrong: str):

@@ -72,9 +72,17 @@ def prepare_fast_path(*guards: Guard, of_floats: Sequence[Guard]) -> None:
 
 fast_path_int8: FastPath
 forward_int8: Callable[..., None]
+weights_fingerprint: Callable[..., int]
+Stream: Callable[..., Any]
 if not _missing:
     fast_path, fast_path_int8 = _core.fast_path, _core.fast_path_int8
     forward_int8 = _core.forward_int8
+    weights_fingerprint, Stream = _core.weights_fingerprint, _core.Stream
+
+
+def core_file() -> str:
+    """Where the compiled core is."""
+    return str(_core.__file__)
 
 
 def unavailable() -> str | None:

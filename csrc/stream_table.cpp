@@ -1,0 +1,35 @@
+// An instruction set's kernels for a program that runs streams alone: those of prepared.cpp, all others null.
+#include "scan.h"
+
+#define FASTRNN_TEXT_(name) #name
+#define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
+
+namespace fastrnn {
+#if defined(__AVX512VNNI__)
+namespace avx512 {
+const Kernels& table();
+}
+#endif
+namespace FASTRNN_NAMESPACE {
+
+void add_prepared(Kernels& to);  // in prepared.cpp
+
+const Kernels& table() {
+  static const Kernels all = [] {
+#if defined(__AVX512VNNI__)
+    Kernels kernels = avx512::table();
+#else
+    Kernels kernels{};
+#endif
+    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+#if defined(__AVX512BF16__)
+    kernels.multiplies_bfloat16 = true;
+#endif
+    add_prepared(kernels);
+    return kernels;
+  }();
+  return all;
+}
+
+}  // namespace FASTRNN_NAMESPACE
+}  // namespace fastrnn
