@@ -5,6 +5,7 @@ for a first backward, and for one that shall be differentiated itself (``create_
 a path that can be: ours.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.backends.cudnn.rnn import get_cudnn_mode
 
 from fastrnn.checks import Sizes
 from fastrnn.ops import is_batched, needs_grad
@@ -44,6 +46,31 @@ def call(
     steps = (x, state) if batch_sizes is None else (x, batch_sizes, state)
     y, hn, *cn = function(*steps, *network, *((False,) if batch_sizes is None else ()))
     return y, hn, cn[0] if cn else hn.new_empty(0), hn.new_empty(0)
+
+
+def flatten(module: Any) -> None:
+    """Lays the parameters of a bfloat16 ``nn.RNNBase`` on CUDA into one piece of memory, as cuDNN wants them.  torch's
+    own ``flatten_parameters`` does so for other dtypes, and leaves cuDNN to gather these anew in every call."""
+    weights = module._flat_weights
+    if not (len(weights) == len(module._flat_weights_names) and _flattens(weights)):
+        return
+    each = len(weights) // (module.num_layers * (2 if module.bidirectional else 1))
+    sizes = module.hidden_size, module.proj_size, module.num_layers
+    with torch.no_grad(), torch.cuda.device_of(weights[0]):
+        torch._cudnn_rnn_flatten_weight(
+            weights, each, module.input_size, get_cudnn_mode(module.mode), *sizes, module.batch_first,
+            bool(module.bidirectional),
+        )  # fmt: skip
+
+
+def _flattens(weights: Sequence[Any]) -> bool:
+    """Whether these are what :func:`flatten` is for; parameters that share memory stay as they are, as torch has it."""
+    return (
+        all(isinstance(weight, Tensor) and weight.is_cuda and weight.dtype is torch.bfloat16 for weight in weights)
+        and torch.backends.cudnn.enabled
+        and torch._use_cudnn_rnn_flatten_weight()
+        and len({weight.data_ptr() for weight in weights}) == len(weights)
+    )
 
 
 def twice(first: Network, again: Network, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]) -> Any:

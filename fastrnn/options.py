@@ -55,8 +55,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn import by_torch, recompute, sequences
 from fastrnn import embedding as embeddings
-from fastrnn import recompute, sequences
 from fastrnn.backends import cpp, reference
 from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.dynamo import exported, leaf, observed, traced
@@ -129,6 +129,12 @@ class Options:
     ) -> None:
         super().__init__(*args, **kwargs)
         self._switch_on(learn_initial_state, return_cell_states, recompute)
+
+    def flatten_parameters(self) -> None:
+        """As torch.nn's, which cuDNN's calls are faster after; bfloat16, too."""
+        module: Any = super()
+        module.flatten_parameters()
+        by_torch.flatten(self)
 
     def _switch_on(self, *values: bool) -> None:
         """Sets the options, in the order of NAMES, of a module that has its other parameters."""

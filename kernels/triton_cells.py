@@ -11,11 +11,11 @@ from fastrnn.kernels.triton_functions import relu, sigmoid, tanh
 
 
 @triton.jit
-def cell_forward(CELL: tl.constexpr, a, b, b_hn, h, c):
-    """One step: gates of the input ``a`` (with all biases but GRU's ``b_hn``), gates of the state ``b``, the last h and
-    c -> h, c, and the tuple of values saved for backward.  A cell without c hands it through.
+def cell_forward(CELL: tl.constexpr, a, b, h, c):
+    """One step: gates of the input ``a`` and of the state ``b``, each with its bias, the last h and c -> h, c, and the
+    tuple of values saved for backward.  A cell without c hands it through.
 
-    ``a``, ``b_hn`` and ``h`` may be in a narrower type: Triton's arithmetic with a float32 beside is in float32.
+    ``a`` and ``h`` may be in a narrower type: Triton's arithmetic with a float32 beside is in float32.
     """
     if CELL == "RNN_TANH":
         h = tanh(a[0] + b[0])
@@ -34,7 +34,7 @@ def cell_forward(CELL: tl.constexpr, a, b, b_hn, h, c):
         saved = (i, f, g, o)
     else:
         tl.static_assert(CELL == "GRU")
-        b_n = b[2] + b_hn[None, :]
+        b_n = b[2]
         r = sigmoid(a[0] + b[0])
         z = sigmoid(a[1] + b[1])
         n = tanh(a[2] + r * b_n)

@@ -2,6 +2,28 @@
 
 import triton
 import triton.language as tl
+from triton import knobs
+from triton.language.extra import libdevice
+
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def exp_below_zero(x):
+    """e^x of x <= 0.  As 2^x, which takes one instruction: that of e^x first looks whether the result is subnormal."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def quotient(a, b):
+    """a / b of a b that is neither subnormal nor so large that 1 / b is: within 2 units in the last place, as `/`."""
+    if INTERPRETED or a.dtype == tl.float64:
+        return a / b
+    else:
+        return libdevice.fast_dividef(a, b)
 
 
 @triton.jit
@@ -21,15 +43,15 @@ def exp(x):
 @triton.jit
 def sigmoid(x):
     # exp of a negative number only: no overflow at either end.
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+    e = exp_below_zero(-tl.abs(x))
+    return quotient(tl.where(x >= 0, 1.0, e), 1.0 + e)
 
 
 @triton.jit
 def tanh(x):
     # 1 - exp(-2|x|) cancels near zero, where a polynomial takes over.  It runs on min(|x|, 1), so that the branch not
     # taken makes no inf - inf.
-    e = tl.exp(-2.0 * tl.abs(x))
+    e = exp_below_zero(-2.0 * tl.abs(x))
     m = tl.minimum(tl.abs(x), 1.0)
     if x.dtype == tl.float64:
         # e^y - 1 with y = -2m, by its series, to the last bit for |y| < 1
@@ -45,7 +67,7 @@ def tanh(x):
         p = (((-0.00589514 * s + 0.02079595) * s - 0.05378382) * s + 0.13331924) * s - 0.33333298
         near = m + m * s * p
         edge = 0.6
-    magnitude = tl.where(m < edge, near, (1.0 - e) / (1.0 + e))
+    magnitude = tl.where(m < edge, near, quotient(1.0 - e, 1.0 + e))
     return tl.where(x < 0, -magnitude, magnitude)
 
 
@@ -58,8 +80,8 @@ def relu(x):
 @triton.jit
 def softplus(x):
     """max(x, 0) + log(1 + u) with u = e^-|x|, the logarithm as 2 atanh(u / (u + 2)), whose argument is at most 1/3."""
-    u = tl.exp(-tl.abs(x))
-    s = u / (u + 2.0)
+    u = exp_below_zero(-tl.abs(x))
+    s = quotient(u, u + 2.0)
     square = s * s
     p = square * 0.0
     for k in tl.static_range(17 if x.dtype == tl.float64 else 8, 0, -1):

@@ -20,14 +20,6 @@ def dot(x, w, acc, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def zeros_each(COUNT: tl.constexpr, shape: tl.constexpr):
-    tiles = ()
-    for _ in tl.static_range(COUNT):
-        tiles = tiles + (tl.zeros(shape, tl.float32),)
-    return tiles
-
-
-@triton.jit
 def keep(w, PTX: tl.constexpr, PRECISION: tl.constexpr):
     """The same tile, in registers from here on where a tensor core takes it from there.
 
@@ -43,15 +35,22 @@ def keep(w, PTX: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def tile_weights(
-    p_w, H: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr, PTX: tl.constexpr, PRECISION: tl.constexpr
+    p_w,
+    H: tl.constexpr,
+    GATES: tl.constexpr,
+    UNITS: tl.constexpr,
+    STRIDE_K: tl.constexpr,
+    STRIDE_U: tl.constexpr,
+    PTX: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Backward, W_hh of each gate, H x H, as a tile (UNITS, UNITS)."""
+    """W_hh of each gate as a tile (UNITS, UNITS) of (k, u)."""
     o = tl.arange(0, UNITS)
     m = (o < H)[:, None] & (o < H)[None, :]
     tiles = ()
     for g in tl.static_range(GATES):
-        p = p_w + g * H * H + o[:, None] * H + o[None, :]
-        tiles = tiles + (keep(tl.load(p, mask=m, other=0.0), PTX, PRECISION),)
+        w = tl.load(p_w + g * H * H + o[:, None] * STRIDE_K + o[None, :] * STRIDE_U, mask=m, other=0.0)
+        tiles = tiles + (keep(w, PTX, PRECISION),)
     return tiles
 
 
@@ -141,6 +140,25 @@ def columns(i_u, K, COUNT: tl.constexpr, WIDE: tl.constexpr, UNITS: tl.constexpr
 
 
 @triton.jit
+def first_sums(
+    p_bias,
+    i_u,
+    H: tl.constexpr,
+    COUNT: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """What a product of columns side by side is added to, (ROWS, WIDE * UNITS): the bias of each column, or zeros."""
+    total = tl.zeros((ROWS, WIDE * UNITS), tl.float32)
+    if HAS_BIAS:
+        o_g, o_u, m = columns(i_u, H, COUNT, WIDE, UNITS)
+        total += tl.load(p_bias + o_g * H + o_u, mask=m, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
 def side_by_side(
     p_w,
     i_u,
@@ -172,6 +190,7 @@ def columns_product(
     p_x,
     n_rows,
     weights,
+    total,
     K: tl.constexpr,
     COUNT: tl.constexpr,
     WIDE: tl.constexpr,
@@ -183,7 +202,8 @@ def columns_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of the first n_rows rows of x, which lie STRIDE apart from p_x on: COUNT tiles (ROWS, UNITS).
+    """Of the first n_rows rows of x, which lie STRIDE apart from p_x on, added to ``total`` (ROWS, WIDE * UNITS): COUNT
+    tiles (ROWS, UNITS).
 
     CHAINS partial sums, because the products into one sum wait for each other.
     """
@@ -196,7 +216,9 @@ def columns_product(
         pieces = pieces + (
             tl.load(p_x + o_b[:, None] * STRIDE + o_k[None, :], mask=m, other=0.0, cache_modifier=".cg"),
         )
-    sums = zeros_each(CHAINS, (ROWS, WIDE * UNITS))
+    sums = (total,)
+    for _ in tl.static_range(1, CHAINS):
+        sums = sums + (tl.zeros((ROWS, WIDE * UNITS), tl.float32),)
     for i in tl.static_range(0, (K + DEPTH - 1) // DEPTH):
         grown = ()
         for j in tl.static_range(CHAINS):
@@ -238,6 +260,7 @@ def stream_product(
     n_rows,
     p_w,
     i_u,
+    total,
     H: tl.constexpr,
     K: tl.constexpr,
     COUNT: tl.constexpr,
@@ -257,7 +280,6 @@ def stream_product(
     o_g, o_u, m_c = columns(i_u, H, COUNT, WIDE, UNITS)
     # A matrix may have more numbers than int32 tells apart.
     p_c = p_w + (o_g.to(tl.int64) * STRIDE_G + o_u.to(tl.int64) * STRIDE_U)[None, :]
-    total = tl.zeros((ROWS, WIDE * UNITS), tl.float32)
     for i_k in range(0, K, DEPTH):
         o_k = i_k + tl.arange(0, DEPTH)
         m = (o_b < n_rows)[:, None] & (o_k < K)[None, :]

@@ -6,7 +6,7 @@ gradients written to where the next step reads them.  From them the gradients of
 each, outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n):
 
     p_grads   (D, N, G'*H) out: pre-activation gradients, of which the last G*H of a row face W_hh
-    p_w       (D, G*H, H)  W_hh
+    p_w       (G*H, H)     W_hh; and p_w_reverse
     p_gates   (D, N, S*H)  as forward saved them
     p_cells   (D, N, H)    float32, as forward saved them; LSTM
     p_hidden  (D, N, H)    h of every step; but LSTM
@@ -67,8 +67,9 @@ def grads_product(
     else:
         tl.static_assert(ROAD == "stream")
         b_dh = stream_product(
-            p_x, n_x, p_w, i_u, H, GATES * H, 1, 1, GRADS * H, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION
-        )[0]
+            p_x, n_x, p_w, i_u, tl.zeros((ROWS, UNITS), tl.float32),
+            H, GATES * H, 1, 1, GRADS * H, 0, 1, H, ROWS, UNITS, DEPTH, OPERAND, PRECISION,
+        )[0]  # fmt: skip
     return b_dh
 
 
@@ -127,10 +128,11 @@ def load_outer(p_dy, p_dhn, o_hu, o_du, m, m_last, HAS_DY: tl.constexpr, HAS_DHN
     return b_dh
 
 
-@triton.jit(do_not_specialize=["t_begin", "t_end", "T", "B", "N"])
+@triton.jit(do_not_specialize=["tile_begin", "t_begin", "t_end", "T", "B", "N"])
 def scan_backward(
     p_grads,
     p_w,
+    p_w_reverse,
     p_gates,
     p_cells,
     p_hidden,
@@ -142,12 +144,14 @@ def scan_backward(
     p_carry,
     p_offsets,
     p_arrived,
+    tile_begin,
     t_begin,
     t_end,
     T,
     B,
     N,
     H: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
     CELL: tl.constexpr,
     GATES: tl.constexpr,
     SAVED: tl.constexpr,
@@ -156,6 +160,7 @@ def scan_backward(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr,
     SLICE: tl.constexpr,
     SLICES: tl.constexpr,
     PACKED: tl.constexpr,
@@ -167,20 +172,22 @@ def scan_backward(
     PTX: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):
-    D = tl.num_programs(2)
+    D: tl.constexpr = DIRECTIONS
+    if WHOLE:
+        t_begin, t_end = t_begin * 0, T
     HAS_CARRY: tl.constexpr = CELL == "LSTM" or CELL == "GRU"
-    i_b, i_u, i_d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_b, i_u, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
     o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)
     m_u = o_u < H
     o_hu = o_b[:, None] * H + o_u[None, :]
-    i_row = i_b * ROWS  # of the tile, among the rows of a step
+    i_row = (tile_begin + i_b).to(tl.int64) * ROWS  # of the tile, among the rows of a step
     o_state = (i_d * B + i_row) * H
     m_state = (o_b < B - i_row)[:, None] & m_u[None, :]
     o_du = o_b[:, None] * (D * H) + o_u[None, :]
     p_grads += (i_d * N + i_row) * (GRADS * H)
     p_gates += (i_d * N + i_row) * (SAVED * H)
-    p_w += i_d * (GATES * H * H)
+    p_w = tl.where(i_d == 0, p_w, p_w_reverse)
     p_arrived += (i_d * tl.num_programs(0) + i_b) * tl.num_programs(1)
     if CELL == "LSTM":
         p_cells += (i_d * N + i_row) * H
@@ -216,7 +223,7 @@ def scan_backward(
 
     weights = ()
     if ROAD == "tile":
-        weights = tile_weights(p_w, H, GATES, UNITS, PTX, PRECISION)
+        weights = tile_weights(p_w, H, GATES, UNITS, H, 1, PTX, PRECISION)
     elif ROAD == "spread":
         weights = sliced_weights(p_w, o_u, m_u, GATES * H, 1, H, SLICE, SLICES, PTX, PRECISION)
     # As in forward: the first step's product before the loop, the others at the end of the step before.

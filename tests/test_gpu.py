@@ -31,7 +31,8 @@ SHAPES = [
     Case("spread in float32", hidden=512, rows=16, steps=20),
     Case("spread, packed", hidden=512, lengths=tuple(range(40, 4, -2)), directions=2, dtype=torch.bfloat16),
     Case("stream: weights fit no chip", hidden=1600, rows=16, steps=10, dtype=torch.bfloat16),
-    Case("stream, a launch a step", hidden=1100, rows=600, steps=4, dtype=torch.bfloat16),
+    Case("stream, a launch a step", hidden=2100, rows=600, steps=4, dtype=torch.bfloat16),
+    Case("spread, rows in launches of their own", hidden=1024, rows=200, steps=20, dtype=torch.bfloat16),
 ]
 IDS = [case.isolates for case in SHAPES]
 
@@ -124,7 +125,7 @@ def test_a_long_sequence(monkeypatch: pytest.MonkeyPatch, name: str):
     assert torch.equal(y[-1], hn[0])
 
 
-@pytest.mark.parametrize("case", [SHAPES[2], SHAPES[-1]], ids=["one launch", "a launch a step"])
+@pytest.mark.parametrize("case", [SHAPES[2], SHAPES[6], SHAPES[-1]], ids=["one launch", "packed", "rows apart"])
 def test_a_cuda_graph_replays_a_forward(case: Case):
     inputs = on_gpu(make(case))
     expected = backend.forward(*inputs[:6], save=False).y

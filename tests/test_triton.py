@@ -37,6 +37,8 @@ ROADS = {
     "spread": Path("spread", 32, 16, 8, 2, 1, whole=True, slice=8),
     "stream": Path("stream", 16, 16, 16, 4, 1, whole=True),
 }
+# With a launch for each tile of rows.
+PARTS = {f"{name} in parts": path._replace(rows=16, tiles=1) for name, path in ROADS.items()}
 FORMS = [
     Case("both directions", directions=2),
     Case("rows enter late in reverse", lengths=RAGGED, directions=2),
@@ -56,6 +58,15 @@ def all_seeds(inputs: Inputs) -> Inputs:
         return inputs
     shape = (len(inputs.h0), inputs.x.shape[:-1].numel(), inputs.c0.shape[-1])
     return inputs._replace(grad_cells=torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+
+
+@interpreted
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("path", PARTS.values(), ids=PARTS)
+def test_rows_in_launches_of_their_own_are_right(monkeypatch: pytest.MonkeyPatch, path: Path, mode: str):
+    monkeypatch.setattr(triton_launch, "choose_path", lambda *shape: path)
+    expected = expect(replace(FORMS[2], mode=mode, directions=2), all_seeds)
+    verify(run(backend, expected.inputs), expected)
 
 
 @interpreted
@@ -124,7 +135,8 @@ def test_every_shape_has_a_path_that_the_device_can_run(chip: Chip, precision: s
                 assert units <= 65_535  # rows may be more: theirs is the one dimension of a grid that may pass it
                 assert (units - 1) * path.units < hidden <= units * path.units
                 assert (rows - 1) * path.rows < sequences <= rows * path.rows
-                assert not path.has_barrier or units * rows * directions <= chip.multiprocessors
+                at_once = path.tiles or rows
+                assert not path.has_barrier or units * at_once * directions <= chip.multiprocessors
                 assert path.name != "tile" or units == 1
                 weights = len(CELLS[mode].gates) * path.units * hidden * dtype.itemsize
                 assert path.name == "stream" or weights + triton_paths.SCRATCH <= chip.shared_memory
@@ -148,6 +160,15 @@ def test_paths_of_an_lstm_on_a_large_chip(hidden: int, sequences: int, dtype: to
     path = choose_path(H200, "LSTM", sequences, hidden, 1, dtype, "tf32")
     rows, units, _ = path.grid(sequences, hidden, 1)
     assert (path.name, units * rows, path.whole) == (name, programs, True)
+
+
+def test_rows_that_a_device_cannot_hold_at_once_are_launched_apart():
+    path = choose_path(H200, "LSTM", 512, 1024, 1, torch.bfloat16, "tf32")
+    assert (path.name, path.whole, path.rows * path.tiles, path.launches(512)) == ("spread", True, 64, 8)
+    assert choose_path(H200, "LSTM", 512, 512, 1, torch.bfloat16, "tf32").launches(512) == 4
+    # Where the weights stay nowhere, up to four launches of all steps are less than one for each step.
+    path = choose_path(H200, "LSTM", 256, 2048, 1, torch.bfloat16, "tf32")
+    assert (path.name, path.whole, path.launches(256)) == ("stream", True, 4)
 
 
 def test_what_a_device_cannot_hold_at_once_is_launched_step_by_step():
@@ -249,7 +270,7 @@ STEPS = {
     ("forward", 1024, 16): Most(560, 16, 0),
     ("forward", 1024, 64): Most(1100, 40, 0),
     ("backward", 1024, 64): Most(800, 40, 64),
-    ("forward", 128, 16): Most(700, 16, 24),
+    ("forward", 128, 16): Most(700, 12, 0),
 }
 
 
@@ -291,24 +312,35 @@ class Kernel:
     """A kernel that notes its launches, on a device that refuses cooperative ones with ``error``."""
 
     def __init__(self, error: str = ""):
-        self.error, self.launches = error, []
+        self.error, self.launches, self.parts = error, [], []
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
         def launch(*values: Any, **options: Any) -> None:
             cooperative = options.get("launch_cooperative_grid", False)
             if cooperative and self.error:
                 raise RuntimeError(self.error)
-            begin, end, *_ = values[-5:]
+            tile, begin, end, *_ = values[-6:]
             self.launches.append((begin, end, cooperative))
+            self.parts.append((tile, grid[0], values[-7].storage_offset()))
 
         return launch
 
 
 def launch(kernel: Kernel, steps: int) -> list[tuple[int, int, bool]]:
     kernel.launches.clear()
-    w, rows = torch.zeros(1, 4 * 256, 256, dtype=torch.bfloat16), Rows(steps, 16, steps * 16, None, None)
-    triton_launch._launch(kernel, "LSTM", rows, w, (), {}, None)
+    w, rows = torch.zeros(4 * 256, 256, dtype=torch.bfloat16), Rows(steps, 16, steps * 16, None, None)
+    triton_launch._launch(kernel, "LSTM", rows, [w], (), {}, None)
     return kernel.launches
+
+
+def test_each_launch_of_a_part_has_its_rows_and_its_flags(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(triton_launch, "INTERPRETED", False)
+    path = Path("spread", 16, 16, 128, 8, 1, whole=True, tiles=3)
+    monkeypatch.setattr(triton_launch, "choose_path", lambda *shape: path)
+    kernel, w = Kernel(), torch.zeros(4 * 256, 256, dtype=torch.bfloat16)
+    triton_launch._launch(kernel, "LSTM", Rows(5, 100, 500, None, None), [w], (), {}, None)
+    assert kernel.launches == [(0, 5, True)] * 3
+    assert kernel.parts == [(0, 3, 0), (3, 3, 3 * 16), (6, 1, 6 * 16)]  # 16 programs a tile
 
 
 def test_a_refused_cooperative_launch_becomes_one_a_step(monkeypatch: pytest.MonkeyPatch):
@@ -334,7 +366,7 @@ for kernel in (scan_forward, scan_backward):
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["t_begin t_end T B N"] * 2
+    assert done.stdout.split("\n")[:2] == ["tile_begin t_begin t_end T B N"] * 2
 
 
 def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
@@ -375,7 +407,8 @@ def test_float64_is_refused_by_name():
 @triton.jit
 def far_product(p_x, p_w, p_y, STRIDE_U: tl.constexpr, OPERAND: tl.constexpr):
     o = tl.arange(0, 16)
-    b = stream_product(p_x, 16, p_w, 0, 16, 16, 1, 1, 16, 0, STRIDE_U, 1, 16, 16, 16, OPERAND, "ieee")
+    zeros = tl.zeros((16, 16), tl.float32)
+    b = stream_product(p_x, 16, p_w, 0, zeros, 16, 16, 1, 1, 16, 0, STRIDE_U, 1, 16, 16, 16, OPERAND, "ieee")
     tl.store(p_y + o[:, None] * 16 + o[None, :], b[0])
 
 

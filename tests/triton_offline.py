@@ -78,19 +78,17 @@ def compiled(variant: Variant) -> Any:
 
     kernel: Any = {"forward": scan_forward, "backward": scan_backward}[variant.kernel]
     cell, path = CELLS[variant.mode], variant.path()
-    constants = constants_of(
-        variant.mode, variant.hidden, path, DTYPES[variant.dtype], variant.precision, variant.packed
-    )
-    constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BN=variant.mode == "GRU")
+    shape, number = (variant.mode, variant.hidden, variant.directions, path), DTYPES[variant.dtype]
+    constants = constants_of(*shape, number, variant.precision, variant.packed)
+    constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BIAS=True, HAS_Y=True, WHOLE=path.whole)
     constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True, HAS_DCELLS=variant.cells)
     constants |= dict(PTX=not variant.target.startswith("gfx"))
     absent = set() if variant.packed else {"p_offsets"}
     absent |= set() if variant.cells else {"p_dcells"}
-    absent |= set() if cell.has_cell_state else {"p_c", "p_c0"}
-    absent |= set() if variant.mode == "GRU" else {"p_bn"}
+    absent |= set() if cell.has_cell_state else {"p_c0"}
 
     def kind(name: str) -> str:
-        if name in ("p_c", "p_c0", "p_cells", "p_dcells", "p_carry"):
+        if name in ("p_c", "p_cells", "p_dcells", "p_carry") or (name, variant.kernel) == ("p_c0", "backward"):
             return "*fp32"
         if name in ("p_offsets", "p_arrived"):
             return "*i64" if name == "p_offsets" else "*i32"

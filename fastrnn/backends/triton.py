@@ -75,26 +75,27 @@ def forward(
 
     a = h0.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
     for d, w in enumerate(own):
-        bias = _input_bias(mode, w)
         if tokens:
-            torch.index_select(_table(w.w_ih, rows), 0, flat, out=a[d])
-            if bias is not None:
-                a[d] += bias
-        elif bias is None:
+            _gather(flat, w, a[d])
+        elif w.b_ih is None:
             torch.mm(flat, w.w_ih.t(), out=a[d])
         else:
-            torch.addmm(bias, flat, w.w_ih.t(), out=a[d])
+            torch.addmm(w.b_ih, flat, w.w_ih.t(), out=a[d])
         if projections:
-            a[d][rows.first(d)] += h0[d] @ w.w_hh.t()
+            first = rows.first(d)
+            if isinstance(first, slice):
+                a[d][first].addmm_(h0[d], w.w_hh.t())
+            else:
+                a[d].index_add_(0, first, h0[d] @ w.w_hh.t())
     start = h0.new_zeros(*h0.shape[:2], hidden_size) if projections else h0.contiguous()
-    c = None if c0 is None else c0.to(torch.float32, copy=True).contiguous()
-    states, last, saved = launch_forward(mode, rows, a, _recurrent(own), _b_n(mode, own), start, c, save, path)
+    biases = [w.b_hh.contiguous() for w in own if w.b_hh is not None]
+    states = start, None if c0 is None else c0.contiguous()
+    y, hn, cn, saved = launch_forward(mode, rows, a, _recurrent(own), biases, *states, not projections, save, path)
     if projections:
-        states, last = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (states, last))
-    y = torch.cat(tuple(states), -1) if save or len(own) > 1 else states[0]
-    cn = h0.new_empty(0) if c is None else c.to(h0.dtype, copy=True)
-    saved = saved._replace(hidden=states) if save else None
-    return Forward(y.view(*(x.shape if tokens else x.shape[:-1]), y.shape[-1]).detach(), last, cn, saved)
+        hidden, hn = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (saved.hidden, hn))
+        y, saved = torch.cat(tuple(hidden), -1), saved._replace(hidden=hidden)
+    y = y.view(*(x.shape if tokens else x.shape[:-1]), y.shape[-1]).detach()
+    return Forward(y, hn, cn, saved if save else None)
 
 
 def backward(
@@ -122,28 +123,32 @@ def backward(
     if projections := [w.w_hr for w in own if w.w_hr is not None]:
         dm, dmn = (None if g is None else _times_each(g, projections) for g in (dy, grad_hn))
         start = h0.new_zeros(*h0.shape[:2], hidden_size)
-    carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
-    if grad_cn is not None:
-        carry.copy_(grad_cn)
+    if grad_cn is None:
+        carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
+    else:
+        carry = grad_cn.to(torch.float32, copy=True).contiguous()
     d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, grad_cells, carry, path)
 
     flat, tokens = _rows_of(x, rows)
-    dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    dx = torch.zeros_like(flat, memory_format=torch.contiguous_format) if need_x and not tokens else None
+    dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_state else None
+    dx = torch.empty_like(flat, memory_format=torch.contiguous_format) if need_x and not tokens else None
     grads: list[Tensor] = []
     for d, w in enumerate(own):
         width = w.w_hh.shape[0]
         d_a, d_b = d_ab[d, :, :width], d_ab[d, :, -width:]
-        dh0[d] = d_b[rows.first(d)] @ w.w_hh
-        if mode == "GRU":
-            dh0[d] += carry[d]
+        if dh0 is not None:
+            torch.mm(d_b[rows.first(d)], w.w_hh, out=dh0[d])
+            if mode == "GRU":
+                dh0[d].add_(carry[d])
         if dx is not None:
-            dx.addmm_(d_a, _as_stored(mode, w.w_ih))
+            dx.addmm_(d_a, _as_stored(mode, w.w_ih), beta=min(d, 1))  # with 0, what was there is not read
         if need_weights:
             d_w = _token_gradient(d_a, flat, w.w_ih) if tokens else d_a.t() @ flat
-            grads += [_as_gates(mode, d_w), d_b.t() @ rows.before(saved.hidden[d], h0[d], d)]
+            grads += [_as_gates(mode, d_w), rows.product_before(d_b, saved.hidden[d], h0[d], d)]
             if w.b_ih is not None:
-                grads += [_as_gates(mode, d_a.sum(0)), d_b.sum(0)]
+                d_bias = d_a.sum(0)
+                # Where both sides have the same gates, the two gradients are equal.
+                grads += [_as_gates(mode, d_bias), d_bias.clone() if width == d_ab.shape[2] else d_b.sum(0)]
             if w.w_hr is not None:
                 grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
     dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
@@ -170,10 +175,18 @@ def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
     return (x.reshape(rows.total) if tokens else x.reshape(rows.total, x.shape[-1])), tokens
 
 
-def _table(w_ih: Tensor, rows: Rows) -> Tensor:
-    """(I, G*H): a token's row of it stands for the product of its one-hot row."""
-    # A gather out of the transposed view reads a sector of memory an element: many rows repay the copy.
-    return w_ih.t() if rows.total < w_ih.shape[1] else w_ih.t().contiguous()
+def _gather(tokens: Tensor, w: Weights, out: Tensor) -> None:
+    """W_ih x + b_ih (N, G*H) of tokens: of a one-hot row, the product is a column of W_ih."""
+    columns = w.w_ih.t()
+    # A gather out of columns reads a sector of memory an element: many rows repay a copy, which takes the bias along.
+    if few := len(tokens) < len(columns):
+        torch.index_select(columns, 0, tokens, out=out)
+    else:
+        table = out.new_empty(columns.shape)
+        table.copy_(columns) if w.b_ih is None else torch.add(columns, w.b_ih, out=table)
+        torch.index_select(table, 0, tokens, out=out)
+    if few and w.b_ih is not None:
+        out += w.b_ih
 
 
 def _token_gradient(d_a: Tensor, tokens: Tensor, w_ih: Tensor) -> Tensor:
@@ -185,27 +198,9 @@ def _token_gradient(d_a: Tensor, tokens: Tensor, w_ih: Tensor) -> Tensor:
     return wide.t().to(w_ih.dtype).contiguous()
 
 
-def _input_bias(mode: str, w: Weights) -> Tensor | None:
-    """What is added to the input product: both biases, but for the n gate of GRU, whose b_hh stands behind r."""
-    if w.b_ih is None or w.b_hh is None:
-        return None
-    if mode != "GRU":
-        return w.b_ih + w.b_hh
-    bias = w.b_ih.clone()
-    bias[: len(bias) // 3 * 2] += w.b_hh[: len(bias) // 3 * 2]
-    return bias
-
-
-def _b_n(mode: str, own: list[Weights]) -> Tensor | None:
-    biases = [w.b_hh for w in own if w.b_hh is not None]
-    return torch.stack([b[len(b) // 3 * 2 :] for b in biases]) if mode == "GRU" and biases else None
-
-
-def _recurrent(own: list[Weights]) -> Tensor:
-    """(D, G*H, H): what the gates take of the last h, or of the last m where there is a projection."""
-    if len(own) == 1 and own[0].w_hr is None:
-        return own[0].w_hh.contiguous().unsqueeze(0)
-    return torch.stack([w.w_hh if w.w_hr is None else w.w_hh @ w.w_hr for w in own])
+def _recurrent(own: list[Weights]) -> list[Tensor]:
+    """(G*H, H) of each direction: what the gates take of the last h, or of the last m where there is a projection."""
+    return [w.w_hh.contiguous() if w.w_hr is None else w.w_hh @ w.w_hr for w in own]
 
 
 def _times_each(values: Tensor, matrices: list[Tensor]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,34 +28,40 @@ def launch_forward(
     mode: str,
     rows: Rows,
     a: Tensor,
-    recurrent: Tensor,
-    b_n: Tensor | None,
+    recurrent: Sequence[Tensor],
+    biases: Sequence[Tensor],
     h0: Tensor,
-    c: Tensor | None,
+    c0: Tensor | None,
+    want_y: bool,
     save: bool,
     path: str | None,
-) -> tuple[Tensor, Tensor, Saved]:
-    """``a`` (D, N, G*H), ``recurrent`` (D, G*H, H), ``b_n`` (D, H), ``h0`` and float32 ``c`` (D, B, H), all contiguous
-    -> h of every step (D, N, H), of each sequence's last (D, B, H), and what is saved; ``c`` becomes that of the last.
-    """
+) -> tuple[Tensor, Tensor, Tensor, Saved]:
+    """``a`` (D, N, G*H), ``recurrent`` (G*H, H) and ``biases`` (G*H,) of each direction, or none, ``h0`` and ``c0``
+    (D, B, H), all contiguous -> h of every step as y (N, D*H) or, with ``want_y`` false, (0,); h and c of each
+    sequence's last (D, B, H), c (0,) for a cell without; and what is saved, of which ``hidden`` (D, N, H) is there
+    with ``save`` and where y is not."""
     from fastrnn.kernels.triton_scan import scan_forward
 
-    cell, (directions, _, hidden_size) = CELLS[mode], recurrent.shape
-    states, last = a.new_empty(directions, rows.total, hidden_size), torch.empty_like(h0)
-    ring = a.new_empty(directions, 2, rows.sequences, hidden_size)
-    every = (directions, rows.total)
-    gates = a.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else (0,))
-    cells = a.new_empty((*every, hidden_size) if save and c is not None else (0,), dtype=torch.float32)
-    flags = dict(SAVE=save, HAS_C=c is not None, HAS_BN=b_n is not None)
-    tensors = (a, recurrent, b_n, h0, c, ring, states, last, gates, cells)
+    cell, (directions, sequences, hidden_size) = CELLS[mode], h0.shape
+    every, has_c = (directions, rows.total), c0 is not None
+    y = a.new_empty(rows.total, directions * hidden_size) if want_y else a.new_empty(0)
+    hidden = a.new_empty(*every, hidden_size) if save or not want_y else a.new_empty(0)
+    last, last_c = torch.empty_like(h0), torch.empty_like(h0) if has_c else a.new_empty(0)
+    ring = a.new_empty(directions, 2, sequences, hidden_size)
+    c = a.new_empty(h0.shape if has_c else 0, dtype=torch.float32)
+    gates = a.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else 0)
+    cells = a.new_empty((*every, hidden_size) if save and has_c else 0, dtype=torch.float32)
+    flags = dict(SAVE=save, HAS_C=has_c, HAS_BIAS=bool(biases), HAS_Y=want_y)
+    parameters = recurrent[0], recurrent[-1], *((biases[0], biases[-1]) if biases else (None, None))
+    tensors = (a, *parameters, h0, c0, c, ring, y, hidden, last, last_c, gates, cells)
     _launch(scan_forward, mode, rows, recurrent, tensors, flags, path)
-    return states, last, Saved(gates, cells, states)
+    return y, last, last_c, Saved(gates, cells, hidden)
 
 
 def launch_backward(
     mode: str,
     rows: Rows,
-    recurrent: Tensor,
+    recurrent: Sequence[Tensor],
     saved: Saved,
     h0: Tensor,
     c0: Tensor | None,
@@ -65,21 +71,22 @@ def launch_backward(
     carry: Tensor,
     path: str | None,
 ) -> Tensor:
-    """``dy`` and ``dcells`` (D, N, H), ``dhn`` (D, B, H) and what forward saved, any strides; ``carry`` (D, B, H)
-    float32, contiguous, becomes that before the first step -> pre-activation gradients (D, N, G'*H) as the kernel
-    orders them."""
+    """``recurrent`` as in forward; ``dy`` and ``dcells`` (D, N, H), ``dhn`` (D, B, H) and what forward saved, any
+    strides; ``carry`` (D, B, H) float32, contiguous, becomes that before the first step -> pre-activation gradients
+    (D, N, G'*H) as the kernel orders them."""
     from fastrnn.kernels.triton_scan_backward import scan_backward
 
-    cell, (directions, _, hidden_size) = CELLS[mode], recurrent.shape
+    cell, (directions, _, hidden_size) = CELLS[mode], carry.shape
     stored = max(len(cell.gates), len(cell.saved))
-    grads = recurrent.new_empty(directions, rows.total, stored * hidden_size)
+    grads = h0.new_empty(directions, rows.total, stored * hidden_size)
     c0 = None if c0 is None else c0.to(torch.float32).contiguous()
     dy = None if dy is None else dy.transpose(0, 1).contiguous()
     dhn = None if dhn is None else dhn.contiguous()
     dcells = None if dcells is None else dcells.to(torch.float32).contiguous()
     gates, cells, hidden = (tensor.contiguous() for tensor in saved)
     flags = dict(GRADS=stored, HAS_DY=dy is not None, HAS_DHN=dhn is not None, HAS_DCELLS=dcells is not None)
-    tensors = (grads, recurrent, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, dcells, carry)
+    parameters = recurrent[0], recurrent[-1]
+    tensors = (grads, *parameters, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, dcells, carry)
     _launch(scan_backward, mode, rows, recurrent, tensors, flags, path)
     return grads
 
@@ -88,45 +95,49 @@ def _launch(
     kernel: Any,
     mode: str,
     rows: Rows,
-    recurrent: Tensor,
+    recurrent: Sequence[Tensor],
     tensors: tuple[Tensor | None, ...],
     flags: dict[str, Any],
     name: str | None,
 ) -> None:
-    """The scan of all steps, on the device and current stream of ``recurrent`` (D, G*H, H)."""
+    """The scan of all steps, on the device and current stream of ``recurrent``, (G*H, H) of each direction."""
     if rows.total == 0:
         return
-    directions, _, hidden_size = recurrent.shape
-    precision, chip = precision_of(recurrent), Chip.of(recurrent.device)
-    path = choose_path(chip, mode, rows.sequences, hidden_size, directions, recurrent.dtype, precision, name)
+    w, directions = recurrent[0], len(recurrent)
+    precision, chip = precision_of(w), Chip.of(w.device)
+    path = choose_path(chip, mode, rows.sequences, w.shape[1], directions, w.dtype, precision, name)
     if INTERPRETED:  # its programs run one after another: none can wait for another
         path = path._replace(whole=not path.has_barrier)
-    if path.has_barrier and (rows.steps == 1 or recurrent.device in _refused):
-        path = path._replace(whole=False)  # nobody to wait for, or not to be had
-    constants = constants_of(mode, hidden_size, path, recurrent.dtype, precision, rows.offsets is not None)
+    if path.has_barrier and (rows.steps == 1 or w.device in _refused):
+        path = path.stepwise()  # nobody to wait for, or not to be had
+    constants = constants_of(mode, w.shape[1], directions, path, w.dtype, precision, rows.offsets is not None)
     constants |= dict(flags, PTX=not (INTERPRETED or torch.version.hip))
-    grid = path.grid(rows.sequences, hidden_size, directions)
 
     def launch(path: Path) -> None:
-        at_once = rows.steps if path.whole else 1
-        arrived = recurrent.new_zeros(math.prod(grid) if path.has_barrier else 0, dtype=torch.int32)
-        for begin in range(0, rows.steps, at_once):
-            steps = (begin, begin + at_once, rows.steps, rows.sequences, rows.total)
-            kernel[grid](*tensors, rows.offsets, arrived, *steps, **constants, **options_of(path))
+        tiles, units, _ = path.grid(rows.sequences, w.shape[1], directions)
+        tiles_at_once, steps_at_once = path.tiles or tiles, rows.steps if path.whole else 1
+        whole = dict(WHOLE=steps_at_once == rows.steps)
+        arrived = w.new_zeros(tiles * units * directions if path.has_barrier else 0, dtype=torch.int32)
+        for tile in range(0, tiles, tiles_at_once):
+            grid = min(tiles_at_once, tiles - tile), units, directions
+            own = arrived[tile * units * directions :]
+            for begin in range(0, rows.steps, steps_at_once):
+                steps = (tile, begin, begin + steps_at_once, rows.steps, rows.sequences, rows.total)
+                kernel[grid](*tensors, rows.offsets, own, *steps, **constants, **whole, **options_of(path))
 
-    with on_device(recurrent.device):
+    with on_device(w.device):
         try:
             launch(path)
         except RuntimeError as error:
             if not path.has_barrier or not any(reason in str(error) for reason in REFUSALS):
                 raise
-            warnings.warn(f"fastrnn launches scans on {recurrent.device} step by step: {error}", RuntimeWarning, 2)
-            _refused.add(recurrent.device)
-            launch(path._replace(whole=False))
+            warnings.warn(f"fastrnn launches scans on {w.device} step by step: {error}", RuntimeWarning, 2)
+            _refused.add(w.device)
+            launch(path.stepwise())
 
 
 def constants_of(
-    mode: str, hidden_size: int, path: Path, dtype: torch.dtype, precision: str, packed: bool
+    mode: str, hidden_size: int, directions: int, path: Path, dtype: torch.dtype, precision: str, packed: bool
 ) -> dict[str, Any]:
     """What both kernels are compiled for.  T, B and N are not in it: a new length compiles nothing."""
     import triton.language as tl
@@ -134,6 +145,7 @@ def constants_of(
     operand = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
     return dict(
         H=hidden_size,
+        DIRECTIONS=directions,
         CELL=mode,
         GATES=len(CELLS[mode].gates),
         WIDE=1 << (len(CELLS[mode].gates) - 1).bit_length(),

@@ -40,7 +40,8 @@ class Chip(NamedTuple):
 class Path(NamedTuple):
     """How a scan is laid out: ROWS x UNITS a program, DEPTH of the product at a time, warps a program, loads under way
     at once, whether one launch takes all steps or each step is its own; on the spread path forward the partial sums,
-    and backward the depth of the product at a time of each warp."""
+    and backward the depth of the product at a time of each warp; how many tiles of rows a launch takes at most, 0 for
+    all."""
 
     name: str
     rows: int
@@ -51,6 +52,7 @@ class Path(NamedTuple):
     whole: bool
     chains: int = 2
     slice: int = 64
+    tiles: int = 0
 
     @property
     def has_barrier(self) -> bool:
@@ -60,6 +62,19 @@ class Path(NamedTuple):
         # Rows first: only the first dimension of a grid may pass 65,535.
         return -(-sequences // self.rows), -(-hidden_size // self.units), directions
 
+    def stepwise(self) -> Path:
+        """The same with a launch for each step, of all rows."""
+        return self._replace(whole=False, tiles=0)
+
+    def split(self, chip: Chip, sequences: int, hidden_size: int, directions: int) -> Path | None:
+        """The same with no more tiles in a launch than a device runs at once; None where it has no room for one."""
+        tiles, *others = self.grid(sequences, hidden_size, directions)
+        at_once = chip.multiprocessors // math.prod(others)
+        return self._replace(tiles=0 if at_once >= tiles else at_once) if at_once else None
+
+    def launches(self, sequences: int) -> int:
+        return -(-sequences // (self.rows * self.tiles)) if self.tiles else 1
+
 
 # Half of a multiprocessor's 256 KiB of registers is what the weights of a program may take; at more, the rest spills.
 # True float32, which no tensor core takes from registers, has them in shared memory, beside the product's scratch.
@@ -68,6 +83,9 @@ SCRATCH = 24 * KIB
 # Rows and units of a program on the spread path, best first: few programs, because each reads all of h in every step,
 # but few rows in each, because sums of 32 rows beside many weights begin to spill.
 SPREAD = ((16, 16), (32, 16), (16, 8), (32, 8), (64, 8))
+# Rows beyond what runs at once take a launch of their own, all steps of it.  Where the weights are read anew in every
+# step, up to so many: a barrier costs a third or a quarter of a launch, of which all rows could share one.
+PARTS = 4
 
 
 def choose_path(
@@ -108,19 +126,17 @@ def paths_that_fit(
     fitting = []
     if tensor_core and weights * width * width // hidden_size <= kept:
         fitting.append(Path("tile", 16, width, width, min(2 * warps, width // columns), 1, whole=True))
+    spread = []
     for rows, units in SPREAD:
-        path = Path("spread", rows, units, 128 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
-        if units >= columns and weights * units <= kept and _at_once(path, chip, sequences, hidden_size, directions):
-            fitting.append(path)
-            break
+        if units >= columns and weights * units <= kept:
+            path = Path("spread", rows, units, 128 if dtype.itemsize == 2 else 16, warps, 1, whole=True)
+            spread.append(path.split(chip, sequences, hidden_size, directions))
+    fitting += sorted(filter(None, spread), key=lambda path: path.launches(sequences))[:1]
     rows = next((rows for rows in (16, 32) if sequences <= rows), 64 if tensor_core else 32)
     stages = 3 if chip.shared_memory >= 96 * KIB else 2
-    for units in (16, 32):
-        path = Path("stream", rows, units, 64, 4 if rows == 16 else warps, stages, whole=True)
-        if _at_once(path, chip, sequences, hidden_size, directions):
+    stream = [Path("stream", rows, units, 64, 4 if rows == 16 else warps, stages, whole=True) for units in (16, 32)]
+    for path in stream:
+        path = path.split(chip, sequences, hidden_size, directions)
+        if path and path.launches(sequences) <= PARTS:
             return [*fitting, path]
-    return [*fitting, path._replace(whole=False)]
-
-
-def _at_once(path: Path, chip: Chip, sequences: int, hidden_size: int, directions: int) -> bool:
-    return math.prod(path.grid(sequences, hidden_size, directions)) <= chip.multiprocessors
+    return [*fitting, stream[-1].stepwise()]

@@ -7,8 +7,8 @@ FAULTS = [
         "triton-sigmoid",
         "sigmoid of a negative number is 1 / (1 + e^x)",
         "kernels/triton_functions.py",
-        "return tl.where(x >= 0, 1.0, e) / (1.0 + e)",
-        "return 1.0 / (1.0 + e)",
+        "return quotient(tl.where(x >= 0, 1.0, e), 1.0 + e)",
+        "return quotient(1.0, 1.0 + e)",
         "test_layer.py -k 'values and triton and LSTM and B3'",
     ),
     Fault(

@@ -21,11 +21,11 @@ from fastrnn.kernels.triton_functions import relu, sigmoid, tanh
 
 
 @triton.jit
-def cell_forward(CELL: tl.constexpr, a, b, b_hn, h, c):
-    """One step: gates of the input ``a`` (with all biases but GRU's ``b_hn``), gates of the state ``b``, the last h and
-    c -> h, c, and the tuple of values saved for backward.  A cell without c hands it through.
+def cell_forward(CELL: tl.constexpr, a, b, h, c):
+    """One step: gates of the input ``a`` and of the state ``b``, each with its bias, the last h and c -> h, c, and the
+    tuple of values saved for backward.  A cell without c hands it through.
 
-    ``a``, ``b_hn`` and ``h`` may be in a narrower type: Triton's arithmetic with a float32 beside is in float32.
+    ``a`` and ``h`` may be in a narrower type: Triton's arithmetic with a float32 beside is in float32.
     """
 %s    return h, c, saved
 
@@ -78,8 +78,8 @@ def _forward(cell: Pointwise) -> list[str]:
         shares = [f"a[{k}]"] * slot.of_x + [f"b[{k}]"] * slot.of_h
         if slot.of_x:
             found.names[node] = " + ".join(shares)
-        else:  # whose bias is not among the input's
-            found.rename(node, f"b[{k}] + b_hn[None, :]", slot.name)
+        else:
+            found.rename(node, f"b[{k}]", slot.name)
     for slot, value in zip(cell.slots, cell.saved, strict=False):
         found.give_name(value, slot.name)
     found.share(cell.next.values())
