@@ -9,7 +9,17 @@
 
 namespace fastrnn::FASTRNN_NAMESPACE {
 
-template <class Cell>
+// What matrices of a layer a scan multiplies with: as they lie, or packed.
+template <class Matrix>
+Matrix int8_matrix(const int8_t* w, const float* s, const float* b, int64_t gates, int64_t units, int64_t depth,
+                   Scratch& scratch) {
+  if constexpr (std::is_same_v<Matrix, Int8Matrix>)
+    return Int8Matrix(w, s, b, gates * units, depth, scratch);
+  else
+    return Matrix(w, s, b, gates, units, depth, scratch);
+}
+
+template <class Cell, class Matrix = Int8Matrix>
 struct Int8Scan {
   static constexpr int L = kLanes<float>;
   static constexpr int G = Cell::kGates;
@@ -22,7 +32,7 @@ struct Int8Scan {
   const int threads;
   Barrier& barrier;
   const bool projected;
-  const Int8Matrix w_ih, w_hh, w_hr;
+  const Matrix w_ih, w_hh, w_hr;
   const int64_t chunk;  // steps whose inputs are multiplied at once
   const Int8Rows inputs, states, units;
   float *state, *next, *unprojected, *products, *cell_state;
@@ -30,10 +40,13 @@ struct Int8Scan {
   Int8Scan(const Int8Forward& a, int d, const int64_t* offsets, int team, Barrier& b, Scratch& scratch)
       : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, threads(team),
         barrier(b), projected(a.weights[d].w_hr != nullptr),
-        w_ih(a.weights[d].w_ih, a.weights[d].s_ih, a.weights[d].b_ih, G * z.hidden, z.inputs, scratch),
-        w_hh(a.weights[d].w_hh, a.weights[d].s_hh, a.weights[d].b_hh, G * z.hidden, z.outputs, scratch),
-        w_hr(projected ? a.weights[d].w_hr : a.weights[d].w_hh, a.weights[d].s_hr, nullptr, projected ? z.outputs : 1,
-             projected ? z.hidden : 1, scratch),
+        w_ih(int8_matrix<Matrix>(a.weights[d].w_ih, a.weights[d].s_ih, a.weights[d].b_ih, G, z.hidden, z.inputs,
+                                 scratch)),
+        w_hh(int8_matrix<Matrix>(a.weights[d].w_hh, a.weights[d].s_hh, a.weights[d].b_hh, G, z.hidden, z.outputs,
+                                 scratch)),
+        w_hr(int8_matrix<Matrix>(projected ? a.weights[d].w_hr : a.weights[d].w_hh,
+                                 projected ? a.weights[d].s_hr : a.weights[d].s_hh, nullptr, 1,
+                                 projected ? z.outputs : 1, projected ? z.hidden : 1, scratch)),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))),
         inputs(chunk * z.batch, 1, z.inputs, team, scratch), states(z.batch, 1, z.outputs, team, scratch),
         units(projected ? z.batch : 0, 1, z.hidden, team, scratch) {
@@ -84,12 +97,15 @@ struct Int8Scan {
   void multiply_inputs(int64_t s, int64_t end, Part own, const Int8Rows& x) const {
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
     x.fill(args.x + first * z.inputs, z.inputs, rows);
-    for (int64_t block = own.begin; block < own.end; ++block) {
-      const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - block * L));
-      for (int64_t r = 0; r < rows; ++r)
-        for (int gate = 0; gate < G; ++gate)
-          store(product_at(block, r) + gate * L, x.times(w_ih, gate * z.hidden + block * L, lanes, r));
-    }
+    for (int64_t block = own.begin; block < own.end; ++block) multiply_inputs(block, rows, x);
+  }
+
+  // The same for L units, of rows that are int8 already.
+  void multiply_inputs(int64_t block, int64_t rows, const Int8Rows& x) const {
+    const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - block * L));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int gate = 0; gate < G; ++gate)
+        store(product_at(block, r) + gate * L, x.times(w_ih, w_ih.row_of(gate, block * L, z.hidden), lanes, r));
   }
 
   // One step of L units: gates, c and h of all rows.
@@ -101,7 +117,7 @@ struct Int8Scan {
       Vec<float> a[G], b[G], saved_values[Cell::kSaved + 1], c{}, h{};
       for (int gate = 0; gate < G; ++gate) {
         a[gate] = load(product_at(block, first + r) + gate * L);
-        b[gate] = state.times(w_hh, gate * z.hidden + unit, lanes, r);
+        b[gate] = state.times(w_hh, w_hh.row_of(gate, unit, z.hidden), lanes, r);
       }
       if (Cell::kReadsState) h = load_part(before + r * z.outputs + unit, lanes);
       if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);

@@ -100,14 +100,66 @@ struct Int8Matrix {
     clear(tail + size, L * depth + kVectorBytes);
   }
 
+  // Where L units of a gate begin, of gates of so many units.
+  int64_t row_of(int64_t gate, int64_t unit, int64_t units) const { return gate * units + unit; }
+
   // Rows `row` and on, `lanes` of them, times a row of activations, plus the bias.
   FASTRNN_INLINE Vec<float> product(int64_t row, int lanes, const int8_t* a, float scale) const {
     constexpr int64_t L = kLanes<float>;
     const bool inside = (row + L - 1) * depth + whole_vectors(depth) <= rows * depth;
     const int8_t* from = inside ? values + row * depth : tail + (row - tail_row) * depth;
     const Vec<float> sums = __builtin_convertvector(multiply_int8(a, from, depth), Vec<float>);
-    const Vec<float> scaled = sums * (load_part(scales + row, lanes) * scale);
-    return bias ? scaled + load_part(bias + row, lanes) : scaled;
+    const Vec<float> b = bias ? load_part(bias + row, lanes) : Vec<float>{};
+    return sums * (load_part(scales + row, lanes) * scale) + b;  // in one rounding, wherever this is inlined
+  }
+};
+
+// The same matrix packed, for who multiplies with it again and again: L units of all gates one behind the other, with
+// zeros over the edge, each gate's as L vectors for each of depth, so that reading it is one stream. Its products have
+// the bits of the other's.
+struct PackedInt8Matrix {
+  static constexpr int64_t L = kLanes<float>;
+  int8_t* values;
+  float *scales, *bias;
+  int64_t gates, ld;
+
+  PackedInt8Matrix(const int8_t* w, const float* s, const float* b, int64_t gates_in_all, int64_t units, int64_t depth,
+                   Scratch& kept)
+      : gates(gates_in_all), ld(whole_vectors(depth)) {
+    const int64_t rows = ceil_div(units, L) * L * gates;
+    values = kept.take<int8_t>(rows * ld), scales = kept.take<float>(rows), bias = kept.take<float>(rows);
+    clear(values, rows * ld), clear(scales, rows), clear(bias, rows);
+    for (int64_t gate = 0; gate < gates; ++gate)
+      for (int64_t unit = 0; unit < units; ++unit) {
+        const int64_t from = gate * units + unit, first = row_of(gate, unit / L * L, units), lane = unit % L;
+        scales[first + lane] = s[from];
+        if (b) bias[first + lane] = b[from];
+        for (int64_t k = 0; k < depth; ++k)
+          values[first * ld + (k / kVectorBytes * L + lane) * kVectorBytes + k % kVectorBytes] = w[from * depth + k];
+      }
+  }
+
+  int64_t row_of(int64_t gate, int64_t unit, int64_t) const { return unit * gates + gate * L; }
+
+  FASTRNN_INLINE Vec<float> product(int64_t row, int, const int8_t* a, float scale) const {
+    const Vec<float> sums = __builtin_convertvector(multiply(a, values + row * ld, ld), Vec<float>);
+    return sums * (load(scales + row) * scale) + load(bias + row);
+  }
+
+  static __attribute__((noinline)) Sums multiply(const int8_t* a, const int8_t* weights, int64_t depth) {
+    constexpr int64_t kAhead = 2048;  // bytes between what is multiplied and what is fetched
+    Sums sums[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) sums[i] = Sums{};
+    for (int64_t k = 0; k < depth; k += kVectorBytes, weights += L * kVectorBytes) {
+      const Activations operand(a + k);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        if (i * kVectorBytes % 64 == 0) __builtin_prefetch(weights + i * kVectorBytes + kAhead);
+        sums[i] = operand.add_products(sums[i], weights + i * kVectorBytes);
+      }
+    }
+    return sums_of_lanes<L>(sums);
   }
 };
 
@@ -163,7 +215,8 @@ struct Int8Rows {
         scales[i] = quantize(from + r * stride + p * depth, depth, values + i * ld);
       }
   }
-  FASTRNN_INLINE Vec<float> times(const Int8Matrix& matrix, int64_t row, int lanes, int64_t r, int64_t p = 0) const {
+  template <class Matrix>
+  FASTRNN_INLINE Vec<float> times(const Matrix& matrix, int64_t row, int lanes, int64_t r, int64_t p = 0) const {
     return matrix.product(row, lanes, values + (r * parts + p) * ld, scales[r * parts + p]);
   }
 };

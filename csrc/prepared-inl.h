@@ -2,6 +2,10 @@
 //
 // Floor of a step: that of a scan, 2 G H (I + P) flops a row, and G H (I + P) packed weights read once, which of one
 // row is what it takes. Everything else was done before.
+//
+// Weights are read forwards and backwards in turn: what a step read last is still in a cache that does not hold all of
+// them, and the next step reads that first. Forwards alone it would find nothing, since each line goes just before it
+// is wanted. No sum changes its order by it.
 #pragma once
 
 #include "int8-inl.h"
@@ -28,6 +32,7 @@ struct PreparedFloats {
   const Forward<S> args;
   const Scan scan;
   S *before, *after;
+  bool backwards = false;
 
   PreparedFloats(const Forward<S>& layer, Scratch& kept)
       : args(with_last_states<S>(layer, kept)),
@@ -44,16 +49,44 @@ struct PreparedFloats {
     const Sizes& z = scan.z;
     const Part panels{0, scan.panels}, rows{0, z.batch};
     if (scan.x != args.x) Scan::copy_rows(const_cast<S*>(scan.x), scan.ld_inputs, args.x, z.inputs, rows);
-    scan.multiply_inputs(0, 1, panels, rows);
-    if (scan.weights.streams(z.batch))
-      scan.step_streaming(0, panels, rows, before, after, scan.results);
-    else
+    if (z.batch == 1) {
+      step_row();
+    } else {
+      scan.multiply_inputs(0, 1, panels, rows);
       for (int64_t p = 0; p < scan.panels; ++p) scan.step(0, p, rows, before, after, scan.results);
+    }
     if (scan.projected)
       for (int64_t p = 0; p < scan.weights.outputs.count; ++p) scan.project(0, p, rows, after, scan.results);
     S* const swap = before;
     before = after;
     after = swap;
+  }
+
+  // One row, up to its gates: two panels at once, as the product of a row takes them.
+  void step_row() {
+    const auto& weights = scan.weights;
+    constexpr int64_t kWidth = Scan::kWidth;
+    const auto panels = [&](int64_t pair) { return Part{2 * pair, smaller(2 * pair + 2, scan.panels)}; };
+    const auto inputs = [&](int64_t pair) {
+      const Part own = panels(pair);
+      weights.times_panels(scan.x, scan.z.inputs, own, weights.w_ih, weights.init_ih, scan.product_at(own.begin, 0));
+    };
+    const auto states = [&](int64_t pair) {
+      const Part own = panels(pair);
+      weights.times_panels(before, scan.z.outputs, own, weights.w_hh, weights.init_hh,
+                           scan.results + own.begin * kWidth);
+    };
+    const int64_t pairs = ceil_div(scan.panels, 2);
+    if (backwards) {
+      for (int64_t pair = pairs; pair-- > 0;) states(pair);
+      for (int64_t pair = pairs; pair-- > 0;) inputs(pair);
+    } else {
+      for (int64_t pair = 0; pair < pairs; ++pair) inputs(pair);
+      for (int64_t pair = 0; pair < pairs; ++pair) states(pair);
+    }
+    backwards = !backwards;
+    for (int64_t p = 0; p < scan.panels; ++p) scan.open(0, p, {0, 1}, scan.results + p * kWidth);
+    for (int64_t p = 0; p < scan.panels; ++p) scan.close(0, p, {0, 1}, scan.results + p * kWidth, before, after);
   }
 
   void get_state(float* h, float* c) const {
@@ -74,46 +107,34 @@ struct PreparedInt8 {
   using Layer = Int8Forward;
 
   const Int8Forward args;
-  const Int8Scan<Cell> scan;
+  using Scan = Int8Scan<Cell, PackedInt8Matrix>;
+  const Scan scan;
   float *before, *after;
+  bool backwards = false;
 
   PreparedInt8(const Int8Forward& layer, Scratch& kept)
-      : args(with_own_weights(with_last_states<float>(layer, kept), kept)),
-        scan(args, 0, nullptr, 1, no_barrier(kept), kept), before(scan.state), after(scan.next) {
+      : args(with_last_states<float>(layer, kept)), scan(args, 0, nullptr, 1, no_barrier(kept), kept),
+        before(scan.state), after(scan.next) {
     const Sizes& z = scan.z;
     for (float* state : {before, after}) clear(state, z.batch * z.outputs);
     if (Cell::kHasCell) clear(scan.cell_state, z.batch * z.hidden);
   }
 
-  // They are read as they lie.
-  static Int8Forward with_own_weights(Int8Forward layer, Scratch& kept) {
-    const Sizes& z = layer.sizes;
-    const int64_t rows = Cell::kGates * z.hidden;
-    Int8Parameters& w = layer.weights[0];
-    const auto keep = [&](auto*& values, int64_t count) {
-      using N = std::remove_const_t<std::remove_pointer_t<std::remove_reference_t<decltype(values)>>>;
-      if (!values) return;
-      N* const own = kept.take<N>(count);
-      copy<N>(own, values, count);
-      values = own;
-    };
-    keep(w.w_ih, rows * z.inputs), keep(w.s_ih, rows), keep(w.b_ih, rows);
-    keep(w.w_hh, rows * z.outputs), keep(w.s_hh, rows), keep(w.b_hh, rows);
-    keep(w.w_hr, z.outputs * z.hidden), keep(w.s_hr, z.outputs);
-    return layer;
-  }
-
   void step() {
     const Sizes& z = scan.z;
-    const Part blocks{0, ceil_div(z.hidden, Int8Scan<Cell>::L)};
+    const int64_t blocks = ceil_div(z.hidden, Scan::L);
     const Int8Rows x = scan.inputs.of(0), h = scan.states.of(0), u = scan.units.of(0);
-    scan.multiply_inputs(0, 1, blocks, x);
+    x.fill(args.x, z.inputs, z.batch);
     h.fill(before, z.outputs, z.batch);
-    for (int64_t block = 0; block < blocks.end; ++block) scan.step(0, block, z.batch, h, before, after);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t block = backwards ? blocks - 1 - i : i;
+      scan.multiply_inputs(block, z.batch, x);
+      scan.step(0, block, z.batch, h, before, after);
+    }
+    backwards = !backwards;
     if (scan.projected) {
       u.fill(scan.unprojected, z.hidden, z.batch);
-      for (int64_t block = 0; block < ceil_div(z.outputs, Int8Scan<Cell>::L); ++block)
-        scan.project(0, block, z.batch, u, after);
+      for (int64_t block = 0; block < ceil_div(z.outputs, Scan::L); ++block) scan.project(0, block, z.batch, u, after);
     }
     float* const swap = before;
     before = after;

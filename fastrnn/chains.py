@@ -21,7 +21,7 @@ from fastrnn.modes import CELLS
 
 _KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 _CLASSES = tuple(cls for name in _KINDS for cls in KINDS[name] if cls)
-_INT8 = tuple(cls for name in _KINDS if (cls := KINDS[name].int8))
+_INT8 = tuple(cls for name in _KINDS for cls in (KINDS[name].int8,) if cls)
 _RECURRENT = (*_CLASSES, *(KINDS["JordanRNN"].ours,))
 _INSTEAD = (
     "expected an embedding, then recurrent layers, then a linear layer, each of what the one before returns: put these "

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {path.relative_to(ROOT) for pattern in ("fastrnn/**/*.py*", "kernels/*.py") for path in ROOT.glob(pattern)}
 SOURCES |= {Path("fastrnn/py.typed")}
 SOURCES = {path for path in SOURCES if "__pycache__" not in path.parts}
-NATIVE = {path.relative_to(ROOT) for path in ROOT.glob("csrc/*")} | {Path("CMakeLists.txt"), Path("pyproject.toml")}
+NATIVE = {path.relative_to(ROOT) for pattern in ("csrc/*", "include/*") for path in ROOT.glob(pattern)}
+NATIVE |= {Path("CMakeLists.txt"), Path("pyproject.toml")}
 
 # Runs on every backend that is live, against torch.nn, and prints where the package lies.
 USE = """
