@@ -10,6 +10,7 @@ from cases import CELLS, WORKS, Case
 
 FIRST = "torch.nn"
 OURS = "fastrnn[cpp]"
+STREAM = "fastrnn.stream"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,18 @@ def step_of_64(row: Row, found: Found) -> float | None:
     return row.seconds * 1e6 if one and row.case.mode == "LSTM" else None
 
 
+def step_of_stream(mode: str) -> Callable[[Row, Found], float | None]:
+    """The same of a stream's handle, of a mode."""
+
+    def value(row: Row, found: Found) -> float | None:
+        other = found.get((row.case, row.threads, STREAM))
+        shape = row.case.shape
+        one = shape.rows == row.threads == 1 and shape.hidden == 64 and row.case.mode == mode
+        return other.seconds * 1e6 if one and other is not None else None
+
+    return value
+
+
 def error(row: Row, found: Found) -> float | None:
     return row.error and row.error[0]
 
@@ -151,6 +164,8 @@ MEASURES = (
     Measure("one step, H = 512, over LSTM", 25, over(FIRST, 512)),
     Measure("one step, H = 512, over LSTMCell", 1.3, over("torch.nn cell", 512)),
     Measure("one step, H = 64, microseconds", 10, step_of_64, more=False),
+    Measure("one step of a stream's handle, LSTM, H = 64, microseconds", 4.5, step_of_stream("LSTM"), more=False),
+    Measure("the same, GRU", 3.8, step_of_stream("GRU"), more=False),
     Measure("least of all, over torch.nn", 1.0, lambda row, _: row.ratio, min),
     Measure("error over torch.nn's own, geometric mean of each row's largest", 1.0, error, more=False),
     Measure("error over torch.nn's own, largest of all results", 1.0, error, max, more=False),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import foreign
 import torch
 from cases import Case
+from measures import STREAM
 from problem import Problem, Results, evaluate, module_side
 from timing import Side
 from torch import nn
@@ -92,6 +93,27 @@ def _torch_nn_cell(problem: Problem, threads: int) -> tuple[Side, Callable[[], R
     return Side(call), results
 
 
+def _stream_refusal(case: Case, threads: int) -> str | None:
+    shape = case.shape
+    if shape.steps > 1 or case.work == "train" or shape.bidirectional or threads > 1:
+        return "a stream takes one step of inference, one direction, by one thread"
+    if shape.dtype not in ("float32", "bfloat16"):
+        return f"streams are of float32 or bfloat16, not {shape.dtype}"
+    return backends.load("cpp").unavailable()
+
+
+def _stream(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:
+    handle = fastrnn.stream(problem.module, problem.case.shape.rows)
+    x = problem.data.x[0]
+
+    def results() -> Results:
+        handle.state = problem.data.hx
+        y, state = handle.step(x).clone(), handle.state
+        return problem.name([y[None], *(state if isinstance(state, tuple) else (state,))])
+
+    return Side(lambda: handle.step(x)), results
+
+
 def peers() -> list[Peer]:
     """Every peer that can run in this process, torch.nn first."""
     live = [name for name, reason in backends.available().items() if reason is None and name in COMPILED]
@@ -99,5 +121,6 @@ def peers() -> list[Peer]:
         Peer("torch.nn", lambda case, threads: None, _torch_nn),
         Peer("torch.nn cell", _cell_refusal, _torch_nn_cell),
         *(_fastrnn(name) for name in live),
+        *(Peer(STREAM, _stream_refusal, _stream) for name in live if name == "cpp"),
         *(Peer(name, refusal, build) for name, refusal, build in foreign.installed()),
     ]
