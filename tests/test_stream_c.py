@@ -130,6 +130,15 @@ def test_both_handles_give_the_same_bits(name: str, batch: int, library: Any, tm
     assert torch.equal(ours.step(x[1]).float(), again.step(x[1]))
 
 
+def test_floats_are_rounded_to_a_models_bfloat16_as_torch_does(library: Any, tmp_path: Path):
+    model = made(nn.GRU, 15, 31).bfloat16()
+    handle = fastrnn.stream(model)
+    handle.save(tmp_path / "model.stream")
+    theirs = Handle(library, tmp_path / "model.stream", 1)
+    for x in torch.randn(5, 1, 15):
+        assert torch.equal(handle.step(x.bfloat16()).float(), theirs.step(x))
+
+
 def test_what_is_no_call_is_refused(library: Any, tmp_path: Path):
     fastrnn.stream(made(nn.GRU, 4, 4)).save(tmp_path / "model.stream")
     fastrnn.stream(made(chain, torch.float32)).save(tmp_path / "chain.stream")

@@ -452,6 +452,35 @@ def test_handles_of_their_own_in_two_threads(hidden: int):
     in_threads(module, inputs(module, 1))
 
 
+def test_one_handle_in_two_threads_is_an_error_where_they_meet():
+    """The step of a large model lets other Python threads run; what they find is a handle in use."""
+    handle = fastrnn.stream(made(nn.LSTM, 64, 700))
+    x, stop = torch.randn(1, 64), threading.Event()
+    others: list[str] = []
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                handle.step(x)
+            except RuntimeError as error:
+                others.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(20000):
+            try:
+                handle.step(x)
+            except RuntimeError as error:
+                others.append(str(error))
+            if others:
+                break
+    finally:
+        stop.set()
+        thread.join()
+    assert others and "expected one thread at a time" in others[0]
+
+
 def test_steps_take_no_memory_of_python():
     module = made(nn.LSTM, 16, 16)
     handle, x = fastrnn.stream(module), torch.randn(1, 16)

@@ -103,6 +103,10 @@ def build() -> None:
     subprocess.run([tools / "cmake", "--build", BUILT], check=True, stdout=subprocess.DEVNULL)
     name = f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     shutil.copy2(BUILT / name, TREE / "fastrnn" / name)
+    for source in (BUILT / "libfastrnn_stream.so", TREE / "include" / "fastrnn_stream.h"):
+        folder = TREE / "fastrnn" / ("lib" if source.suffix == ".so" else "include")
+        folder.mkdir(exist_ok=True)
+        shutil.copy2(source, folder / source.name)
 
 
 def best() -> str:
