@@ -20,13 +20,23 @@ constexpr double kLong = 1e6;
 struct Handle {
   std::unique_ptr<Stream> stream;
   py::object memory, rows, row, prepare;
-  char* y = nullptr;  // of `memory`
+  std::vector<std::pair<py::object, py::object>> guards;  // functions, and what they return while nobody looks on
+  char* y = nullptr;                                      // of `memory`
   bool busy = false;  // guarded by the GIL: whether a thread that let it go is in a step
 
   void require_idle() const {
     if (busy) throw std::runtime_error("expected one thread at a time in a stream: another is in its step");
   }
 };
+
+bool undisturbed(const Handle& handle) {
+  for (const auto& [ask, expected] : handle.guards) {
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(ask.ptr()));
+    if (!answer) throw py::error_already_set();
+    if (!answer.is(expected)) return false;
+  }
+  return true;
+}
 
 size_t item(const Stream& stream) { return stream.narrow() ? 2 : 4; }
 
@@ -91,8 +101,9 @@ PyObject* step(Handle& handle, PyObject* x) {
   bool flat = false;
   py::object kept;  // what `prepare` made of x
   int64_t token;
-  const void* from = ordinary(stream, x, &flat);
-  if (!from && stream.vocabulary() && stream.batch() == 1 && PyLong_CheckExact(x)) {
+  const bool plain = undisturbed(handle);
+  const void* from = plain ? ordinary(stream, x, &flat) : nullptr;
+  if (plain && !from && stream.vocabulary() && stream.batch() == 1 && PyLong_CheckExact(x)) {
     int overflow;
     token = PyLong_AsLongLongAndOverflow(x, &overflow);
     from = &token, flat = true;
@@ -154,7 +165,8 @@ py::object step_function(const Shared& handle) {
   const auto capsule = py::reinterpret_steal<py::object>(PyCapsule_New(own.get(), kCapsule, free));
   if (!capsule) throw py::error_already_set();
   own.release();
-  auto made = py::reinterpret_steal<py::object>(PyCFunction_New(&step_method, capsule.ptr()));
+  auto made =
+      py::reinterpret_steal<py::object>(PyCFunction_NewEx(&step_method, capsule.ptr(), py::str("fastrnn._core").ptr()));
   if (!made) throw py::error_already_set();
   return made;
 }
@@ -180,7 +192,8 @@ void add_stream(py::module_& module) {
       .def_property_readonly("outputs", [](const Handle& handle) { return handle.stream->outputs(); })
       .def_property_readonly("state_size", [](const Handle& handle) { return handle.stream->state_size(); })
       .def("step_function",
-           [](const Shared& handle, py::object memory, py::object rows, py::object row, py::object prepare) {
+           [](const Shared& handle, py::object memory, py::object rows, py::object row, py::object prepare,
+              const std::vector<std::pair<py::object, py::object>>& guards) {
              const Bytes bytes(memory, PyBUF_WRITABLE);
              const Stream& stream = *handle->stream;
              const auto size = static_cast<Py_ssize_t>(item(stream)) * stream.batch() * stream.outputs();
@@ -189,7 +202,7 @@ void add_stream(py::module_& module) {
                                      std::to_string(bytes.view.len));
              handle->y = static_cast<char*>(bytes.view.buf);  // it stays: the tensors of this memory hold it in place
              handle->memory = std::move(memory), handle->rows = std::move(rows), handle->row = std::move(row);
-             handle->prepare = std::move(prepare);
+             handle->prepare = std::move(prepare), handle->guards = guards;
              return step_function(handle);
            })
       .def("read",

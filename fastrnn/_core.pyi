@@ -203,10 +203,16 @@ class Stream:
     state_size: int
     def __init__(self, bytes: Buffer, batch: int) -> None: ...
     def step_function(
-        self, memory: bytearray, rows: Tensor, row: Tensor | None, prepare: Callable[[Any], tuple[int, bool, Tensor]]
+        self,
+        memory: bytearray,
+        rows: Tensor,
+        row: Tensor | None,
+        prepare: Callable[[Any], tuple[int, bool, Tensor]],
+        guards: Sequence[tuple[Callable[[], Any], Any]],
     ) -> Callable[[Any], Tensor]:
-        """``step(x)``, which returns one of both tensors of ``memory``; it asks ``prepare`` for the address of an x out
-        of the ordinary, whether it is one row without a batch, and for what owns its memory."""
+        """``step(x)``, which returns one of both tensors of ``memory``.  Of an x out of the ordinary, and where one of
+        ``guards`` does not return the object beside it, it asks ``prepare`` for the address, whether that is one row
+        without a batch, and for what owns the memory."""
 
     def read(self, bytes: Buffer) -> None:
         """Other weights, of the same sizes; the state stays."""

@@ -56,9 +56,9 @@ class Chain(NamedTuple):
     recurrent: tuple[Any, ...]
     linear: nn.Linear | None
 
-    def layers(self) -> list[list[Layer]]:
-        """The weights, as they are now, of each recurrent module's layers."""
-        return [list(_layers(module)) for module in self.recurrent]
+    def layers(self) -> list[Layer]:
+        """The weights of all layers, as they are now."""
+        return [layer for module in self.recurrent for layer in _layers(module)]
 
 
 def is_cell(module: Any) -> bool:

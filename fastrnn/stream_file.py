@@ -36,20 +36,20 @@ def _of_layer(layer: Layer, dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.
         yield state.to(torch.float32), torch.float32
 
 
-def dtype_of(chain: Chain) -> torch.dtype:
-    """float32 or bfloat16, whatever the first matrix has; float32 with weights of 8 bits."""
-    first = chain.layers()[0][0]
+def dtype_of(first: Layer) -> torch.dtype:
+    """float32 or bfloat16, whatever the first layer's matrices have; float32 with weights of 8 bits."""
     return torch.float32 if first.scales else first.matrices[0].dtype
 
 
-def arrays(chain: Chain) -> list[Tensor]:
-    """All arrays of a chain in their order, dense, as their modules have them now.
+def arrays(chain: Chain) -> tuple[torch.dtype, list[Tensor]]:
+    """The dtype of a chain, and all its arrays in their order, dense, as their modules have them now.
 
     Raises:
         ValueError: one is not on the CPU, or not of the dtype that it should have.
         RuntimeError: the memory of one has been freed.
     """
-    dtype = dtype_of(chain)
+    layers = chain.layers()
+    dtype = dtype_of(layers[0])
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"expected weights of float32, bfloat16 or, by quantize_dynamic, of 8 bits, got {dtype}: "
@@ -58,16 +58,19 @@ def arrays(chain: Chain) -> list[Tensor]:
     found: list[tuple[Tensor, torch.dtype]] = []
     if chain.embedding is not None:
         found.append((chain.embedding.weight, dtype))
-    for layers in chain.layers():
-        for layer in layers:
-            found += _of_layer(layer, dtype)
+    for layer in layers:
+        found += _of_layer(layer, dtype)
     if chain.linear is not None:
         found += [(each, dtype) for each in (chain.linear.weight, chain.linear.bias) if each is not None]
     for tensor, wanted in found:
         if not tensor.is_cpu or tensor.dtype is not wanted:
             raise ValueError(f"expected a weight of {wanted} on the CPU, got {tensor.dtype} on {tensor.device}")
     require_memory(*(tensor for tensor, _ in found))
-    return [tensor.detach().resolve_neg().contiguous() for tensor, _ in found]
+    ordinary = (each.is_contiguous() and not each.is_neg() for each, _ in found)
+    return dtype, [
+        each if dense else each.detach().resolve_neg().contiguous()
+        for (each, _), dense in zip(found, ordinary, strict=True)
+    ]
 
 
 def fingerprints(tensors: list[Tensor]) -> list[int]:
@@ -77,7 +80,8 @@ def fingerprints(tensors: list[Tensor]) -> list[int]:
 
 def written(chain: Chain, tensors: list[Tensor]) -> bytearray:
     """The bytes of a chain with these arrays."""
-    dtype, layers = dtype_of(chain), [layer for own in chain.layers() for layer in own]
+    layers = chain.layers()
+    dtype = dtype_of(layers[0])
     records = bytearray()
     for layer in layers:
         flags = _INT8 * bool(layer.scales) + _BIASES * bool(layer.biases)
@@ -91,7 +95,7 @@ def written(chain: Chain, tensors: list[Tensor]) -> bytearray:
     image[_HEADER.size : _HEADER.size + len(records)] = records
     whole = torch.frombuffer(image, dtype=torch.uint8)
     for place, tensor in zip(places, tensors, strict=True):
-        numbers: Any = tensor.reshape(-1).view(torch.uint8)
+        numbers: Any = tensor.detach().reshape(-1).view(torch.uint8)
         whole[place : place + numbers.numel()].copy_(numbers)
     vocabulary = 0 if chain.embedding is None else chain.embedding.num_embeddings
     outputs = 0 if chain.linear is None else chain.linear.out_features

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from fastrnn import stream_file
 from fastrnn.backends import BackendError, cpp, requested
 from fastrnn.chains import Chain, chain_of, is_cell, mode_of
+from fastrnn.dynamo import UNDISTURBED, observed, transformed
 from fastrnn.modes import CELLS
 from fastrnn.storage import require_memory
+
+# What each step asks: whether a trace or a dispatch mode records operators.  Tensors of torch.func tell themselves.
+_ORDINARY = UNDISTURBED[:2]
 
 
 class Stream:
@@ -31,8 +35,8 @@ class Stream:
             which the next step overwrites: ``clone()`` keeps it.  It carries no gradient, whatever x and the grad mode
             say.  Raises, as torch.nn does, a RuntimeError where a size does not fit, a ValueError where the number of
             dimensions, the dtype or the device does not, a TypeError where x is no tensor, an IndexError where a token
-            is out of range; then nothing has been done.  A RuntimeError, too, where another thread is in a step, or
-            where the shape of the result has been changed in place.
+            is out of range; then nothing has been done.  A RuntimeError, too, where another thread is in a step, where
+            the shape of the result has been changed in place, or under a trace or a transform of torch.func.
         batch: B, rows that run side by side.
         dtype: of x and the result, float32 or bfloat16.
     """
@@ -42,8 +46,8 @@ class Stream:
     dtype: torch.dtype
 
     def __init__(self, chain: Chain, batch: int) -> None:
-        tensors = stream_file.arrays(chain)
-        self._chain, self.batch, self.dtype = chain, batch, stream_file.dtype_of(chain)
+        self._chain, self.batch = chain, batch
+        self.dtype, tensors = stream_file.arrays(chain)
         self._prints = stream_file.fingerprints(tensors)
         self._core = cpp.Stream(stream_file.written(chain, tensors), batch)
         outputs = self._core.outputs
@@ -52,7 +56,7 @@ class Stream:
         row = torch.frombuffer(memory, dtype=self.dtype) if batch == 1 else None
         inputs = None if chain.embedding is not None else chain.recurrent[0].input_size
         prepare = _Prepare(batch, inputs, self.dtype, type(chain.recurrent[0]).__name__)
-        self.step = self._core.step_function(memory, rows, row, prepare)
+        self.step = self._core.step_function(memory, rows, row, prepare, _ORDINARY)
 
     def __repr__(self) -> str:
         parts = [each for each in (self._chain.embedding, *self._chain.recurrent, self._chain.linear) if each]
@@ -144,7 +148,7 @@ class Stream:
 
         It takes one reading of the weights, about as long as a step, and some microseconds of Python.
         """
-        return stream_file.fingerprints(stream_file.arrays(self._chain)) != self._prints
+        return stream_file.fingerprints(stream_file.arrays(self._chain)[1]) != self._prints
 
     def update(self) -> bool:
         """Takes over the model's weights as they are now; the state goes on.  Nobody else looks for changes: until then
@@ -156,10 +160,10 @@ class Stream:
         Raises:
             ValueError: weights have another dtype, device or size; then the stream goes on as it was.
         """
-        tensors = stream_file.arrays(self._chain)
+        dtype, tensors = stream_file.arrays(self._chain)
         if (prints := stream_file.fingerprints(tensors)) == self._prints:
             return False
-        if stream_file.dtype_of(self._chain) is not self.dtype:
+        if dtype is not self.dtype:
             raise ValueError(f"expected weights of {self.dtype}, as the stream was made for: make another stream")
         self._core.read(stream_file.written(self._chain, tensors))
         self._prints = prints
@@ -172,7 +176,7 @@ class Stream:
             RuntimeError: the stream is :attr:`stale`, so that it and the file would not give the same numbers.
             OSError: the file cannot be written.
         """
-        tensors = stream_file.arrays(self._chain)
+        _, tensors = stream_file.arrays(self._chain)
         if stream_file.fingerprints(tensors) != self._prints:
             raise RuntimeError("the model's weights have changed since the stream took them over: call update() first")
         Path(path).write_bytes(stream_file.written(self._chain, tensors))
@@ -237,11 +241,20 @@ class _Prepare:
         self.batch, self.inputs, self.dtype, self.name = batch, inputs, dtype, name
 
     def __call__(self, x: Any) -> tuple[int, bool, Tensor]:
+        if observed() or transformed():
+            raise RuntimeError(
+                "a stream has no operator that a trace or a transform of torch.func could hold: call the module"
+            )
         if not isinstance(x, Tensor):
             if self.inputs is None and isinstance(x, int) and self.batch == 1:
                 x = torch.tensor(x)
             else:
                 raise TypeError(f"{self.name}: Expected input to be a Tensor, got {type(x).__name__}")
+        own: Any = type(x)
+        plain: Any = Tensor
+        special = own.__torch_dispatch__ is not plain.__torch_dispatch__  # what its class calls memory, if anything
+        if special or x.layout is not torch.strided or x.is_nested:
+            raise TypeError(f"{self.name}: Expected input to be a dense Tensor, got {type(x).__name__} of {x.layout}")
         if self.inputs is None and x.dtype is torch.int32:
             x = x.long()
         wanted = torch.int64 if self.inputs is None else self.dtype

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 from fastrnn.backends import cpp
@@ -318,6 +319,57 @@ def test_wrong_inputs_are_named_and_change_nothing(x: Any, error: type[Exception
     with pytest.raises(error, match=message):
         handle.step(x)
     assert all(torch.equal(a, b) for a, b in zip(before, handle.state, strict=True))
+
+
+def tracing(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    return torch.jit.trace(lambda x: function(x), (x,), check_trace=False)
+
+
+def under_fake_tensors(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    with FakeTensorMode():
+        return function(torch.zeros(1, 4))
+
+
+WATCHED: dict[str, Callable[..., Any]] = {
+    "vmap": lambda f, x: torch.vmap(f)(torch.stack([x, x])),
+    "grad": lambda f, x: torch.func.grad(lambda each: f(each).sum())(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "functionalize": lambda f, x: torch.func.functionalize(f)(x),
+    "trace": tracing,
+    "fake tensors": under_fake_tensors,
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_who_wants_to_see_operators_is_told_that_there_are_none(name: str):
+    handle = fastrnn.stream(made(nn.GRU, 4, 3))
+    with pytest.raises(RuntimeError, match="no operator that a trace"):
+        WATCHED[name](handle.step, torch.zeros(1, 4))
+    assert not handle.state.any()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_torch_compile_breaks_its_graph_around_a_step():
+    handle, x = fastrnn.stream(made(nn.GRU, 4, 3)), torch.ones(1, 4)
+    compiled = torch.compile(lambda x: handle.step(x) + 1, backend="eager")
+    assert torch.equal(compiled(x), fastrnn.stream(made(nn.GRU, 4, 3)).step(x) + 1)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def test_tensors_of_other_kinds():
+    handle, x = fastrnn.stream(made(nn.GRU, 4, 3)), torch.ones(1, 4)
+    expected = handle.step(x).clone()
+    handle.reset()
+    assert torch.equal(handle.step(x.as_subclass(Subclass)), expected)
+    with FakeTensorMode():
+        fake = torch.zeros(1, 4)
+    for other in (fake, x.to_sparse(), x.to_mkldnn()):
+        with pytest.raises((TypeError, RuntimeError), match="Expected input to be a dense Tensor|no operator"):
+            handle.step(other)
 
 
 def test_freed_memory_is_an_error():
