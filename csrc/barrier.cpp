@@ -1,67 +1,17 @@
 #include "barrier.h"
 
-#include <sched.h>
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#else
-#include <chrono>
-#include <thread>
-#endif
-
 #include <algorithm>
 #include <climits>
 
 #include "assumptions.h"
 #include "machine.h"
+#include "waiting.h"
 
 namespace fastrnn {
 namespace {
 
-constexpr int64_t kSpin = 60'000;  // ns: some ten times what it takes to sleep and to be woken
-constexpr int64_t kRepay = 16;     // times as long as a team was late it is not tried again
+constexpr int64_t kRepay = 16;  // times as long as a team was late it is not tried again
 constexpr uint64_t kRoundBits = 16;
-
-inline void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Sleeps unless *word is no longer `seen`, until woken; or, where the system has no such call, for a moment.
-void sleep_while(std::atomic<uint32_t>* word, uint32_t seen) {
-#if defined(__linux__)
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
-#else
-  static_cast<void>(word), static_cast<void>(seen);
-  std::this_thread::sleep_for(std::chrono::microseconds(50));
-#endif
-}
-
-void wake_all(std::atomic<uint32_t>* word) {
-#if defined(__linux__)
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
-#else
-  static_cast<void>(word);
-#endif
-}
-
-// Spins while `still()`, for a short time by the clock; 0 if it ended, else since when.
-template <class Still>
-int64_t spin(const Still& still) {
-  int64_t since = 0;
-  for (int turn = 1;; ++turn) {
-    if (!still()) return 0;
-    pause();
-    if (turn % 32) continue;
-    const int64_t time = now();
-    if (!since) since = time;
-    if (time - since > kSpin) return since;
-  }
-}
 
 // Until when, in us, and how many threads: one word, so that both belong together.
 std::atomic<uint64_t> company{0};

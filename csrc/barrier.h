@@ -1,7 +1,7 @@
 // How the threads of a team wait for each other, on CPUs that other programs may want as well.
 //
-// Whoever waits spins for a short time by the clock, then sleeps in the kernel, so that a thread that lost its CPU
-// finds one. A meeting that came late by a good part of the scheduler's slice tells of company: half of the team then
+// Whoever waits spins for a short time by the clock, then sleeps (waiting.h), so that a thread that lost its CPU finds
+// one. A meeting that came late by a good part of the scheduler's slice tells of company: half of the team then
 // leaves the call, and for some time calls plan for no more threads than stayed. The time is a multiple of the time
 // that was lost, so that whatever the company does, trying costs a small part of the whole.
 #pragma once

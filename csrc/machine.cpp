@@ -1,9 +1,14 @@
 #include "machine.h"
 
-#include <omp.h>
 #if defined(__linux__)
 #include <sched.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
 #endif
 
 #include <algorithm>
@@ -14,9 +19,15 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace fastrnn {
 namespace {
+
+// What systems tell: CPUs by a quota, INT_MAX for none; by affinity; and bytes of second-level cache that a core has
+// for itself, 0 where nothing is known.
+#if defined(__linux__)
 
 // The first line of a file, or nothing.
 std::string line_of(const std::string& path) {
@@ -74,14 +85,18 @@ int cpus_of_groups() {
 }
 
 int cpus_of_affinity() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (!sched_getaffinity(0, sizeof(set), &set)) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1, omp_get_num_procs());
+  for (int known = CPU_SETSIZE; known <= 1 << 16; known *= 2) {  // the system refuses a set of fewer than it may have
+    cpu_set_t* const set = CPU_ALLOC(known);
+    if (!set) break;
+    const size_t bytes = CPU_ALLOC_SIZE(known);
+    const int cpus = sched_getaffinity(0, bytes, set) ? 0 : CPU_COUNT_S(bytes, set);
+    CPU_FREE(set);
+    if (cpus) return cpus;
+  }
+  return 0;
 }
 
-int64_t cache_of_system() {
+int64_t cache_of_core() {
   const std::string cpu = "/sys/devices/system/cpu/cpu0/";
   const int64_t siblings = std::max<int64_t>(1, count_of_list(line_of(cpu + "topology/thread_siblings_list")));
   for (int index = 0; index < 8; ++index) {
@@ -93,8 +108,59 @@ int64_t cache_of_system() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
   if (const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE); size > 0) return size;
 #endif
-  return int64_t{1} << 20;  // of a system that does not tell: what server cores of the last ten years have at least
+  return 0;
 }
+
+#elif defined(__APPLE__)
+
+int64_t told(const char* name) {
+  int64_t value = 0;  // what is asked for may have 4 bytes: the processors are little-endian
+  size_t bytes = sizeof(value);
+  return sysctlbyname(name, &value, &bytes, nullptr, 0) ? 0 : value;
+}
+
+int cpus_of_groups() { return INT_MAX; }
+
+int cpus_of_affinity() { return 0; }  // there is none
+
+// Of the fast cores, of which some share a cache; Intel's have one each.
+int64_t cache_of_core() {
+  if (const int64_t shared = told("hw.perflevel0.l2cachesize"))
+    return shared / std::max<int64_t>(1, told("hw.perflevel0.cpusperl2"));
+  return told("hw.l2cachesize");
+}
+
+#elif defined(_WIN32)
+
+int cpus_of_groups() { return INT_MAX; }
+
+int cpus_of_affinity() {
+  DWORD_PTR own = 0, all = 0;
+  return GetProcessAffinityMask(GetCurrentProcess(), &own, &all) ? __builtin_popcountll(own) : 0;
+}
+
+int64_t cache_of_core() {
+  DWORD bytes = 0;
+  GetLogicalProcessorInformation(nullptr, &bytes);
+  std::vector<SYSTEM_LOGICAL_PROCESSOR_INFORMATION> all(bytes / sizeof(SYSTEM_LOGICAL_PROCESSOR_INFORMATION));
+  if (all.empty() || !GetLogicalProcessorInformation(all.data(), &bytes)) return 0;
+  int64_t cores = 0;
+  const auto cache = std::find_if(all.begin(), all.end(), [](const auto& one) {
+    return one.Relationship == RelationCache && one.Cache.Level == 2 && one.Cache.Type != CacheInstruction;
+  });
+  if (cache == all.end()) return 0;
+  for (const auto& one : all)
+    cores += one.Relationship == RelationProcessorCore && (one.ProcessorMask & cache->ProcessorMask);
+  return cache->Cache.Size / std::max<int64_t>(1, cores);
+}
+
+#else
+
+int cpus_of_groups() { return INT_MAX; }
+int cpus_of_affinity() { return 0; }
+int64_t cache_of_core() { return 0; }
+
+#endif
 
 }  // namespace
 
@@ -123,7 +189,9 @@ int usable_cpus() {
   const int64_t time = now();
   int cpus = found.load(std::memory_order_relaxed);
   if (!cpus || time - asked.load(std::memory_order_relaxed) > kFresh) {
-    cpus = std::min(limit, cpus_of_affinity());
+    cpus = cpus_of_affinity();
+    if (!cpus) cpus = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    cpus = std::min(limit, cpus);
     found.store(cpus, std::memory_order_relaxed);
     asked.store(time, std::memory_order_relaxed);
   }
@@ -131,8 +199,9 @@ int usable_cpus() {
 }
 
 int64_t cache_bytes() {
-  static const int64_t bytes = cache_of_system();
-  return bytes;
+  // Of a system that does not tell: what server cores of the last ten years have at least.
+  static const int64_t bytes = std::max<int64_t>(cache_of_core(), 0);
+  return bytes ? bytes : int64_t{1} << 20;
 }
 
 int64_t slice() {

@@ -1,6 +1,8 @@
 // The memory of calls: what each thread keeps, what stays with weights or with a stream.
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 #include <algorithm>
@@ -21,19 +23,32 @@ constexpr size_t kAlign = 64, kHugePage = size_t{2} << 20;
 // a page, and weights larger than L2 stream half as fast again without a stop every 4 KiB.
 void* allocate(size_t bytes) {
   const bool huge = bytes >= kHugePage;
+  const size_t align = huge ? kHugePage : kAlign;
+#if defined(_WIN32)
+  return _aligned_malloc(bytes, align);
+#else
   void* memory = nullptr;
-  if (posix_memalign(&memory, huge ? kHugePage : kAlign, bytes)) return nullptr;
+  if (posix_memalign(&memory, align, bytes)) return nullptr;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // advice: a system without them says no
 #endif
   return memory;
+#endif
+}
+
+void give_back(void* memory) {
+#if defined(_WIN32)
+  _aligned_free(memory);
+#else
+  std::free(memory);
+#endif
 }
 
 struct Pool {
   char* block = nullptr;
   size_t size = 0, used = 0, wanted = 0;
   std::vector<void*> overflow;  // of a call that outgrew the block, which is grown after it
-  ~Pool() { std::free(block); }
+  ~Pool() { give_back(block); }
 };
 
 thread_local Pool pool;
@@ -49,13 +64,13 @@ void* take_apart(std::vector<void*>& list, size_t bytes) {
 
 }  // namespace
 
-WeightCache::~WeightCache() { std::free(block_); }
+WeightCache::~WeightCache() { give_back(block_); }
 
 char* WeightCache::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fresh) {
   bytes = (bytes + kAlign - 1) / kAlign * kAlign;
   *fresh = bytes != size_ || !std::equal(layout, layout + kLayout, layout_);
   if (!*fresh) return block_;
-  std::free(block_);
+  give_back(block_);
   size_ = 0;
   block_ = static_cast<char*>(allocate(bytes));
   if (!block_) throw std::bad_alloc();
@@ -72,14 +87,14 @@ Scratch::Scratch(Kept) : kept_(new Blocks) {}
 
 Scratch::~Scratch() {
   if (kept_) {
-    for (void* memory : *kept_) std::free(memory);
+    for (void* memory : *kept_) give_back(memory);
     delete kept_;
     return;
   }
-  for (void* memory : pool.overflow) std::free(memory);
+  for (void* memory : pool.overflow) give_back(memory);
   pool.overflow.clear();
   if (pool.wanted > pool.size && pool.wanted <= kKeptBytes) {
-    std::free(pool.block);
+    give_back(pool.block);
     pool.block = static_cast<char*>(allocate(pool.wanted));
     pool.size = pool.block ? pool.wanted : 0;
   }

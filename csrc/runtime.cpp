@@ -1,7 +1,8 @@
 #include "runtime.h"
 
-#include <omp.h>
+#if !defined(_WIN32)
 #include <pthread.h>
+#endif
 
 #include <algorithm>
 #include <cfenv>
@@ -9,15 +10,18 @@
 
 #include "barrier.h"
 #include "machine.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
 
 std::atomic<bool> forked{false};
 
+#if !defined(_WIN32)
 void note_fork() { forked.store(true); }
 
 const int fork_handler = pthread_atfork(nullptr, nullptr, note_fork);
+#endif
 
 // How the calling thread rounds, and whether denormals count as zeros to it (torch.set_flush_denormal): a register,
 // read and written 20 times as fast as by the standard library, which stands in for it elsewhere.
@@ -46,36 +50,41 @@ void set_float_mode(const FloatMode& mode) { std::fesetenv(&mode); }
 }  // namespace
 
 Team::Team(int wanted)
-    : size_(wanted <= 1 || forked.load(std::memory_order_relaxed) || omp_in_parallel()
+    : size_(wanted <= 1 || forked.load(std::memory_order_relaxed) || inside_threads()
                 ? 1
                 : std::min(wanted, usable_cpus())) {}
 
 bool Team::run(int threads, void (*body)(void*, int), void* context) {
   if (threads <= 1) return body(context, 0), true;
-  const FloatMode mode = float_mode();
-  int came = 0;
+  struct Call {
+    const FloatMode mode;
+    const int threads;
+    void (*const body)(void*, int);
+    void* const context;
+    int came;
+    int64_t done;  // when this thread was
+  } call{float_mode(), threads, body, context, 0, 0};
   const int64_t begin = now();
-  int64_t done = 0;  // when this thread was
-  // Always as many: a region of fewer makes the runtime end threads, which it starts again for the next one.
-#pragma omp parallel num_threads(size_)
-  {
-    const int thread = omp_get_thread_num();
-    if (thread == 0) came = omp_get_num_threads();
-    if (omp_get_num_threads() >= threads && thread < threads) {
-      const FloatMode own = float_mode();
-      set_float_mode(mode);
-      body(context, thread);
-      set_float_mode(own);
-      if (thread == 0) done = now();
-    }
-  }
-  if (came >= threads) {
+  run_on_threads(
+      threads, size_,
+      [](void* of, int thread, int came) {
+        Call& call = *static_cast<Call*>(of);
+        if (thread == 0) call.came = came;
+        if (came < call.threads || thread >= call.threads) return;
+        const FloatMode own = float_mode();
+        set_float_mode(call.mode);
+        call.body(call.context, thread);
+        set_float_mode(own);
+        if (thread == 0) call.done = now();
+      },
+      &call);
+  if (call.came >= threads) {
     // A thread that was woken for the last meeting, or shares rows, may find no CPU to end on.
-    if (const int64_t end = now(), waited = end - done; waited > slice() / 4 && waited > (done - begin) / 2)
+    if (const int64_t end = now(), waited = end - call.done; waited > slice() / 4 && waited > (call.done - begin) / 2)
       note_company(waited, (threads + 1) / 2);
     return true;
   }
-  size_ = came;
+  size_ = call.came;
   return false;
 }
 

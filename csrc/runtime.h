@@ -7,15 +7,15 @@
 
 namespace fastrnn {
 
-// The OpenMP threads of one call (torch's runtime, once torch is loaded). How many there are is known only once they
-// run: the runtime may give fewer than asked for, by its limits or because it likes. So the work is shared out among
-// size() of them, which learns from every attempt:
+// The threads of one call (threads.h). How many there are is known only once they run: OpenMP's runtime may give fewer
+// than asked for, by its limits or because it likes, and a system has so many and no more. So the work is shared out
+// among size() of them, which learns from every attempt:
 //   Team team(wanted);
 //   while (!attempt(team)) {}  // plans for team.size() threads, then calls run
 class Team {
  public:
   // No more than the CPUs that the process may use; one inside another parallel region, and one in a forked child,
-  // since no OpenMP team survives a fork.
+  // since no thread but the one that forks survives that.
   explicit Team(int wanted);
   int size() const { return size_; }
 

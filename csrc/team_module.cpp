@@ -4,6 +4,7 @@
 #include "barrier.h"
 #include "machine.h"
 #include "team_plan.h"
+#include "threads.h"
 
 namespace fastrnn {
 namespace {
@@ -46,6 +47,7 @@ py::dict machine_as_dict(int threads) {
 }  // namespace
 
 void add_teams(py::module_& m) {
+  m.def("thread_source", &thread_source);
   m.def("usable_cpus", &usable_cpus);
   m.def("cpus_of_quota", &cpus_of_quota, "text"_a);
   m.def("this_machine", &machine_as_dict, "threads"_a);

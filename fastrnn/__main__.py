@@ -32,9 +32,10 @@ def report() -> str:
     packages = {name: _version(name) for name in ("numba", "triton")}
     versions = {"fastrnn": fastrnn.__version__, "torch": torch.__version__, **packages}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    isa = "" if reasons["cpp"] else f", instruction set {backends.load('cpp').isa()}"
+    core = backends.load("cpp")
+    facts = "" if reasons["cpp"] else f" of {core.thread_source()}, instruction set {core.isa()}"
     lines = ["  ".join(f"{name} {number}" for name, number in versions.items())]
-    lines.append(f"CPU: {torch.get_num_threads()} threads{isa}    GPU: {gpu}")
+    lines.append(f"CPU: {torch.get_num_threads()} threads{facts}    GPU: {gpu}")
     lines += [f"  {name:10} {reason or 'live'}" for name, reason in reasons.items()]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     lines += [f"{device} float32 runs on: {_chosen(device)}" for device in devices]

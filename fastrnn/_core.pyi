@@ -27,6 +27,9 @@ def isa() -> str:
         RuntimeError: ``FASTRNN_ISA`` names one that this build or this machine lacks.
     """
 
+def thread_source() -> str:
+    """Where the threads of teams come from, as the build chose it: ``openmp``, or ``std``, a pool of the core's own."""
+
 def usable_cpus() -> int:
     """CPUs that this process may keep busy: of its affinity, no more than its control groups' quota leaves it, or what
     ``FASTRNN_CPUS`` says."""

@@ -1,14 +1,12 @@
 """What the child processes of ``test_memory_safety.py`` run: ``python memory_programs.py PROGRAM ARGUMENT...``.
 
-With ``FASTRNN_CORE`` the compiled core is that file: one built under AddressSanitizer.
+With ``FASTRNN_CORE`` the compiled core is that file (``other_core.py``): one built under AddressSanitizer.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import importlib.util
 import itertools
-import os
 import sys
 import threading
 import time
@@ -17,11 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
-if core := os.environ.get("FASTRNN_CORE"):
-    specification: Any = importlib.util.spec_from_file_location("fastrnn._core", core)
-    sys.modules["fastrnn._core"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(sys.modules["fastrnn._core"])
-
+import other_core  # noqa: F401  ahead of fastrnn
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence

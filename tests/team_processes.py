@@ -2,7 +2,8 @@
 
 Every way of sharing work out, on teams of several sizes, against one thread of the same process, bit for bit: with all
 that come, and where at every third meeting half of the team leaves, as if that had been late.  The environment, and who
-calls, decide how many of the threads that are asked for the OpenMP runtime gives.
+calls, decide how many of the threads that are asked for the OpenMP runtime gives.  With ``FASTRNN_CORE`` the compiled
+core is that file (``other_core.py``), as one with threads of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
+import other_core  # noqa: F401  ahead of fastrnn
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence

@@ -22,11 +22,12 @@ def test_it_names_versions_backends_and_machine():
     assert "threads" in out and "GPU" in out and "cpu float32 runs on: " in out
 
 
-def test_it_names_the_instruction_set_of_a_live_core():
+def test_it_names_the_threads_and_the_instruction_set_of_a_live_core():
     core = backends.load("cpp")
     if reason := core.unavailable():
         pytest.skip(reason)
-    assert f"instruction set {core.isa()}" in main.report()
+    assert core.thread_source() in ("openmp", "std")
+    assert f" threads of {core.thread_source()}, instruction set {core.isa()}" in main.report()
     assert "in place of the missing" not in main.report()
 
 

@@ -126,6 +126,11 @@ def isa() -> str:
     return _core.isa()
 
 
+def thread_source() -> str:
+    """Where the threads come from, as the build chose it: ``openmp``, or ``std``, a pool of the core's own."""
+    return _core.thread_source()
+
+
 def layer_sizes(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_ih: Tensor) -> Layer:
     """The sizes of a layer, as :mod:`fastrnn._core` takes them."""
     directions, batch, outputs = h0.shape

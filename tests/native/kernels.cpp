@@ -288,7 +288,7 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   forward.saved.cells = place(W{}, save && (p.lstm || p.c.projection) ? D * N * H : 0);
   forward.saved.gates = output(save ? D * N * saved * H : 0);
   fastrnn::WeightCache packed[2];
-  if (!save) forward.kept[0] = &packed[0], forward.kept[1] = &packed[1];
+  if (!save) forward.weight_cache[0] = &packed[0], forward.weight_cache[1] = &packed[1];
   run_forward(kernels, forward);
   if (!save) run_forward(kernels, forward);  // out of the packed weights of the first
   std::vector<Named> results{{"y", result(0)}, {"hn", result(1)}, {"cn", result(2)}};

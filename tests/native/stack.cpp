@@ -93,7 +93,7 @@ Values run(const Kernels& kernels, const Case& c, bool train, bool together, int
     layer.weights[0] = {input(rows * I, spread),          input(rows * P, spread),
                         input(c.bias ? rows : 0, spread), input(c.bias ? rows : 0, spread),
                         input(c.projection * H, spread),  nullptr};
-    if (!train) layer.kept[0] = &packed[i];
+    if (!train) layer.weight_cache[0] = &packed[i];
     layer.y = output(c.rows() * P), layer.hn = output(B * P), layer.cn = output(cells);
     if (!train) continue;
     layer.saved.gates = output(c.gates() > 1 ? c.rows() * 4 * H : 0);

@@ -1,0 +1,201 @@
+// Teams, on whatever threads the build has: all come, at once, in the caller's floating-point mode; many callers,
+// callers inside of teams, teams larger than the machine; fewer threads than asked for; before and after a fork. One
+// that waits for ever is ended by whoever runs the tests.
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+#if !defined(_WIN32)
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#endif
+
+#include "barrier.h"
+#include "machine.h"
+#include "runtime.h"
+#include "threads.h"
+
+namespace {
+
+using fastrnn::Barrier;
+using fastrnn::Seat;
+using fastrnn::Team;
+
+std::atomic<int> checks{0}, failures{0};
+
+void check(bool passed, const std::string& what) {
+  ++checks;
+  if (passed) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+constexpr int kMost = 16;
+
+// By how the calling thread rounds.
+float rounded() {
+  volatile float one = 1, little = 1e-10f;
+  return one + little;
+}
+
+// What a team did, in memory that no atomic guards: the meetings alone, and the end of the call, let others read it.
+struct Work {
+  int threads;
+  Barrier barrier;
+  int ran[kMost] = {}, seen[kMost] = {}, nested[kMost] = {};
+  float sums[kMost] = {};
+
+  static void run(void* context, int thread) {
+    Work& all = *static_cast<Work*>(context);
+    ++all.ran[thread];
+    all.nested[thread] = Team(kMost).size();
+    all.sums[thread] = rounded();
+    all.barrier.wait({thread, all.threads});
+    for (int t = 0; t < all.threads; ++t) all.seen[thread] += all.ran[t];
+    all.barrier.wait({thread, all.threads});
+    ++all.ran[thread];
+  }
+};
+
+// Runs work on teams of up to `wanted`, as the kernels do; how many threads came.
+int run_team(int wanted, const char* who) {
+  Team team(wanted);
+  for (;;) {
+    const int threads = team.size();
+    Work work{threads, {}};
+    if (!team.run(threads, Work::run, &work)) continue;
+    const std::string name = std::string(who) + ", " + std::to_string(threads) + " threads: ";
+    for (int t = 0; t < kMost; ++t) {
+      check(work.ran[t] == (t < threads ? 2 : 0), name + "each runs once");
+      if (t >= threads) continue;
+      check(work.seen[t] == threads, name + "all see what all did before they met");
+      check(threads == 1 || work.nested[t] == 1, name + "a team inside of a team is of one thread");
+      check(work.sums[t] == rounded(), name + "rounds as the caller");
+    }
+    return threads;
+  }
+}
+
+void rest(int microseconds) { std::this_thread::sleep_for(std::chrono::microseconds(microseconds)); }
+
+void check_sizes() {
+  const int most = std::min(kMost, fastrnn::usable_cpus());
+  check(Team(1000).size() == fastrnn::usable_cpus(), "no more threads than CPUs that may be used");
+  for (int turn = 0; turn < 300; ++turn)
+    for (int wanted = 1; wanted <= kMost; wanted += 1 + turn % 3) {
+      check(run_team(wanted, "sizes") == std::min(wanted, most), "sizes: as many come as are wanted");
+      if (turn % 50 == 0) rest(1000);  // threads that wait have gone to sleep
+    }
+}
+
+// Some threads are late, so that the others sleep when they come.
+void check_late() {
+  struct Late {
+    std::atomic<int> ended{0};
+  };
+  for (int turn = 0; turn < 12; ++turn) {
+    Late late;
+    Team team(3);
+    const int threads = team.size();
+    const auto body = [](void* context, int thread) {
+      rest(thread * 700);
+      ++static_cast<Late*>(context)->ended;
+    };
+    while (!team.run(threads, body, &late)) continue;
+    check(late.ended == threads, "late: the call ends when all have");
+    rest(turn * 100);
+  }
+}
+
+void check_rounding() {
+  const int before = std::fegetround();
+  std::fesetround(FE_UPWARD);
+  check(rounded() > 1, "rounding upward");
+  run_team(4, "rounding upward");
+  std::fesetround(before);
+  run_team(4, "rounding as before");
+}
+
+// Each with a team of its own, and each ends, so that the next has other threads.
+void check_callers() {
+  for (int turn = 0; turn < 8; ++turn) {
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 5; ++caller)
+      callers.emplace_back([] {
+        for (int i = 0; i < 40; ++i) run_team(2 + i % 4, "many callers");
+      });
+    for (std::thread& caller : callers) caller.join();
+  }
+}
+
+#if !defined(_WIN32)
+int in_child(int (*body)()) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (!child) _exit(body());
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+// While another thread has a team.
+void check_fork() {
+  std::atomic<bool> end{false};
+  std::thread other([&] {
+    while (!end) run_team(3, "beside a fork");
+  });
+  for (int i = 0; i < 10; ++i) {
+    check(in_child([] { return Team(4).size() == 1 && run_team(4, "a forked child") == 1 && !failures ? 0 : 1; }) == 0,
+          "a forked child works alone");
+    run_team(4, "behind a fork");
+  }
+  end = true;
+  other.join();
+}
+
+// In a process of its own, before it has any thread; OpenMP's runtime ends a process to which the system gives none.
+int few_threads() {
+  const auto come = [](void* context, int, int came) { *static_cast<std::atomic<int>*>(context) = came; };
+  if (getuid() == 0 && setuid(65534)) return 2;  // limits do not hold for root
+  const rlimit none{0, 0};
+  if (setrlimit(RLIMIT_NPROC, &none)) return 2;
+  try {
+    std::thread([] {}).join();
+    return 2;  // this system does not keep to the limit
+  } catch (const std::exception&) {
+  }
+  std::atomic<int> came{0};
+  fastrnn::run_on_threads(4, 4, come, &came);
+  if (came != 1) return 1;
+  return run_team(4, "no threads to be had") == 1 && !failures ? 0 : 1;
+}
+#endif
+
+}  // namespace
+
+int main() {
+#if !defined(_WIN32)
+  if (!std::strcmp(fastrnn::thread_source(), "std")) {
+    const int status = in_child(few_threads);
+    check(status == 0 || status == 2, "fewer threads than asked for: " + std::to_string(status));
+    if (status == 2)
+      std::printf("threads: this system gives threads beyond its limit, so that one check is left out\n");
+  }
+#endif
+  check_sizes();
+  check_late();
+  check_rounding();
+  check_callers();
+#if !defined(_WIN32)
+  check_fork();
+#endif
+  std::printf("threads of %s: %d passed, %d failed\n", fastrnn::thread_source(), checks.load(), failures.load());
+  return failures != 0;
+}
