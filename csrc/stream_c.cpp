@@ -112,11 +112,11 @@ fastrnn_status fastrnn_stream_load(const char* path, int64_t batch, fastrnn_stre
 
 void fastrnn_stream_free(fastrnn_stream* stream) { delete stream; }
 
-int64_t fastrnn_stream_batch(const fastrnn_stream* stream) { return stream->batch(); }
-int64_t fastrnn_stream_inputs(const fastrnn_stream* stream) { return stream->inputs(); }
-int64_t fastrnn_stream_vocabulary(const fastrnn_stream* stream) { return stream->vocabulary(); }
-int64_t fastrnn_stream_outputs(const fastrnn_stream* stream) { return stream->outputs(); }
-int64_t fastrnn_stream_state_size(const fastrnn_stream* stream) { return stream->state_size(); }
+int64_t fastrnn_stream_batch(const fastrnn_stream* stream) { return stream ? stream->batch() : 0; }
+int64_t fastrnn_stream_inputs(const fastrnn_stream* stream) { return stream ? stream->inputs() : 0; }
+int64_t fastrnn_stream_vocabulary(const fastrnn_stream* stream) { return stream ? stream->vocabulary() : 0; }
+int64_t fastrnn_stream_outputs(const fastrnn_stream* stream) { return stream ? stream->outputs() : 0; }
+int64_t fastrnn_stream_state_size(const fastrnn_stream* stream) { return stream ? stream->state_size() : 0; }
 
 fastrnn_status fastrnn_stream_step(fastrnn_stream* stream, const float* x, float* y) {
   if (!stream || !x || !y) return fail(FASTRNN_BAD_ARGUMENT, "expected a stream, x and y, got null");

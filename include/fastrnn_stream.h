@@ -58,6 +58,7 @@ FASTRNN_API fastrnn_status fastrnn_stream_load(const char* path, int64_t batch, 
 FASTRNN_API fastrnn_status fastrnn_stream_read(const void* bytes, size_t size, int64_t batch, fastrnn_stream** to);
 FASTRNN_API void fastrnn_stream_free(fastrnn_stream* stream); /* null is allowed */
 
+/* Sizes; 0 of a null pointer. */
 FASTRNN_API int64_t fastrnn_stream_batch(const fastrnn_stream* stream);      /* B */
 FASTRNN_API int64_t fastrnn_stream_inputs(const fastrnn_stream* stream);     /* I, numbers in a row of x */
 FASTRNN_API int64_t fastrnn_stream_vocabulary(const fastrnn_stream* stream); /* tokens that there are; 0: it takes x */

@@ -150,6 +150,7 @@ def test_what_is_no_call_is_refused(library: Any, tmp_path: Path):
     assert library.fastrnn_stream_step(tokens.handle, x.data_ptr(), y.data_ptr()) == BAD_ARGUMENT
     assert library.fastrnn_stream_step_tokens(tokens.handle, token.data_ptr(), y.data_ptr()) == BAD_TOKEN
     assert b"a token is out of range" in library.fastrnn_error()
+    assert library.fastrnn_stream_outputs(None) == 0 and library.fastrnn_stream_outputs(plain.handle) == 4
     for row in (-2, 2):
         assert library.fastrnn_stream_reset(plain.handle, row) == BAD_ARGUMENT
     for batch in (0, -1, 1 << 21):

@@ -103,8 +103,11 @@ def test_cells(build: Any):
             torch.testing.assert_close(handle.step(step), h, rtol=1e-5, atol=1e-5)
     own = handle.state
     assert type(own) is type(state)
+    other = fastrnn.stream(cell, 2)
+    other.state = own
     for ours, theirs in zip(own, state, strict=True) if isinstance(own, tuple) else [(own, state)]:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(other.step(x[0]), handle.step(x[0]))
 
 
 class Letters(nn.Module):
