@@ -231,8 +231,10 @@ def _is_index(index: Any) -> bool:
 
 
 def _takes(node: Any, current: Any, states: set[Any]) -> bool:
-    """Whether a call takes what came last, and perhaps a state."""
+    """Whether a call takes what came last, and perhaps a state; nothing else that a module may be asked for."""
     others = [*node.args[1:], *node.kwargs.values()]
+    if len(others) > 1 or not node.kwargs.keys() <= {"hx"}:
+        return False
     return node.args[:1] == (current,) and all(each is None or _is_state(each, states) for each in others)
 
 

@@ -429,6 +429,15 @@ class Twice(Residual):
         return h, y
 
 
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = fastrnn.GRU(4, 4)
+
+    def forward(self, x: Tensor, lengths: Any = None) -> Tensor:
+        return self.rnn(x, lengths=lengths)[0]
+
+
 class Own(nn.LSTM):
     def forward(self, input: Any, hx: Any = None) -> Any:
         return super().forward(2 * input, hx)
@@ -446,6 +455,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (Last, "Last.forward has"),
     (Branching, "Branching.forward cannot be recorded"),
     (Twice, "Twice.forward has"),
+    (Padded, "Padded.forward has .*rnn"),
     (lambda: Own(4, 4), "a forward of its own class"),
     (hooked, "GRU has a hook"),
     (lambda: nn.Linear(4, 4), "no recurrent layer"),
