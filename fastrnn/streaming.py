@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,8 +218,8 @@ def c_library() -> tuple[Path, Path]:
     if reason := cpp.unavailable():
         raise BackendError(f"the C library comes with the C++ kernels, and {reason}")
     root = Path(cpp.core_file()).parent
-    end = "dylib" if sys.platform == "darwin" else "so"
-    return root / "include", root / "lib" / f"libfastrnn_stream.{end}"
+    ends = ".so", ".dylib", ".dll"
+    return root / "include", next(path for path in (root / "lib").glob("*fastrnn_stream.*") if path.suffix in ends)
 
 
 def _layer_count(module: Any) -> int:

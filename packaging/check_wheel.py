@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 8 << 20
 CORE = re.compile(r"fastrnn/_core[.\w-]*\.(so|pyd)")
-LIBRARY = re.compile(r"fastrnn/lib/libfastrnn_stream\.(so|dylib)")
+LIBRARY = re.compile(r"fastrnn/lib/(lib)?fastrnn_stream\.(so|dylib|dll)")
 INFO = {"METADATA", "WHEEL", "RECORD", "licenses/LICENSE"}
 
 
