@@ -118,7 +118,11 @@ py::object integers(const Network& network, PyObject* input, PyObject* hx) {
     Int8Parameters& to = layers[i / network.directions].weights[i % network.directions];
     const auto wide = [&](auto... sizes) { return call.weight<float>(*own++, sizes...); };
     const auto narrow = [&](auto... sizes) { return call.weight<int8_t>(*own++, sizes...); };
-    to.s_ih = wide(rows), to.w_ih = narrow(rows, width);
+    to.s_ih = wide(rows);
+    if (holds<float>(view(own->ptr())))
+      to.f_ih = wide(rows, width);
+    else
+      to.w_ih = narrow(rows, width);
     to.s_hh = wide(rows), to.w_hh = narrow(rows, outputs);
     if (plain == 6) to.b_ih = wide(rows), to.b_hh = wide(rows);
     if (projected) to.s_hr = wide(outputs), to.w_hr = narrow(outputs, hidden);

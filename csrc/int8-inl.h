@@ -1,6 +1,7 @@
 // The forward scan of one direction of a layer whose weights are int8, with a scale a row.
 //
-// Floor per step of one row: G H (I + P) bytes of weights. So they are read as they lie, once a step.
+// Floor per step of one row: G H (I + P) bytes of weights. So they are read as they lie, once a step. Those of the
+// inputs may be floats (scan.h).
 #pragma once
 
 #include "cells-inl.h"
@@ -31,7 +32,8 @@ struct Int8Scan {
   const Steps steps;
   const int threads;
   Barrier& barrier;
-  const bool projected;
+  const bool projected, float_inputs;
+  FloatMatrix f_ih;
   const Matrix w_ih, w_hh, w_hr;
   const int64_t chunk;  // steps whose inputs are multiplied at once
   const Int8Rows inputs, states, units;
@@ -39,17 +41,21 @@ struct Int8Scan {
 
   Int8Scan(const Int8Forward& a, int d, const int64_t* offsets, int team, Barrier& b, Scratch& scratch)
       : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, threads(team),
-        barrier(b), projected(a.weights[d].w_hr != nullptr),
-        w_ih(int8_matrix<Matrix>(a.weights[d].w_ih, a.weights[d].s_ih, a.weights[d].b_ih, G, z.hidden, z.inputs,
-                                 scratch)),
+        barrier(b), projected(a.weights[d].w_hr != nullptr), float_inputs(a.weights[d].f_ih != nullptr),
+        f_ih{a.weights[d].f_ih, a.weights[d].b_ih, z.inputs},
+        w_ih(int8_matrix<Matrix>(float_inputs ? a.weights[d].w_hh : a.weights[d].w_ih,
+                                 float_inputs ? a.weights[d].s_hh : a.weights[d].s_ih,
+                                 float_inputs ? nullptr : a.weights[d].b_ih, float_inputs ? 1 : G,
+                                 float_inputs ? 1 : z.hidden, float_inputs ? 1 : z.inputs, scratch)),
         w_hh(int8_matrix<Matrix>(a.weights[d].w_hh, a.weights[d].s_hh, a.weights[d].b_hh, G, z.hidden, z.outputs,
                                  scratch)),
         w_hr(int8_matrix<Matrix>(projected ? a.weights[d].w_hr : a.weights[d].w_hh,
                                  projected ? a.weights[d].s_hr : a.weights[d].s_hh, nullptr, 1,
                                  projected ? z.outputs : 1, projected ? z.hidden : 1, scratch)),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))),
-        inputs(chunk * z.batch, 1, z.inputs, team, scratch), states(z.batch, 1, z.outputs, team, scratch),
-        units(projected ? z.batch : 0, 1, z.hidden, team, scratch) {
+        inputs(float_inputs ? 0 : chunk * z.batch, 1, z.inputs, team, scratch),
+        states(z.batch, 1, z.outputs, team, scratch), units(projected ? z.batch : 0, 1, z.hidden, team, scratch) {
+    if (!std::is_same_v<Matrix, Int8Matrix> && float_inputs) f_ih.keep(G * z.hidden, scratch);
     state = scratch.take<float>(z.batch * z.outputs);
     next = scratch.take<float>(z.batch * z.outputs);
     unprojected = scratch.take<float>(projected ? z.batch * z.hidden : 0);
@@ -96,16 +102,20 @@ struct Int8Scan {
 
   void multiply_inputs(int64_t s, int64_t end, Part own, const Int8Rows& x) const {
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
-    x.fill(args.x + first * z.inputs, z.inputs, rows);
-    for (int64_t block = own.begin; block < own.end; ++block) multiply_inputs(block, rows, x);
+    const float* from = args.x + first * z.inputs;
+    if (!float_inputs) x.fill(from, z.inputs, rows);
+    for (int64_t block = own.begin; block < own.end; ++block) multiply_inputs(block, rows, from, x);
   }
 
-  // The same for L units, of rows that are int8 already.
-  void multiply_inputs(int64_t block, int64_t rows, const Int8Rows& x) const {
+  // Those of L units: of rows from `from` on, which `x` holds rounded.
+  void multiply_inputs(int64_t block, int64_t rows, const float* from, const Int8Rows& x) const {
     const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - block * L));
     for (int64_t r = 0; r < rows; ++r)
-      for (int gate = 0; gate < G; ++gate)
-        store(product_at(block, r) + gate * L, x.times(w_ih, w_ih.row_of(gate, block * L, z.hidden), lanes, r));
+      for (int gate = 0; gate < G; ++gate) {
+        const Vec<float> sums = float_inputs ? f_ih.times(gate * z.hidden + block * L, lanes, from + r * z.inputs)
+                                             : x.times(w_ih, w_ih.row_of(gate, block * L, z.hidden), lanes, r);
+        store(product_at(block, r) + gate * L, sums);
+      }
   }
 
   // One step of L units: gates, c and h of all rows.
@@ -146,13 +156,15 @@ struct Int8Scan {
 };
 
 template <class Cell>
-TeamPlan plan_int8(const Sizes& z, const Team& team) {
+TeamPlan plan_int8(const Int8Forward& args, const Team& team) {
   constexpr double kSize = 0.25;  // a multiply-add is worth so many of floats
-  const double state = double(Cell::kGates) * z.hidden * z.outputs, inputs = double(Cell::kGates) * z.hidden * z.inputs;
-  if (team.size() == 1 || (state + inputs) * kSize * z.rows * z.directions < kCallWork) return {1, false, false};
+  const Sizes& z = args.sizes;
+  const double state = kSize * Cell::kGates * z.hidden * z.outputs,
+               inputs = (args.weights[0].f_ih ? 1 : kSize) * Cell::kGates * z.hidden * z.inputs;
+  if (team.size() == 1 || (state + inputs) * z.rows * z.directions < kCallWork) return {1, false, false};
   TeamWork work{};
-  work.recurrent = state * kSize, work.ahead = inputs * kSize;
-  work.weight_bytes = state;
+  work.recurrent = state, work.ahead = inputs;
+  work.weight_bytes = state / kSize;
   work.steps = z.steps, work.rows = z.rows;
   work.panels = ceil_div(z.hidden, kLanes<float>);
   work.directions = z.directions;
@@ -165,7 +177,7 @@ bool run_int8(const Int8Forward& args, Team& team) {
   const Sizes& z = args.sizes;
   Scratch scratch;
   Barrier barriers[2];
-  const TeamPlan team_plan = plan_int8<Cell>(z, team);
+  const TeamPlan team_plan = plan_int8<Cell>(args, team);
   const int own = team_plan.threads;
   const int64_t* offsets = make_offsets(z, scratch);
   Int8Scan<Cell> first(args, 0, offsets, own, barriers[0], scratch);

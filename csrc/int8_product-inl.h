@@ -163,10 +163,53 @@ struct PackedInt8Matrix {
   }
 };
 
+// A matrix of floats in the place of one of int8: its rows lie as they are stored, (R, depth).
+struct FloatMatrix {
+  const float *values, *bias;
+  int64_t depth;
+
+  // From now on in memory of its own, as packed matrices are.
+  void keep(int64_t rows, Scratch& scratch) {
+    const auto own = [&](const float* from, int64_t count) {
+      float* const to = scratch.take<float>(count);
+      copy(to, from, count);
+      return to;
+    };
+    values = own(values, rows * depth);
+    if (bias) bias = own(bias, rows);
+  }
+
+  // The same sums as those of Int8Matrix::product, of a row of activations that is not rounded. The order of the terms
+  // of a sum depends on nothing but the depth.
+  FASTRNN_INLINE Vec<float> times(int64_t row, int lanes, const float* x) const {
+    Vec<float> sums{};
+    for (int lane = 0; lane < lanes; ++lane) {
+      const float* w = values + (row + lane) * depth;
+      constexpr int L = kLanes<float>;
+      Vec<float> terms[2]{};
+      int64_t k = 0;
+      for (; k + 2 * L <= depth; k += 2 * L) {
+        terms[0] += load(w + k) * load(x + k);
+        terms[1] += load(w + k + L) * load(x + k + L);
+      }
+      for (; k < depth; k += L) {
+        const int count = static_cast<int>(smaller<int64_t>(L, depth - k));
+        terms[0] += load_part(w + k, count) * load_part(x + k, count);
+      }
+      terms[0] += terms[1];
+      float sum = 0;
+      for (int i = 0; i < L; ++i) sum += terms[0][i];
+      sums[lane] = sum;
+    }
+    return bias ? sums + load_part(bias + row, lanes) : sums;
+  }
+};
+
 // A row as int8, with zeros up to a whole vector; returns its scale. A row so small that its scale would be no normal
 // number counts as zeros.
 FASTRNN_INLINE float quantize(const float* from, int64_t count, int8_t* to) {
   constexpr int L = kLanes<float>;
+  if (count < 0) __builtin_unreachable();  // else GCC warns of what `clear` would do then
   const auto read = [&](int64_t i) __attribute__((always_inline)) {
     return load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i)));
   };

@@ -258,7 +258,7 @@ void backward(const py::list& records) {
 }
 
 // Weights of 8 bits: a list of scale_ih, weight_ih, scale_hh, weight_hh, then bias_ih and bias_hh if there are biases,
-// then scale_hr and weight_hr if there is a projection, for each direction.
+// then scale_hr and weight_hr if there is a projection, for each direction. weight_ih may be of floats.
 void forward_int8(py::handle layer, py::handle x, py::handle h0, py::handle c0, const py::sequence& weights,
                   py::handle y, py::handle hn, py::handle cn) {
   Memory memory;
@@ -290,7 +290,11 @@ void forward_int8(py::handle layer, py::handle x, py::handle h0, py::handle c0, 
     };
     const auto wide = [&](__int128 count) { return read.tensor<float>(weights[at++], "scales and biases", count); };
     Int8Parameters& w = call.weights[d];
-    w.s_ih = wide(rows), w.w_ih = narrow(rows * z.inputs);
+    w.s_ih = wide(rows);
+    if (py::object(weights[at]).attr("element_size")().cast<size_t>() == sizeof(float))
+      w.f_ih = wide(rows * z.inputs);
+    else
+      w.w_ih = narrow(rows * z.inputs);
     w.s_hh = wide(rows), w.w_hh = narrow(rows * z.outputs);
     if (plain == 6) w.b_ih = wide(rows), w.b_hh = wide(rows);
     if (projected) w.s_hr = wide(z.outputs), w.w_hr = narrow(__int128{z.outputs} * z.hidden);

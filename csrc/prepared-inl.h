@@ -124,11 +124,11 @@ struct PreparedInt8 {
     const Sizes& z = scan.z;
     const int64_t blocks = ceil_div(z.hidden, Scan::L);
     const Int8Rows x = scan.inputs.of(0), h = scan.states.of(0), u = scan.units.of(0);
-    x.fill(args.x, z.inputs, z.batch);
+    if (!scan.float_inputs) x.fill(args.x, z.inputs, z.batch);
     h.fill(before, z.outputs, z.batch);
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t block = backwards ? blocks - 1 - i : i;
-      scan.multiply_inputs(block, z.batch, x);
+      scan.multiply_inputs(block, z.batch, args.x, x);
       scan.step(0, block, z.batch, h, before, after);
     }
     backwards = !backwards;

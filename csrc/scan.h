@@ -115,8 +115,9 @@ struct Backward : Inputs<S, A> {
 // One direction's parameters with weights of 8 bits: weight[r][k] = w[r * depth + k] * s[r], w from -127 to 127. Depths
 // are at most kInt8Depth, so that no sum of products leaves int32.
 struct Int8Parameters {
-  const int8_t* w_ih;  // (G*H, I)
-  const float* s_ih;   // (G*H)
+  const int8_t* w_ih;  // (G*H, I), or null, with
+  const float* f_ih;   // (G*H, I): floats in its place, by which x is multiplied as it is
+  const float* s_ih;   // (G*H), not read with f_ih
   const int8_t* w_hh;  // (G*H, P)
   const float* s_hh;   // (G*H)
   const float* b_ih;   // (G*H), or null with b_hh

@@ -19,9 +19,14 @@ Prepared prepare_layer(const StreamLayer& from, int64_t batch, const void* x, vo
       layer.mode = from.mode, layer.sizes = sizes, layer.threads = 1;
       layer.x = static_cast<const float*>(x), layer.y = static_cast<float*>(y);
       const auto narrow = [](const void* matrix) { return static_cast<const int8_t*>(matrix); };
-      const auto wide = [](const void* bias) { return static_cast<const float*>(bias); };
-      layer.weights[0] = {narrow(from.w_ih), from.s_ih,       narrow(from.w_hh), from.s_hh,
-                          wide(from.b_ih),   wide(from.b_hh), narrow(from.w_hr), from.s_hr};
+      const auto wide = [](const void* array) { return static_cast<const float*>(array); };
+      Int8Parameters& w = layer.weights[0];
+      if (from.float_inputs)
+        w.f_ih = wide(from.w_ih);
+      else
+        w.w_ih = narrow(from.w_ih);
+      w.s_ih = from.s_ih, w.w_hh = narrow(from.w_hh), w.s_hh = from.s_hh;
+      w.b_ih = wide(from.b_ih), w.b_hh = wide(from.b_hh), w.w_hr = narrow(from.w_hr), w.s_hr = from.s_hr;
       return all.prepare_int8(layer, memory);
     }
   }

@@ -9,7 +9,7 @@ namespace {
 constexpr size_t kHeader = 64, kLayerHeader = 32, kAlign = 64;
 constexpr uint32_t kVersion = 1, kMostLayers = 1024;
 constexpr uint64_t kMostSize = uint64_t{1} << 31;
-enum Flags : uint32_t { kInt8 = 1, kBiases = 2, kProjection = 4, kInitial = 8, kAllFlags = 15 };
+enum Flags : uint32_t { kInt8 = 1, kBiases = 2, kProjection = 4, kInitial = 8, kFloatInputs = 16, kAllFlags = 31 };
 
 // Eight bytes at once, by eight tables: t[k][b] is the remainder of byte b with k bytes of zeros behind it. Source: M.
 // Kounavis and F. Berry, A systematic approach to building high performance software-based CRC generators (2005).
@@ -95,7 +95,10 @@ void read_arrays(Cursor& file, size_t item, uint32_t flags, StreamLayer& layer) 
     scales = file.floats(height);
     return int8_matrix(file, height, depth);
   };
-  layer.w_ih = matrix(layer.s_ih, rows, layer.inputs);
+  if (layer.float_inputs)
+    layer.w_ih = file.floats(rows * layer.inputs);
+  else
+    layer.w_ih = matrix(layer.s_ih, rows, layer.inputs);
   layer.w_hh = matrix(layer.s_hh, rows, layer.outputs);
   if (flags & kBiases)
     for (const void** bias : {&layer.b_ih, &layer.b_hh}) *bias = file.array(1, rows, layer.int8 ? 4 : item);
@@ -153,9 +156,10 @@ StreamModel read_stream_file(const void* bytes, size_t size) {
     const auto mode = file.number<uint32_t>();
     flags.push_back(file.number<uint32_t>());
     require(mode < sizeof(kCells) / sizeof(*kCells), name + "mode", mode, "0 to 3");
-    require(flags[i] <= kAllFlags && !(model.narrow && flags[i] & kInt8), name + "flags", flags[i],
-            "0 to 15, and no weights of int8 among bfloat16");
-    layer.mode = static_cast<Mode>(mode), layer.int8 = flags[i] & kInt8;
+    const bool int8 = flags[i] & kInt8, float_inputs = flags[i] & kFloatInputs;
+    require(flags[i] <= kAllFlags && !(model.narrow && int8) && !(float_inputs && !int8), name + "flags", flags[i],
+            "0 to 31, no weights of int8 among bfloat16, and 16 with those of int8 alone");
+    layer.mode = static_cast<Mode>(mode), layer.int8 = int8, layer.float_inputs = float_inputs;
     layer.inputs = inputs;
     layer.hidden = file.count(name + "hidden units", 1), layer.outputs = file.count(name + "outputs", 1);
     const bool projects = flags[i] & kProjection;

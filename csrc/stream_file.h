@@ -12,7 +12,8 @@
 //   56  u32  1 where that has a bias
 //   60  u32  0
 //   64  each layer, 32 bytes:  u32 mode (cell_table.h); u32 flags, the sum of 1 weights of int8, 2 biases,
-//       4 projection, 8 initial states; u64 H; u64 P, which is H unless there is a projection; u64 0
+//       4 projection, 8 initial states, 16 with int8: w_ih is float32; u64 H; u64 P, which is H unless there is a
+//       projection; u64 0
 //
 // Then the arrays: the embedding (V, I); of each layer w_ih (G*H, I), w_hh (G*H, P), b_ih (G*H), b_hh (G*H), w_hr (P,
 // H), initial h (P) and c (H), those that it has; the linear layer's weight (O, P) and bias (O). Each matrix of int8
@@ -41,7 +42,7 @@ struct StreamError : std::exception {
 // Pointers into the bytes of a file; null for what there is not. Of int8 layers biases are floats.
 struct StreamLayer {
   Mode mode;
-  bool int8;
+  bool int8, float_inputs;  // the latter: w_ih is of floats among matrices of int8
   int64_t inputs, hidden, outputs;
   const void *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
   const float *s_ih, *s_hh, *s_hr;

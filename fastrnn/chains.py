@@ -39,6 +39,7 @@ class Layer(NamedTuple):
         matrices: weight_ih (G*H, I), weight_hh (G*H, P), weight_hr (P, H).
         biases: bias_ih and bias_hh (G*H), or none.
         initial: h (P) and c (H), of a learned initial state, or none.
+        float_input: whether weight_ih is float32 among weights of 8 bits; its scales are 1.
     """
 
     mode: str
@@ -47,6 +48,7 @@ class Layer(NamedTuple):
     matrices: list[Tensor]
     biases: list[Tensor]
     initial: list[Tensor]
+    float_input: bool
 
 
 class Chain(NamedTuple):
@@ -90,6 +92,7 @@ def _layers(module: Any) -> Iterator[Layer]:
             [getattr(module, f"weight_{name}{end}") for name in names],
             [getattr(module, f"bias_{name}{end}") for name in ("ih", "hh")] if module.bias else [],
             [getattr(module, name)[k] for name in states],
+            narrow and k == 0 and module.float_input,
         )
         width = outputs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import torch
@@ -150,7 +150,9 @@ def revert(model: Model) -> Model:
     return _swapped(model, swaps)
 
 
-def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
+def quantize_dynamic(
+    model: Model, inplace: bool = False, *, float_input: bool | None = None, skip: Collection[str] = ()
+) -> Model | Any:
     """``model`` with every RNN, LSTM, GRU, cell, :class:`fastrnn.Network` and :class:`fastrnn.NetworkCell`, itself
     included, replaced by one with weights of 8 bits (:mod:`fastrnn.quantized`, :mod:`fastrnn.quantized_network`); all
     else stays.  For inference on a CPU.
@@ -163,18 +165,29 @@ def quantize_dynamic(model: Model, inplace: bool = False) -> Model | Any:
     Args:
         model: it is copied, unless ``inplace``.
         inplace: whether to change the model itself.
+        float_input: whether the first product with the input, ``W_ih`` of a first layer or a cell, stays float32; None:
+            where that costs little (:mod:`fastrnn.quantized`).
+        skip: names of modules, as ``named_modules`` has them, that stay as they are, with all that is in them.
 
     Returns:
         The model, or the module put in its place where it is itself one of these.
 
     Raises:
+        ValueError: ``skip`` names what is no module of the model.
         ValueError, BackendError: see ``QuantizedLSTM.from_float``; then a model that was not copied is unchanged.
     """
+    if isinstance(skip, str):
+        raise ValueError(f"skip: expected a collection of names, got the string {skip!r}")
+    if unknown := set(skip) - {name for name, _ in model.named_modules(remove_duplicate=False)}:
+        raise ValueError(f"skip: expected names of modules of the model, got {sorted(unknown)}")
+    stays = {module for name in skip for module in model.get_submodule(name).modules()}
     found: dict[nn.Module, Any] = {}
     classes: Classes = {cls: each.int8 for each in record().values() if each.int8 for cls in each[:3] if cls}
     for _, module, _, new in _exactly(model, classes):
-        if "forward" not in vars(module):  # else somebody has put a forward of his own on the module
-            found[module] = new.from_float(module)
+        if (
+            "forward" not in vars(module) and module not in stays
+        ):  # one with a forward that somebody has put on it stays
+            found[module] = new.from_float(module, float_input)
     if not inplace:
         memo: dict[int, Any] = {id(module): narrow for module, narrow in found.items()}
         copied = copy.deepcopy(model, memo)

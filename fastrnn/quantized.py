@@ -1,8 +1,13 @@
 """Weights of 8 bits for inference on a CPU: the modules that :func:`fastrnn.quantize_dynamic` puts in.
 
 What a matrix of 8 bits is, and its product, says :mod:`fastrnn.cell.int8`; biases, gates, h and c are float32.  A step
-then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.modes`.  A NaN or an infinity in x or
-h makes all gates of that row and step NaN.
+then reads a quarter of the bytes.  The equations else are those of :mod:`fastrnn.modes`.  A NaN or an infinity in what
+is rounded makes all gates of that row and step NaN.
+
+``W_ih`` of the first layer may stay float32, with an input that is not rounded: features whose sizes are orders of
+magnitude apart, such as the powers of a spectrum, lose the small ones where a row is rounded by its largest.  By
+default it does where that costs little, in modules whose state is at least four times as wide as their input;
+``float_input`` says otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from fastrnn import options
 from fastrnn.backends import BackendError, cpp, requested
-from fastrnn.cell.int8 import quantize
+from fastrnn.cell.int8 import numbers, quantize
 from fastrnn.cell_modules import step
 from fastrnn.checks import Sizes, shapes_misfit, steps_misfit
 from fastrnn.compilable import Compilable
@@ -25,6 +30,10 @@ from fastrnn.modes import CELLS
 from fastrnn.modules import run, unexpected
 from fastrnn.storage import require_memory
 from fastrnn.walk import Path
+
+# By default the input product stays float32 where the state is so many times as wide as the input: a step of one layer
+# then reads at most 1.6 times the bytes.
+FLOAT_INPUT = 4
 
 
 def belongings(module: nn.Module, narrow: nn.Module) -> dict[str, Any]:
@@ -78,9 +87,14 @@ class Narrow(nn.Module):
     serves_options: bool = False
 
     @classmethod
-    def from_float(cls, module: nn.Module) -> Any:
+    def from_float(cls, module: nn.Module, float_input: bool | None = None) -> Any:
         """The same network with weights of 8 bits, of a module of torch.nn's or fastrnn's class; weights are copied,
         hooks on calls and attributes that users have set are those of the module.
+
+        Args:
+            module: what it is made of.
+            float_input: whether the first product with the input stays float32; None: where that costs little, see
+                :mod:`fastrnn.quantized`.  Of a cell of fastrnn's language it never does.
 
         Raises:
             TypeError: it is not of that class.
@@ -95,7 +109,9 @@ class Narrow(nn.Module):
             options.refuse(module, f"{cls.__name__} does not have")
         if cls.runs_on == ("cpp",) and (reason := cpp.unavailable()):
             raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
-        narrow = cls(module).train(module.training)
+        if float_input and cls.serves_options:  # what torch.nn has not
+            raise ValueError(f"{cls.__name__} has no product that stays float32: float_input is for torch.nn's modules")
+        narrow = (cls(module) if cls.serves_options else cls(module, float_input)).train(module.training)
         vars(narrow).update(belongings(module, narrow))
         return narrow
 
@@ -136,19 +152,24 @@ class Narrow(nn.Module):
 
 
 class _Int8(options.NoOptions, Narrow):
-    """What the modules below share: torch.nn's weights, with 8 bits."""
+    """What the modules below share: torch.nn's weights, with 8 bits.
+
+    Attributes:
+        float_input: whether ``weight_ih`` of the first layer, ``weight_ih`` of a cell, is float32, with scales of 1.
+    """
 
     input_size: int
     hidden_size: int
     bias: bool
 
-    def __init__(self, float_module: Any) -> None:
+    def __init__(self, float_module: Any, float_input: bool | None = None) -> None:
         super().__init__()
         own = float_module
         self.input_size, self.hidden_size, self.bias = own.input_size, own.hidden_size, own.bias
+        self.float_input: bool = FLOAT_INPUT * own.input_size <= own.hidden_size if float_input is None else float_input
         self._order: list[str] = []
 
-    def _take(self, own: nn.Module, end: str = "", projected: bool = False) -> None:
+    def _take(self, own: nn.Module, end: str = "", projected: bool = False, first: bool = True) -> None:
         """The weights of a cell or of one direction of one layer, in the order in which the core reads them."""
         biases = ("bias_ih", "bias_hh") if self.bias else ()
         for kind in ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if projected else ())):
@@ -156,8 +177,10 @@ class _Int8(options.NoOptions, Narrow):
             if kind.startswith("bias"):
                 found = {kind: tensor.detach().clone()}
             else:
-                scales, integers = quantize(tensor)
-                found = {kind.replace("weight", "scale"): scales, kind: integers}
+                stays = kind == "weight_ih" and first and self.float_input
+                ones = tensor.new_ones(len(tensor))
+                scales, values = (ones, numbers(tensor).clone()) if stays else quantize(tensor)
+                found = {kind.replace("weight", "scale"): scales, kind: values}
             for name, value in found.items():
                 self.register_buffer(f"{name}{end}", value)
                 self._order.append(f"{name}{end}")
@@ -169,7 +192,7 @@ class _Int8(options.NoOptions, Narrow):
 
     def extra_repr(self) -> str:
         options = ("num_layers", 1), ("bias", True), ("batch_first", False), ("bidirectional", False), ("proj_size", 0)
-        options += (("nonlinearity", "tanh"),)
+        options += ("nonlinearity", "tanh"), ("float_input", False)
         given = [(name, getattr(self, name, default), default) for name, default in options]
         changed = [f"{name}={value}" for name, value, default in given if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *changed])
@@ -183,7 +206,8 @@ class _Quantized(_Int8):
     but is, as torch's own quantized ones, no instance of their classes: code that asks for one, as initialisers do,
     would write to weights that are no parameters.  Its buffers, which make its ``state_dict``, are for each layer and
     direction ``weight_ih``, ``weight_hh`` and, with a projection, ``weight_hr``, int8, their rows' ``scale_ih``,
-    ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.
+    ``scale_hh`` and ``scale_hr``, and the biases, float32, with torch.nn's endings.  With ``float_input`` the
+    ``weight_ih`` of the first layer is float32, its scales 1.
     """
 
     mode: str
@@ -193,8 +217,8 @@ class _Quantized(_Int8):
     batch_first: bool
     bidirectional: bool
 
-    def __init__(self, float_module: nn.RNNBase) -> None:
-        super().__init__(float_module)
+    def __init__(self, float_module: nn.RNNBase, float_input: bool | None = None) -> None:
+        super().__init__(float_module, float_input)
         own = float_module
         self.mode, self.proj_size, self.dropout = own.mode, own.proj_size, 0.0
         self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
@@ -203,7 +227,7 @@ class _Quantized(_Int8):
         self._flat_weights_names: list[str] = []  # of parameters, which there are none of
         for layer in range(own.num_layers):
             for end in ("", "_reverse")[: 1 + own.bidirectional]:
-                self._take(own, f"_l{layer}{end}", bool(own.proj_size))
+                self._take(own, f"_l{layer}{end}", bool(own.proj_size), layer == 0)
 
     def flatten_parameters(self) -> None:
         """Nothing, as torch.nn's on a CPU; some models call it before every forward."""
@@ -232,15 +256,16 @@ class _QuantizedCell(_Int8):
 
     Built by :meth:`from_float` and :func:`quantize_dynamic`.  Arguments, results and errors of a call are those of the
     module that it was made from; results have no gradient.  Its buffers, which make its ``state_dict``, are
-    ``weight_ih`` and ``weight_hh``, int8, their rows' ``scale_ih`` and ``scale_hh``, and the biases, float32.
+    ``weight_ih`` and ``weight_hh``, int8, their rows' ``scale_ih`` and ``scale_hh``, and the biases, float32; with
+    ``float_input`` ``weight_ih`` is float32, its scales 1.
     """
 
     bias_ih: Tensor | None
     bias_hh: Tensor | None
     _mode: str
 
-    def __init__(self, float_module: nn.Module) -> None:
-        super().__init__(float_module)
+    def __init__(self, float_module: nn.Module, float_input: bool | None = None) -> None:
+        super().__init__(float_module, float_input)
         self._take(float_module)
         if not self.bias:  # torch.nn's forward, which raises the errors, asks for them
             self.bias_ih = self.bias_hh = None
@@ -319,8 +344,8 @@ class QuantizedRNNCell(_QuantizedCell):
     __doc__ = _QuantizedCell.__doc__
     _float = nn.RNNCell
 
-    def __init__(self, float_module: nn.RNNCell) -> None:
-        super().__init__(float_module)
+    def __init__(self, float_module: nn.RNNCell, float_input: bool | None = None) -> None:
+        super().__init__(float_module, float_input)
         self.nonlinearity: str = float_module.nonlinearity
         self._mode = f"RNN_{self.nonlinearity.upper()}"
         if self._mode not in CELLS:

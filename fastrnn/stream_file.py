@@ -17,7 +17,7 @@ from fastrnn.storage import require_memory
 
 MAGIC, VERSION = b"FRNNSTRM", 1
 _HEADER, _LAYER, _ALIGN = struct.Struct("<8sIIQIIQQQII"), struct.Struct("<IIQQQ"), 64
-_INT8, _BIASES, _PROJECTION, _INITIAL = 1, 2, 4, 8
+_INT8, _BIASES, _PROJECTION, _INITIAL, _FLOAT_INPUT = 1, 2, 4, 8, 16
 
 
 def _of_layer(layer: Layer, dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.dtype]]:
@@ -26,6 +26,8 @@ def _of_layer(layer: Layer, dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.
     if layer.scales:
         both = zip(layer.scales, layer.matrices, strict=True)
         matrices = [[(scale, torch.float32), (matrix, torch.int8)] for scale, matrix in both]
+        if layer.float_input:
+            matrices[0] = [(layer.matrices[0], torch.float32)]
     for pair in matrices[:2]:
         yield from pair
     for bias in layer.biases:
@@ -85,6 +87,7 @@ def written(chain: Chain, tensors: list[Tensor]) -> bytearray:
     records = bytearray()
     for layer in layers:
         flags = _INT8 * bool(layer.scales) + _BIASES * bool(layer.biases)
+        flags += _FLOAT_INPUT * layer.float_input
         flags += _PROJECTION * (len(layer.matrices) == 3) + _INITIAL * bool(layer.initial)
         records += _LAYER.pack(TORCH_MODES.index(layer.mode), flags, *layer.sizes[1:], 0)
     places, end = [], _aligned(_HEADER.size + len(records))

@@ -128,9 +128,9 @@ def test_one_step_of_a_stream(kind: str, single: bool, learned: bool):
     for gradients_on in (False, True):
         with torch.set_grad_enabled(gradients_on):
             found, right = network(x, given, reset=reset), network(x, expected)
-        assert torch.equal(found[0], right[0]) and not found[0].isnan().any()
-        for ours, exactly in zip(as_tuple(found[1]), as_tuple(right[1]), strict=True):
-            assert torch.equal(ours, exactly)
+        # Sums of a handful of terms, which another path may add up in another order; NaN is near nothing.
+        for ours, exactly in zip((found[0], *as_tuple(found[1])), (right[0], *as_tuple(right[1])), strict=True):
+            torch.testing.assert_close(ours, exactly, atol=1e-14, rtol=1e-14)
 
 
 @pytest.mark.parametrize("case", [Case("", dtype=torch.float64)], ids=str)

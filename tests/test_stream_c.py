@@ -90,6 +90,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "GRU": lambda: made(nn.GRU, 5, 33, num_layers=2),
     "RNN without biases": lambda: made(nn.RNN, 9, 16, bias=False, nonlinearity="relu"),
     "int8": lambda: fastrnn.quantize_dynamic(made(nn.LSTM, 21, 40, proj_size=9)),
+    "int8 but for the inputs": lambda: fastrnn.quantize_dynamic(made(nn.GRU, 9, 40, num_layers=2)),
     "bfloat16": lambda: made(nn.GRU, 15, 31).bfloat16(),
     "a chain": lambda: made(chain, torch.float32),
     "a chain of bfloat16": lambda: made(chain, torch.bfloat16),

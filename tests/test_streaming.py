@@ -84,8 +84,11 @@ def test_a_stream_is_near_float64(build: Any, sizes: tuple[int, int], options: d
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("build, options", [(nn.LSTM, {}), (nn.GRU, {"num_layers": 2}), (nn.LSTM, {"proj_size": 9})])
-def test_weights_of_8_bits_give_the_modules_own_numbers(build: Any, options: dict[str, Any], batch: int):
-    narrow = fastrnn.quantize_dynamic(made(build, 21, 40, **options))
+@pytest.mark.parametrize("float_input", [False, True])
+def test_weights_of_8_bits_give_the_modules_own_numbers(
+    build: Any, options: dict[str, Any], batch: int, float_input: bool
+):
+    narrow = fastrnn.quantize_dynamic(made(build, 21, 40, **options), float_input=float_input)
     x = inputs(narrow, batch)
     with torch.no_grad():
         y = narrow(x)[0]

@@ -34,17 +34,27 @@ class Int8(NamedTuple):
         return self.values.shape
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The scales (R,) float32 and the integers (R, C) int8 of a matrix (R, C): ``weight ~ integers * scales[:, None]``.
+def numbers(weight: Tensor) -> Tensor:
+    """A weight, cut off from its graph.
 
     Raises:
-        ValueError: a weight is NaN or infinite, or there is none.
+        ValueError: one of its numbers is NaN or infinite, or there is none.
     """
     weight = weight.detach()
     if not weight.numel():
         raise ValueError(f"weights to be quantized must be some, got a matrix of size {list(weight.shape)}")
     if not bool(weight.isfinite().all()):
         raise ValueError("weights to be quantized must be finite, got NaN or infinity")
+    return weight
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The scales (R,) float32 and the integers (R, C) int8 of a matrix (R, C): ``weight ~ integers * scales[:, None]``.
+
+    Raises:
+        ValueError: a weight is NaN or infinite, or there is none.
+    """
+    weight = numbers(weight)
     scales = weight.abs().amax(1) / 127
     divisors = torch.where(scales > 0, scales, 1)  # of a row of zeros
     return scales, (weight / divisors[:, None]).round().clamp(-127, 127).to(torch.int8)

@@ -23,6 +23,7 @@ struct Case {
   int64_t projection = 0;
   std::vector<int64_t> batch_sizes = {};
   bool bias = true;
+  bool float_inputs = false;
 
   int64_t outputs() const { return projection ? projection : hidden; }
   int gates() const { return mode == Mode::lstm ? 4 : mode == Mode::gru ? 3 : 1; }
@@ -39,11 +40,20 @@ const Case kCases[] = {
     {"packed", Mode::gru, 4, 7, 20, 40, 2, 0, {7, 5, 5, 1}},
     {"projection, no bias", Mode::lstm, 3, 4, 9, 50, 2, 17, {}, false},
     {"threads share units", Mode::lstm, 2, 40, 70, 130},
+    {"inputs in float, fewer than a vector", Mode::lstm, 3, 2, 3, 17, 2, 0, {}, true, true},
+    {"inputs in float, more than two vectors", Mode::gru, 2, 40, 45, 130, 1, 0, {}, true, true},
+    {"inputs in float, no bias", Mode::rnn_tanh, 4, 7, 32, 40, 2, 0, {7, 5, 5, 1}, false, true},
 };
 
 struct Matrix {
   std::vector<int8_t> values;  // of the very size, so that a sanitizer sees what is read behind
   Values scales;
+  Values floats() const {  // the numbers themselves
+    Values found(values.size());
+    const size_t depth = values.size() / scales.size();
+    for (size_t i = 0; i < found.size(); ++i) found[i] = static_cast<float>(values[i] * scales[i / depth]);
+    return found;
+  }
 };
 
 struct Layer {
@@ -103,6 +113,15 @@ Values times(const Matrix& w, const double* a, int64_t depth, const Values& bias
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
+// With floats nothing is rounded.
+Values times_floats(const Matrix& w, const double* a, int64_t depth, const Values& bias) {
+  const Values floats = w.floats();
+  Values product(bias.empty() ? Values(w.scales.size()) : bias);
+  for (size_t r = 0; r < product.size(); ++r)
+    for (int64_t k = 0; k < depth; ++k) product[r] += a[k] * floats[r * static_cast<size_t>(depth) + k];
+  return product;
+}
+
 // y of the layer, row by row.
 Values expect(const Layer& l) {
   const Case& c = l.c;
@@ -117,7 +136,8 @@ Values expect(const Layer& l) {
       int64_t offset = 0;
       for (int64_t i = 0; i < t; ++i) offset += l.sizes[static_cast<size_t>(i)];
       for (int64_t r = 0; r < l.sizes[static_cast<size_t>(t)]; ++r) {
-        const Values a = times(l.w_ih[d], &l.x[(offset + r) * c.inputs], c.inputs, l.b_ih[d]);
+        const Values a =
+            (c.float_inputs ? times_floats : times)(l.w_ih[d], &l.x[(offset + r) * c.inputs], c.inputs, l.b_ih[d]);
         const Values b = times(l.w_hh[d], &h[r * P], P, l.b_hh[d]);
         Values out(static_cast<size_t>(H));
         for (int64_t u = 0; u < H; ++u) {
@@ -160,7 +180,8 @@ Values run(const Kernels& kernels, const Layer& l, int threads, bool& tidy) {
   call.x = x.data(), call.h0 = h0.data(), call.c0 = lstm ? c0.data() : nullptr;
   call.y = y.data(), call.hn = hn.data(), call.cn = lstm ? cn.data() : nullptr;
   for (int d = 0; d < c.directions; ++d)
-    call.weights[d] = {l.w_ih[d].values.data(),
+    call.weights[d] = {c.float_inputs ? nullptr : l.w_ih[d].values.data(),
+                       c.float_inputs ? hold(l.w_ih[d].floats()) : nullptr,
                        hold(l.w_ih[d].scales),
                        l.w_hh[d].values.data(),
                        hold(l.w_hh[d].scales),
