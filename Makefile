@@ -4,6 +4,7 @@ OLDEST_PYTHON ?= $(PYTHON)
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 WHEEL := .venv-wheel/bin
+CLIENTS := .venv-clients/bin
 DOCS := .venv-docs/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* include/*) $(shell fi
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest wheel wheel-smoke sdist wheels workflows docs lint clean
+.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest test-clients wheel wheel-smoke sdist wheels workflows docs lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -110,6 +111,19 @@ test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported 
 	$(OLDEST)/python $(INSTALL) --constraint constraints-oldest.txt --no-build-isolation --editable '.[test]'
 	@touch $@
 
+# Libraries that use torch.nn's modules, converted, and the numbers of both. On Linux the registry's build of torch brings
+# the CUDA libraries along.
+test-clients: .venv-clients/installed  ## convert the models of other libraries, and compare their numbers
+	OMP_NUM_THREADS=1 $(CLIENTS)/python -m pytest -W ignore tests/clients $(ARGS)
+
+.venv-clients/installed: constraints-clients.txt $(SOURCES)
+	test -x $(CLIENTS)/python || $(PYTHON) -m venv .venv-clients
+	$(CLIENTS)/python $(INSTALL) --constraint constraints-clients.txt torch setuptools $(BUILD_TOOLS)
+	$(CLIENTS)/python $(INSTALL) --constraint constraints-clients.txt --no-build-isolation wheel Resemblyzer sb3-contrib torchrl \
+	  pytorch-forecasting lightning speechbrain torchviz opacus captum accelerate safetensors pytest
+	$(CLIENTS)/python $(INSTALL) --constraint constraints-clients.txt --no-build-isolation --editable .
+	@touch $@
+
 # What is released for Linux. libgomp.so.1 stays out of the wheel: torch's own ships it under that name, and a second copy
 # would put a second team of threads on the same cores.
 RAW := build/wheel/raw
@@ -148,16 +162,16 @@ wheel-smoke:  ## install dist/*.whl in a new environment without a compiler, and
 	@touch $@
 
 docs: .venv-docs/installed  ## build the site, build/site; a warning is an error
-	mkdir -p docs/results && cp benchmarks/results/*.png docs/results/
+	$(DOCS)/python benchmarks/plots.py docs/results
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/python -m mkdocs build --strict --quiet
 
 .venv-docs/installed:
 	test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
-	$(DOCS)/python $(INSTALL) --constraint constraints.txt mkdocs-material 'mkdocstrings[python]'
+	$(DOCS)/python $(INSTALL) --constraint constraints.txt mkdocs-material 'mkdocstrings[python]' matplotlib
 	@touch $@
 
 workflows: .venv-wheel/installed  ## check the workflows under .github/
 	$(WHEEL)/actionlint
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-wheel .venv-docs build dist docs/results
+	rm -rf .venv .venv-oldest .venv-clients .venv-wheel .venv-docs build dist docs/results

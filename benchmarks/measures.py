@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cases import CELLS, WORKS, Case
@@ -25,6 +25,7 @@ class Row:
     share: float
     gate: float
     error: tuple[float, str] | None
+    spread: Mapping[str, float] | None = None  # of its samples, as records.spread has it
 
     def fields(self) -> tuple[str, ...]:
         ratio = "" if self.peer == FIRST else f"{self.ratio:.2f}"

@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import platform
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import records
 import sections
 import torch
 from cases import CELLS, Case, cases
@@ -155,6 +157,10 @@ def main() -> None:
     print(*lines, sep="\n")
     if options.write:
         sections.write("memory", "Memory of a training step", [str(__doc__)], lines, table(found))
+        data = [dict(case=str(case), side=side, **vars(own)) for (case, side), own in found.items()]
+        versions = {"torch": torch.__version__, "Python": platform.python_version()}
+        whole = records.record(sections.machine(), versions, sections.command(), "written by the run, in bytes", data)
+        records.write("memory", whole)
 
 
 if __name__ == "__main__":

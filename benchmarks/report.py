@@ -14,11 +14,15 @@ torch.nn's own, of the result where that is largest.  The head gives the rates t
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
+import plots
+import records
 import sections
 import torch
 from cases import CELLS, GROUPS, STANDARD, WORKS, Case, cases
@@ -50,11 +54,15 @@ def measure(case: Case, threads: int, sides: Sequence[Peer], seconds: float) -> 
                 reason = str(refused)
         if reason is not None and peer.name.startswith("fastrnn"):
             print(f"# {case}: {peer.name} does not run it: {reason}", file=sys.stderr)
-    medians = {name: statistics.median(taken) for name, taken in race(racing, seconds).items()}
+    samples = race(racing, seconds)
+    medians = {name: statistics.median(taken) for name, taken in samples.items()}
     product = case.flops / product_rate(threads, getattr(torch, case.shape.dtype))
     limit = max(product, case.bytes_read / stream_rate(threads, case.weight_bytes))
     return [
-        Row(case, threads, name, taken, medians[FIRST] / taken, limit / taken, gates[name], errors[name])
+        Row(
+            *(case, threads, name, taken, medians[FIRST] / taken, limit / taken, gates[name], errors[name]),
+            spread=records.spread(samples[name]),
+        )
         for name, taken in medians.items()
     ]
 
@@ -93,60 +101,15 @@ def rates(threads: int) -> str:
     )
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Ratios over torch.nn, a panel for each cell and kind of work."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
-
-    shown = [row for row in rows if row.peer != FIRST]
-    panels = sorted({(row.case.mode, row.case.work) for row in shown})
-    series = sorted({(row.peer, row.threads) for row in shown})
-    names = sorted({peer for peer, _ in series}, key=lambda name: (not name.startswith("fastrnn"), name))
-    if not panels:
-        return
-    tallest = max(len({str(row.case) for row in shown if (row.case.mode, row.case.work) == panel}) for panel in panels)
-    figure, axes = pyplot.subplots(
-        len(panels),
-        1,
-        figsize=(9, len(panels) * (1.2 + 0.24 * tallest)),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, (mode, work) in zip(axes[:, 0], panels, strict=True):
-        own = [row for row in shown if (row.case.mode, row.case.work) == (mode, work)]
-        labels = list(dict.fromkeys(str(row.case) for row in own))
-        for peer, threads in series:
-            points = [row for row in own if (row.peer, row.threads) == (peer, threads)]
-            color = f"C{names.index(peer)}"
-            axis.scatter(
-                [row.ratio for row in points],
-                [labels.index(str(row.case)) for row in points],
-                s=36,
-                marker="o" if threads == 1 else "s",
-                facecolors=color if threads == 1 else "none",
-                edgecolors=color,
-                label=f"{peer}, {threads} thread{'s' * (threads > 1)}",
-            )
-        axis.axvline(1, color="black", linewidth=1)
-        axis.set(title=f"{mode}, {work}: times as fast as torch.nn", xscale="log", yticks=range(len(labels)))
-        axis.set_yticklabels(labels, fontsize=8)
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(ScalarFormatter())
-        axis.tick_params(axis="x", which="both", labelsize=7)
-        axis.invert_yaxis()
-        axis.grid(alpha=0.3, which="both")
-    axes[0, 0].legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
 def record(name: str, rows: Sequence[Row], limits: Sequence[str], folder: Path) -> None:
-    plot(rows, folder / f"{name}.png")
+    """The table as Markdown, its rows as JSON, and the plot that is made of these."""
+    data = [records.row(str(r.case), r.threads, r.peer, r.seconds * 1e3, r.ratio, r.spread) for r in rows]
+    versions = {package: version(package) for package in ("torch", "numpy", "fastrnn")}
+    versions["Python"] = platform.python_version()
+    provenance = "written by the run, of its samples"
+    whole = records.record(sections.machine(), versions, sections.command(), provenance, data)
+    records.write(name, whole, folder)
+    plots.save(data, folder / f"{name}.png")
     head = [*limits, "The columns are explained in `report.py`.", f"![ratios over torch.nn]({name}.png)"]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(row.fields()) + " |" for row in rows]
@@ -164,7 +127,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", help="names of the peers beside torch.nn; all that are live by default")
     parser.add_argument("--match", default="", help="only the cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each peer on each case")
-    parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md and its plot")
+    parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md, NAME.json and the plot")
     return parser.parse_args(arguments)
 
 
