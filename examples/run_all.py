@@ -71,16 +71,16 @@ def row(command: str, result: dict) -> str:
 
 
 def write_table() -> None:
-    """One row for each result in ``out/`` that one of the commands gave, in the order of the commands."""
+    """One row for each result in ``out/`` that one of the commands gave, in the order of the commands; a command that
+    has left none there keeps its rows."""
     results = [json.loads(path.read_text()) for path in results_in(OUT)]
-    rows = [
-        row(command, result)
-        for command in COMMANDS
-        for result in results
-        if re.fullmatch(re.escape(command) + r"( --(threads|seed|out) \S+)*", result["command"])
-    ]
     before, _, behind = README.read_text(encoding="utf-8").partition(BEGIN)
-    behind = behind.partition(FINISH)[2]
+    old, _, behind = behind.partition(FINISH)
+    rows = []
+    for command in COMMANDS:
+        options = re.escape(command) + r"( --(threads|seed|out) \S+)*"
+        new = [row(command, result) for result in results if re.fullmatch(options, result["command"])]
+        rows += new or [line for line in old.splitlines(keepends=True) if line.startswith(f"| `{command}` |")]
     README.write_text(before + BEGIN + HEAD + "".join(rows) + FINISH + behind, encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ that ``super().forward`` within it reaches our forward, and whatever else it doe
 from __future__ import annotations
 
 import copyreg
+from abc import ABCMeta
 from typing import Any
 
 from torch import nn
@@ -34,7 +35,7 @@ def made_from(cls: type) -> type[nn.Module] | None:
 
 def refusal(cls: type[nn.Module], base: type[nn.Module]) -> str | None:
     """Why a class that derives from torch.nn's ``base`` cannot be taken along; None where it can."""
-    if type(cls) is not type:
+    if type(cls) not in (type, ABCMeta):  # any other may do more when a class is made
         return f"its class has a metaclass of its own, {type(cls).__name__}"
     if any(each.__module__.startswith("torch.distributed") for each in cls.__mro__):
         return "torch.distributed has wrapped it: convert first"
@@ -53,7 +54,7 @@ def derive(cls: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:
         if made_from(known) is cls:
             return known
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls, ours), {**names, _MARK: cls, "__reduce_ex__": _reduce})
+    return type(cls)(cls.__name__, (cls, ours), {**names, _MARK: cls, "__reduce_ex__": _reduce})
 
 
 def _reduce(module: Any, protocol: int) -> Any:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ class Checked(nn.LSTM):
         raise ValueError("mine")
 
 
+class Abstract(nn.GRU, ABC):
+    """As those of pytorch-forecasting."""
+
+    @abstractmethod
+    def named(self) -> str: ...
+
+
+class Concrete(Abstract):
+    def named(self) -> str:
+        return "concrete"
+
+
 class Meta(type):
     pass
 
@@ -73,8 +86,13 @@ def reached(module: nn.Module, monkeypatch: pytest.MonkeyPatch, *args: torch.Ten
 
 @pytest.mark.parametrize(
     ("make", "args"),
-    [(lambda: Scaled(4), (X,)), (lambda: Longer(4, 3.0), (X,)), (lambda: ScaledCell(4, 4), (X[0],))],
-    ids=["Scaled", "Longer", "ScaledCell"],
+    [
+        (lambda: Scaled(4), (X,)),
+        (lambda: Longer(4, 3.0), (X,)),
+        (lambda: ScaledCell(4, 4), (X[0],)),
+        (lambda: Concrete(4, 4), (X,)),
+    ],
+    ids=["Scaled", "Longer", "ScaledCell", "Concrete"],
 )
 def test_a_derived_class_runs_its_own_forward_on_our_kernels(make, args, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)

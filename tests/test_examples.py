@@ -142,7 +142,9 @@ def test_a_few_steps_renew_the_times_in_the_table(tmp_path: Path) -> None:
     result = {"command": "one_to_one.py", "metric": "accuracy", "baseline": ["majority class", 0.79], "beaten": True}
     result |= {"values": [0.825, 0.826], "parameters": 9346, "milliseconds": [1e6, 1e6]}
     (tmp_path / "one_to_one.json").write_text(json.dumps(result))
-    (tmp_path / "README.md").write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nbehind\n")
+    kept = "| `own_cell.py` | as it was |\n"
+    old = f"old\n{kept}| `one_to_one.py` | old |\n"
+    (tmp_path / "README.md").write_text(f"before\n<!-- results -->\n{old}<!-- end of results -->\nbehind\n")
     program = (
         "import sys; sys.path.insert(0, 'examples'); import run_all; from pathlib import Path;"
         f"run_all.OUT = Path({str(tmp_path)!r}); run_all.README = run_all.OUT / 'README.md';"
@@ -150,7 +152,7 @@ def test_a_few_steps_renew_the_times_in_the_table(tmp_path: Path) -> None:
     )
     run("-c", program)
     written = (tmp_path / "README.md").read_text()
-    assert written.startswith("before\n") and written.endswith("behind\n") and "old" not in written
+    assert written.startswith("before\n") and written.endswith("behind\n") and "old" not in written and kept in written
     row = next(line for line in written.splitlines() if "one_to_one.py" in line)
     assert "| 0.79 (majority class) | 0.825 | 0.826 | 9,346 |" in row and "1000000.0" not in row
 

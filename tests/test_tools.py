@@ -71,6 +71,35 @@ def test_an_error_within_an_entry_comes_through():
     assert entries(lambda: module(X))
 
 
+def saved(node, seen: set) -> list[object]:
+    """All that the functions of a graph have saved for backward, as torchviz asks for it."""
+    if node is None or node in seen:
+        return []
+    seen.add(node)
+    found = list(getattr(node, "saved_tensors", ()))
+    return found + [one for following, _ in node.next_functions for one in saved(following, seen)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fastrnn.RNN(8, 16)(X),
+        lambda: fastrnn.LSTM(8, 16, 2, bidirectional=True)(X),
+        lambda: fastrnn.GRU(8, 16, bias=False)(X),
+        lambda: fastrnn.LSTM(8, 16, proj_size=4, return_cell_states=True)(X),
+        lambda: fastrnn.LSTM(8, 16, recompute=True)(X),
+        lambda: fastrnn.GRU(8, 16, learn_initial_state=True)(X, lengths=torch.tensor([5, 2, 3])),
+        lambda: fastrnn.LSTM(8, 16)(torch.randint(8, (5, 3)), embedding=nn.Embedding(8, 8)),
+        lambda: fastrnn.JordanRNN(8, 16, 4)(X),
+        lambda: fastrnn.Network(fastrnn.cells.PeepholeLSTM, 8, 16)(X),
+        lambda: fastrnn.convert(nn.GRU(8, 16), compilable=True)(X),
+    ],
+)
+def test_nothing_but_tensors_is_saved_for_backward(call):
+    kept = saved(call()[0].grad_fn, set())
+    assert kept and all(isinstance(one, torch.Tensor) for one in kept)
+
+
 def counted(call) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
