@@ -12,14 +12,6 @@ FAULTS = [
         "test_streaming.py -k bit_for_bit",
     ),
     Fault(
-        "stream-first-state",
-        "the memory of the first state is not cleared",
-        "csrc/prepared-inl.h",
-        "for (S* state : {before, after}) clear(state, batch * scan.ld_outputs);",
-        "for (S* state : {before, after}) clear(state, PLANTED ? 0 : batch * scan.ld_outputs);",
-        "test_streaming.py -k bit_for_bit",
-    ),
-    Fault(
         "stream-int8-bias",
         "biases of the hidden state of 8-bit weights are those of unit 0",
         "csrc/int8_product-inl.h",
