@@ -432,6 +432,12 @@ class Twice(Residual):
         return h, y
 
 
+class States(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        _, h = self.rnn(x)
+        return h, h
+
+
 class Padded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -458,6 +464,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (Last, "Last.forward has"),
     (Branching, "Branching.forward cannot be recorded"),
     (Twice, "Twice.forward has"),
+    (States, "States.forward has"),
     (Padded, "Padded.forward has .*rnn"),
     (lambda: Own(4, 4), "a forward of its own class"),
     (hooked, "GRU has a hook"),
