@@ -378,10 +378,11 @@ def test_tensors_of_other_kinds():
             handle.step(other)
 
 
-def test_freed_memory_is_an_error():
+@pytest.mark.parametrize("left", [0, 8])  # bytes
+def test_freed_memory_is_an_error(left: int):
     handle = fastrnn.stream(made(nn.LSTM, 4, 6))
     x = torch.zeros(1, 4)
-    x.untyped_storage().resize_(0)
+    x.untyped_storage().resize_(left)
     with pytest.raises(RuntimeError):
         handle.step(x)
 

@@ -97,7 +97,7 @@ FAULTS = [
         "csrc/stream_c.cpp",
         "bits + 0x7fff + (bits >> 16 & 1)",
         "bits + (PLANTED ? 0 : 0x7fff + (bits >> 16 & 1))",
-        "test_stream_c.py -k rounds",
+        "test_stream_c.py -k rounded",
     ),
     Fault(
         "stream-stale-saved",
