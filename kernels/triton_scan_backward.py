@@ -55,15 +55,15 @@ def grads_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradient of h (ROWS, UNITS) through the gates, of the first n_x rows.  ``grads`` are the gates', of the
-    program's own units; those of all units begin at p_x."""
+    """The gradient of h (ROWS, UNITS) through the gates, of the first n_x rows, and anything of others.  ``grads`` are
+    the gates', of the program's own units; those of all units begin at p_x."""
     if ROAD == "tile":
         b_dh = tl.zeros((ROWS, UNITS), tl.float32)
         for g in tl.static_range(GATES):
             own = tl.where((tl.arange(0, ROWS) < n_x)[:, None], grads[g], 0.0)
             b_dh = dot(own, weights[g], b_dh, OPERAND, PRECISION)
     elif ROAD == "spread":
-        b_dh = sliced_product(p_x, n_x, weights, GATES * H, GRADS * H, ROWS, UNITS, SLICE, SLICES, OPERAND, PRECISION)
+        b_dh = sliced_product(p_x, weights, GATES * H, GRADS * H, ROWS, UNITS, SLICE, SLICES, OPERAND, PRECISION)
     else:
         tl.static_assert(ROAD == "stream")
         b_dh = stream_product(
@@ -97,18 +97,23 @@ def load_values(
     m,
     o_b,
     o_u,
+    late,
     H: tl.constexpr,
     CELL: tl.constexpr,
     SAVED: tl.constexpr,
     PACKED: tl.constexpr,
 ):
-    """What cell_backward asks for, of the rows where ``m``; the step before in time has ``n_from`` of them."""
+    """What cell_backward asks for, of the rows where ``m``; the step before in time has ``n_from`` of them, and that
+    after it had the values ``late``, or () where there is none."""
     values = ()
-    p = p_gates + o_t * (SAVED * H) + o_b[:, None] * (SAVED * H) + o_u[None, :]
+    p = p_gates + (o_t * (SAVED * H) + (o_b[:, None] * (SAVED * H) + o_u[None, :]))
     for g in tl.static_range(SAVED):
         values = values + (tl.load(p + g * H, mask=m, other=0.0),)
     if CELL == "LSTM":
-        values = values + (tl.load(p_cells + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
+        if PACKED or len(late) == 0:
+            values = values + (tl.load(p_cells + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
+        else:  # c, which was c before the step after
+            values = values + (late[SAVED + 1],)
         values = values + (load_before(p_cells + o_from * H, n_from, p_c0, o_b, o_u, m, H, PACKED),)
     elif CELL == "GRU":
         values = values + (load_before(p_hidden + o_from * H, n_from, p_h0, o_b, o_u, m, H, PACKED),)
@@ -179,7 +184,7 @@ def scan_backward(
     i_b, i_u, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
     o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)
-    m_u = o_u < H
+    m_u = tl.arange(0, UNITS) < (UNITS if H % UNITS == 0 else H - i_u * UNITS)
     o_hu = o_b[:, None] * H + o_u[None, :]
     i_row = (tile_begin + i_b).to(tl.int64) * ROWS  # of the tile, among the rows of a step
     o_state = (i_d * B + i_row) * H
@@ -202,10 +207,6 @@ def scan_backward(
     if HAS_DCELLS:
         p_dcells += (i_d * N + i_row) * H
 
-    b_carry = tl.zeros((ROWS, UNITS), tl.float32)
-    if HAS_CARRY:
-        b_carry = tl.load(p_carry + o_state + o_hu, mask=m_state, other=0.0)
-
     earlier = tl.where(i_d == 0, -1, 1)
     t = tl.where(i_d == 0, T - 1 - t_begin, t_begin)
     o_late, n_late = step_rows(p_offsets, t - earlier, T, B, PACKED)
@@ -214,13 +215,6 @@ def scan_backward(
     m = (o_b < n - i_row)[:, None] & m_u[None, :]
     n_x = tl.minimum(n, n_late) - i_row  # rows that go on to the step after this one in time
     m_x = o_b < n_x
-    b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
-    values = load_values(
-        p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, n_from - i_row, m, o_b, o_u, H, CELL, SAVED, PACKED
-    )
-    if HAS_DCELLS:
-        b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
-
     weights = ()
     if ROAD == "tile":
         weights = tile_weights(p_w, H, GATES, UNITS, H, 1, PTX, PRECISION)
@@ -233,10 +227,22 @@ def scan_backward(
         for g in tl.static_range(GATES):
             p_g = p_x + g * H + o_b[:, None] * (GRADS * H) + o_u[None, :]
             received = received + (tl.load(p_g, mask=m_x[:, None] & m_u[None, :], other=0.0),)
+    # Of a launch of all steps that product is of no gradients, but makes the compiler keep weights in registers.
     b_dh = grads_product(
         received, p_x, n_x, weights, p_w, o_u, m_u, i_u,
         H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICE, SLICES, OPERAND, PRECISION,
     )  # fmt: skip
+    b_dh = tl.where(m_x[:, None], b_dh, 0.0)
+
+    b_carry = tl.zeros((ROWS, UNITS), tl.float32)
+    if HAS_CARRY:
+        b_carry = tl.load(p_carry + o_state + o_hu, mask=m_state, other=0.0)
+    b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m & (m_x == 0)[:, None], HAS_DY, HAS_DHN)
+    values = load_values(
+        p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, n_from - i_row, m, o_b, o_u, (), H, CELL, SAVED, PACKED
+    )
+    if HAS_DCELLS:
+        b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
 
     s = t_begin
     while s < t_end:
@@ -247,7 +253,7 @@ def scan_backward(
             b_carry = tl.where((o_b < n - i_row)[:, None], b_carry_new, b_carry)
         else:
             b_carry = b_carry_new
-        p = p_grads + o_t * (GRADS * H) + o_b[:, None] * (GRADS * H) + o_u[None, :]
+        p = p_grads + (o_t * (GRADS * H) + (o_b[:, None] * (GRADS * H) + o_u[None, :]))
         stored = ()
         for g in tl.static_range(GRADS):
             stored = stored + (grads[g].to(p_grads.dtype.element_ty),)
@@ -267,8 +273,9 @@ def scan_backward(
         m_last = m & (o_b >= n_x)[:, None]
         b_outer = load_outer(p_dy, p_dhn, o_hu, o_t * (D * H) + o_du, m, m_last, HAS_DY, HAS_DHN and PACKED)
         values = load_values(
-            p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, n_from - i_row, m, o_b, o_u, H, CELL, SAVED, PACKED
-        )
+            p_gates, p_cells, p_hidden, p_h0, p_c0, o_t, o_from, n_from - i_row, m, o_b, o_u, values,
+            H, CELL, SAVED, PACKED,
+        )  # fmt: skip
         if s < t_end:
             if HAS_DCELLS:  # only here: what a launch hands to the next has none of the next one's
                 b_carry += tl.load(p_dcells + o_t * H + o_hu, mask=m, other=0.0)
@@ -281,6 +288,8 @@ def scan_backward(
                 facing, p_x, n_x, weights, p_w, o_u, m_u, i_u,
                 H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICE, SLICES, OPERAND, PRECISION,
             )  # fmt: skip
+            if PACKED:  # else all rows go on
+                b_dh = tl.where((o_b < n_x)[:, None], b_dh, 0.0)
 
     if HAS_CARRY:
         tl.store(p_carry + o_state + o_hu, b_carry, mask=m_state)

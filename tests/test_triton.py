@@ -239,7 +239,7 @@ def usages(first: bool) -> dict[Variant, Usage]:
     ids=lambda variant: "-".join(map(str, variant[:6])),
 )
 def test_machine_code_stays_within_limits(variant: Variant):
-    """Spills: the up to 56 bytes of a program whose weights take half of all registers are known and allowed, an array
+    """Spills: some bytes of a program whose weights take half of all registers are known and allowed, an array
     that went to memory is hundreds.  Reloads: weights stay in registers wherever there is a tensor core.  Exponentials:
     each value's are computed once, not by every warp."""
     usage, path = usages(variant in FIRST)[variant], variant.path()
@@ -264,13 +264,14 @@ class Most(NamedTuple):
     spilled: int
 
 
-# Of an LSTM in bfloat16 on sm_90.  Of those that spill, all but some accesses are before the loop.
+# Of an LSTM in bfloat16 on sm_90.  What spills is stored before the loop, of which one access is a pointer's.
 STEPS = {
     ("forward", 512, 16): Most(400, 12, 0),
     ("forward", 1024, 16): Most(560, 16, 0),
     ("forward", 1024, 64): Most(1100, 40, 0),
-    ("backward", 1024, 64): Most(800, 40, 64),
+    ("backward", 1024, 64): Most(700, 40, 24),
     ("forward", 128, 16): Most(700, 12, 0),
+    ("backward", 128, 16): Most(810, 44, 0),
 }
 
 

@@ -47,7 +47,8 @@ class Variant(NamedTuple):
 
     def path(self):
         shape = (self.mode, self.sequences, self.hidden, self.directions)
-        return choose_path(CHIPS[self.target], *shape, DTYPES[self.dtype], self.precision)
+        path = choose_path(CHIPS[self.target], *shape, DTYPES[self.dtype], self.precision)
+        return path.backward() if self.kernel == "backward" else path
 
 
 class Usage(NamedTuple):

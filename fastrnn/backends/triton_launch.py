@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Saved
-from fastrnn.backends.triton_paths import Chip, Path, choose_path
+from fastrnn.backends.triton_paths import MOST_ROWS, Chip, Path, choose_path
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.modes import CELLS
 
@@ -78,7 +79,10 @@ def launch_backward(
 
     cell, (directions, _, hidden_size) = CELLS[mode], carry.shape
     stored = max(len(cell.gates), len(cell.saved))
-    grads = h0.new_empty(directions, rows.total, stored * hidden_size)
+    # With room behind, which is read, though for nothing, where a step has fewer rows than a tile.
+    shape = directions, rows.total, stored * hidden_size
+    behind = (rows.sequences + MOST_ROWS) * stored * hidden_size
+    grads = h0.new_empty(math.prod(shape) + behind)[: math.prod(shape)].view(shape)
     c0 = None if c0 is None else c0.to(torch.float32).contiguous()
     dy = None if dy is None else dy.transpose(0, 1).contiguous()
     dhn = None if dhn is None else dhn.contiguous()
@@ -87,7 +91,7 @@ def launch_backward(
     flags = dict(GRADS=stored, HAS_DY=dy is not None, HAS_DHN=dhn is not None, HAS_DCELLS=dcells is not None)
     parameters = recurrent[0], recurrent[-1]
     tensors = (grads, *parameters, gates, cells, hidden, h0.contiguous(), c0, dy, dhn, dcells, carry)
-    _launch(scan_backward, mode, rows, recurrent, tensors, flags, path)
+    _launch(scan_backward, mode, rows, recurrent, tensors, flags, path, backward=True)
     return grads
 
 
@@ -99,6 +103,7 @@ def _launch(
     tensors: tuple[Tensor | None, ...],
     flags: dict[str, Any],
     name: str | None,
+    backward: bool = False,
 ) -> None:
     """The scan of all steps, on the device and current stream of ``recurrent``, (G*H, H) of each direction."""
     if rows.total == 0:
@@ -106,6 +111,8 @@ def _launch(
     w, directions = recurrent[0], len(recurrent)
     precision, chip = precision_of(w), Chip.of(w.device)
     path = choose_path(chip, mode, rows.sequences, w.shape[1], directions, w.dtype, precision, name)
+    if backward:
+        path = path.backward()
     if INTERPRETED:  # its programs run one after another: none can wait for another
         path = path._replace(whole=not path.has_barrier)
     if path.has_barrier and (rows.steps == 1 or w.device in _refused):

@@ -41,7 +41,7 @@ class Path(NamedTuple):
     """How a scan is laid out: ROWS x UNITS a program, DEPTH of the product at a time, warps a program, loads under way
     at once, whether one launch takes all steps or each step is its own; on the spread path forward the partial sums,
     and backward the depth of the product at a time of each warp; how many tiles of rows a launch takes at most, 0 for
-    all."""
+    all; warps a program backward, 0 for as many."""
 
     name: str
     rows: int
@@ -53,6 +53,7 @@ class Path(NamedTuple):
     chains: int = 2
     slice: int = 64
     tiles: int = 0
+    backward_warps: int = 0
 
     @property
     def has_barrier(self) -> bool:
@@ -61,6 +62,9 @@ class Path(NamedTuple):
     def grid(self, sequences: int, hidden_size: int, directions: int) -> tuple[int, int, int]:
         # Rows first: only the first dimension of a grid may pass 65,535.
         return -(-sequences // self.rows), -(-hidden_size // self.units), directions
+
+    def backward(self) -> Path:
+        return self._replace(warps=self.backward_warps or self.warps)
 
     def stepwise(self) -> Path:
         """The same with a launch for each step, of all rows."""
@@ -83,6 +87,7 @@ SCRATCH = 24 * KIB
 # Rows and units of a program on the spread path, best first: few programs, because each reads all of h in every step,
 # but few rows in each, because sums of 32 rows beside many weights begin to spill.
 SPREAD = ((16, 16), (32, 16), (16, 8), (32, 8), (64, 8))
+MOST_ROWS = max(rows for rows, _ in SPREAD)
 # Rows beyond what runs at once take a launch of their own, all steps of it.  Where the weights are read anew in every
 # step, up to so many: a barrier costs a third or a quarter of a launch, of which all rows could share one.
 PARTS = 4
@@ -125,7 +130,9 @@ def paths_that_fit(
     tensor_core = dtype != torch.float32 or precision == "tf32"
     fitting = []
     if tensor_core and weights * width * width // hidden_size <= kept:
-        fitting.append(Path("tile", 16, width, width, min(2 * warps, width // columns), 1, whole=True))
+        # Backward, where a thread has more values beside its weights, with a multiprocessor's registers for fewer.
+        several, fewer = (min(count, width // columns) for count in (2 * warps, warps))
+        fitting.append(Path("tile", 16, width, width, several, 1, whole=True, backward_warps=fewer))
     spread = []
     for rows, units in SPREAD:
         if units >= columns and weights * units <= kept:
