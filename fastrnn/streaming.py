@@ -74,7 +74,7 @@ class Stream:
         """
         if rows is None:
             return self._core.reset(None)
-        chosen = torch.as_tensor(rows)
+        chosen = torch.as_tensor(rows, device="cpu")
         if chosen.dtype is torch.bool:
             if chosen.shape != (self.batch,):
                 raise ValueError(f"rows: expected a mask of shape ({self.batch},), got {tuple(chosen.shape)}")
@@ -95,7 +95,7 @@ class Stream:
             RuntimeError: what is set has another shape.
             TypeError: it is of another structure or no tensor.
         """
-        numbers = torch.empty(self._core.state_size)
+        numbers = torch.empty(self._core.state_size, dtype=torch.float32, device="cpu")
         self._core.get_state(numbers)
         found: list[Any] = []
         at = 0
@@ -246,7 +246,7 @@ class _Prepare:
             )
         if not isinstance(x, Tensor):
             if self.inputs is None and isinstance(x, int) and self.batch == 1:
-                x = torch.tensor(x)
+                x = torch.tensor(x, device="cpu")
             else:
                 raise TypeError(f"{self.name}: Expected input to be a Tensor, got {type(x).__name__}")
         own: Any = type(x)
