@@ -17,7 +17,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/* include/*) $(shell fi
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory mutants fuzz aarch64 test-oldest test-clients wheel wheel-smoke sdist wheels workflows docs lint clean
+.PHONY: help demo test test-slow bench bench-compare check dev stubs format native sanitize sanitize-memory tsan mutants fuzz aarch64 cross test-oldest test-clients wheel wheel-smoke sdist wheels workflows docs lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -69,7 +69,7 @@ format: .venv/installed  ## write the formats that `make check` asks for
 comma := ,
 
 # The kernels by themselves, without Python: every instruction set that the machine runs, against plain loops.
-NATIVE := -G Ninja -DFASTRNN_PYTHON=OFF -DFASTRNN_NATIVE_TESTS=ON -DFASTRNN_WERROR=ON
+NATIVE = -G Ninja -DFASTRNN_PYTHON=OFF -DFASTRNN_NATIVE_TESTS=ON -DFASTRNN_WERROR=ON $(if $(SETS),"-DFASTRNN_INSTRUCTION_SETS=$(SETS)")
 define run_native
 	$(BIN)/cmake -S . -B build/$@ $(NATIVE) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) $(1)
 	$(BIN)/cmake --build build/$@
@@ -84,14 +84,25 @@ sanitize: | .venv/installed  ## the native tests under AddressSanitizer and Unde
 
 # The core for the best instruction set of this machine. Its sanitizer has to be loaded before anything else, with the
 # library whose exceptions it watches, which Python itself does not load. Leaks are Python's own.
-sanitize-memory: .venv/installed  ## the memory stress with a core under sanitizers (ARGS: seconds for each module)
-	$(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+define sanitized_core
+	$(BIN)/cmake -S . -B build/$@-core -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
-	  -DFASTRNN_INSTRUCTION_SETS=$$($(BIN)/python -c 'import fastrnn._core; print(fastrnn._core.isa())') \
-	  -DFASTRNN_SANITIZE=address$(comma)undefined
-	$(BIN)/cmake --build build/$@
+	  -DFASTRNN_INSTRUCTION_SETS=$$($(BIN)/python -c 'import fastrnn._core; print(fastrnn._core.isa())') $(1)
+	$(BIN)/cmake --build build/$@-core
+endef
+
+sanitize-memory: .venv/installed  ## the memory stress with a core under sanitizers (ARGS: seconds for each module)
+	$(call sanitized_core,-DFASTRNN_SANITIZE=address$(comma)undefined)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 FASTRNN_CORE=$$(ls $(abspath build/$@)/_core.*) $(BIN)/python tests/memory_programs.py everything $(or $(ARGS),5)
+	  ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 FASTRNN_CORE=$$(ls $(abspath build/$@-core)/_core.*) $(BIN)/python tests/memory_programs.py everything $(or $(ARGS),5)
+
+# On the pool of std::thread: OpenMP's runtime is compiled without the sanitizer, which cannot see how its threads wait.
+tsan: .venv/installed  ## native tests, teams and forks under ThreadSanitizer, on a pool of std::thread (SETS="avx2;generic": not all)
+	$(call run_native,-DFASTRNN_THREADS=std -DFASTRNN_SANITIZE=thread)
+	$(call sanitized_core,-DFASTRNN_THREADS=std -DFASTRNN_SANITIZE=thread)
+	for program in "team_processes.py cpp 0 alone many denormals" "extreme_processes.py forked_meanwhile"; do \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so) $$($(CXX) -print-file-name=libstdc++.so)" OMP_NUM_THREADS=2 \
+	    FASTRNN_CPUS=4 FASTRNN_CORE=$$(ls $(abspath build/$@-core)/_core.*) $(BIN)/python tests/$$program || exit 1; done
 
 mutants: .venv/installed  ## plant faults one at a time, and say which tests see them
 	$(BIN)/python tests/mutants $(ARGS)
@@ -100,6 +111,24 @@ aarch64: | .venv/installed  ## the native tests cross-compiled for aarch64, unde
 	@command -v $(CROSS)-g++ qemu-aarch64 >/dev/null || { echo 'needs Debian packages: g++-$(CROSS) qemu-user'; exit 1; }
 	$(call run_native,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(CROSS)-g++ \
 	  '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/$(CROSS)')
+
+# Clang with the headers and libraries of Windows (MinGW's: those of Microsoft's SDK come with a licence of their own and
+# are in no package) and macOS, from PyPI. Python's module is compiled; programs are linked, and Windows' run under Wine.
+cross: .venv-cross/installed  ## compile all of csrc for Windows and macOS; native tests of Windows under Wine (SETS="avx2;generic": not all)
+	for target in x86_64-windows-gnu x86_64-macos aarch64-macos; do \
+	  .venv-cross/bin/python packaging/python_headers.py $$target build/$@/headers-$$target && \
+	  .venv-cross/bin/cmake -S . -B build/$@/$$target $(NATIVE) -DCMAKE_MAKE_PROGRAM=$(abspath .venv-cross/bin/ninja) \
+	    -DCMAKE_TOOLCHAIN_FILE=$(abspath packaging/zig.cmake) -DZIG_TARGET=$$target \
+	    -DZIG=$$(.venv-cross/bin/python -c 'import os, ziglang; print(os.path.dirname(ziglang.__file__))')/zig \
+	    "-DFASTRNN_PYTHON_HEADERS=$(abspath build/$@)/headers-$$target;$$(.venv-cross/bin/python -c 'import pybind11; print(pybind11.get_include())')" && \
+	  .venv-cross/bin/cmake --build build/$@/$$target || exit 1; done
+	@if command -v wine >/dev/null; then WINEDEBUG=-all .venv-cross/bin/ctest --test-dir build/$@/x86_64-windows-gnu --output-on-failure; \
+	else echo "The native tests of Windows did not run: no wine here (Debian's packages wine and wine64)."; fi
+
+.venv-cross/installed: constraints.txt
+	test -x .venv-cross/bin/python || $(PYTHON) -m venv .venv-cross
+	.venv-cross/bin/python $(INSTALL) --constraint constraints.txt pybind11 cmake ninja ziglang
+	@touch $@
 
 # On Linux the registry's build of this torch brings the CUDA libraries along: about 3 GB to fetch, 6 GB on disk.
 test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported torch (OLDEST_PYTHON=python3.10)
@@ -174,4 +203,4 @@ workflows: .venv-wheel/installed  ## check the workflows under .github/
 	$(WHEEL)/actionlint
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-clients .venv-wheel .venv-docs build dist docs/results
+	rm -rf .venv .venv-oldest .venv-clients .venv-wheel .venv-docs .venv-cross build dist docs/results

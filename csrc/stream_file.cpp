@@ -6,7 +6,7 @@
 namespace fastrnn {
 namespace {
 
-constexpr size_t kHeader = 64, kLayerHeader = 32, kAlign = 64;
+constexpr size_t kHeader = 64, kAlign = 64;
 constexpr uint32_t kVersion = 1, kMostLayers = 1024;
 constexpr uint64_t kMostSize = uint64_t{1} << 31;
 enum Flags : uint32_t { kInt8 = 1, kBiases = 2, kProjection = 4, kInitial = 8, kFloatInputs = 16, kAllFlags = 31 };

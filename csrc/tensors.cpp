@@ -1,6 +1,10 @@
 #include "tensors.h"
 
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#define NOMINMAX
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
 #include <dlfcn.h>
 #endif
 
@@ -86,17 +90,20 @@ bool find_wrong_sign(Torch& torch) {
 
 Torch find_torch() {
   Torch torch;
+#if defined(_WIN32)
+  const HMODULE library = GetModuleHandleA("torch_cpu.dll");
+  const auto symbol = [&](const char* name) { return reinterpret_cast<void*>(GetProcAddress(library, name)); };
+#else
 #if defined(__APPLE__)
   void* const library = dlopen("@rpath/libtorch_cpu.dylib", RTLD_LAZY | RTLD_NOLOAD);
-#elif !defined(_WIN32)
-  void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
 #else
-  void* const library = nullptr;
+  void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+#endif
+  const auto symbol = [&](const char* name) { return dlsym(library, name); };
 #endif
   if (!library) return torch;
-#if !defined(_WIN32)
   const auto find = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(symbol(name));
     return function != nullptr;
   };
   if (find(torch.storage_size, "aoti_torch_get_storage_size") &&
@@ -104,7 +111,6 @@ Torch find_torch() {
       find(torch.view, "aoti_torch__reinterpret_tensor") && find(torch.release, "aoti_torch_delete_tensor_object"))
     torch.place = place_of_implementation();
   if (torch.place && !find_wrong_sign(torch)) torch.place = 0;
-#endif
   return torch;
 }
 

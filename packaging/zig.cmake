@@ -1,0 +1,18 @@
+# A CMake toolchain: Clang for other systems, with their headers and libraries, as the PyPI package ziglang brings it.
+# ZIG: its program. ZIG_TARGET: x86_64-windows-gnu, x86_64-macos or aarch64-macos.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES ZIG ZIG_TARGET)
+string(REGEX MATCH "^([a-z0-9_]+)-([a-z]+)" matched "${ZIG_TARGET}")
+set(CMAKE_SYSTEM_PROCESSOR ${CMAKE_MATCH_1})
+set(system_windows Windows)
+set(system_macos Darwin)
+set(CMAKE_SYSTEM_NAME ${system_${CMAKE_MATCH_2}})
+set(CMAKE_CXX_COMPILER ${ZIG} c++ -target ${ZIG_TARGET})
+if(CMAKE_SYSTEM_NAME STREQUAL "Windows")
+  find_program(WINE wine)
+  if(WINE)
+    set(CMAKE_CROSSCOMPILING_EMULATOR ${WINE})
+  endif()
+endif()
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
