@@ -158,7 +158,7 @@ def store_as_it_lies(p, x, m):
         }
         """,
         "=r,l,r,r",
-        [p, x, m.to(tl.int32)],
+        [p.to(tl.int64), x, m.to(tl.int32)],  # of Triton 3.6, operands may be no pointers beside numbers
         dtype=tl.int32,
         is_pure=False,
         pack=1,
