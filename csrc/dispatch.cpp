@@ -4,10 +4,22 @@
 #include <string>
 
 #include "scan.h"
+#if defined(FASTRNN_HAS_avx512_amx)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 
 namespace fastrnn {
 
 // The build names each that it compiled: FASTRNN_HAS_avx2 and so on.
+#if defined(FASTRNN_HAS_avx512_amx)
+namespace avx512_amx {
+const Kernels& table();
+}
+#endif
 #if defined(FASTRNN_HAS_avx512_bf16)
 namespace avx512_bf16 {
 const Kernels& table();
@@ -34,9 +46,25 @@ const Kernels& table();
 }
 #endif
 
+#if defined(FASTRNN_HAS_avx512_amx)
+// Whether this CPU multiplies tiles of bfloat16, and the system lets this process: Linux wants to be asked, since the
+// registers are 8 KiB more of every thread that uses them. A process that may keeps the right, its children too.
+static bool may_use_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kTiles = 1u << 24, kOfBfloat16 = 1u << 22, kNeeded = kTiles | kOfBfloat16;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 const Kernels* const* supported_kernels() {
   static const Kernels* const* found = [] {
-    static const Kernels* all[6] = {};
+    static const Kernels* all[7] = {};
     [[maybe_unused]] int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
@@ -46,6 +74,9 @@ const Kernels* const* supported_kernels() {
                                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                                          __builtin_cpu_supports("avx512vl");
     [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+#endif
+#if defined(FASTRNN_HAS_avx512_amx)
+    if (vnni && __builtin_cpu_supports("avx512bf16") && may_use_tiles()) all[count++] = &avx512_amx::table();
 #endif
 #if defined(FASTRNN_HAS_avx512_bf16)
     if (vnni && __builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();

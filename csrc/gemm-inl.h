@@ -6,6 +6,7 @@
 // k, whatever the tile it was computed in, so results do not depend on batch size or number of threads.
 #pragma once
 
+#include "amx-inl.h"
 #include "bfloat16-inl.h"
 
 namespace fastrnn::FASTRNN_NAMESPACE {
@@ -120,8 +121,8 @@ struct Nothing {
 // Each tile fetches its share of the numbers that stand behind its part of the panel: those of the next chain, or of
 // the next panel, which so come out of far caches or memory while this part is multiplied.
 template <class S, int NV, class Expect = Nothing>
-FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const Wide<S>* init,
-                             int64_t ld_init, Wide<S>* c, const Expect& expect = {}) {
+FASTRNN_INLINE void multiply_by_vectors(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel,
+                                        const Wide<S>* init, int64_t ld_init, Wide<S>* c, const Expect& expect = {}) {
   static constexpr auto tiles = Tiles<S, NV>::make(std::make_integer_sequence<int, kTileRows<S, NV>>());
   constexpr int64_t width = kPanel<S, NV>, bytes = width * kGroup<S> * static_cast<int64_t>(sizeof(S));
   const int64_t count = ceil_div(rows, kTileRows<S, NV>), share = smaller<int64_t>(64, ceil_div(bytes, count));
@@ -138,6 +139,35 @@ FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t dept
                                   cut ? width : ld_init, c + top * width, ahead, share);
     }
   }
+}
+
+template <class S, int NV, class Expect = Nothing>
+FASTRNN_INLINE void multiply(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* panel, const Wide<S>* init,
+                             int64_t ld_init, Wide<S>* c, const Expect& expect = {}) {
+#if defined(__AMX_BF16__)
+  if constexpr (kGroup<S> == 2) {
+    const int64_t groups = ceil_div(depth, kGroup<S>), rest = groups % kTileHeight, tiles = groups / kTileHeight;
+    constexpr int64_t kWidth = kPanel<S, NV>, kTile = kTileHeight * kGroup<S>;
+    if (tiles) {
+      // First what is no whole tile of k.
+      const int64_t after = tiles * kTile;
+      if (rest)
+        multiply_by_vectors<S, NV>(a + after, lda, rows, depth - after, panel + after * kWidth, init, ld_init, c);
+      if (rest) init = c, ld_init = kWidth;
+      const int64_t cuts = ceil_div(tiles * kTileHeight, kChain);
+      for (int64_t cut = 0; cut < cuts; ++cut) {
+        const int64_t begin = tiles * cut / cuts, end = tiles * (cut + 1) / cuts;
+        const S* part = panel + begin * kTile * kWidth;
+        if (cut)
+          multiply_rows_on_tiles<NV>(a + begin * kTile, lda, rows, end - begin, part, c, kWidth, c, Nothing{});
+        else
+          multiply_rows_on_tiles<NV>(a, lda, rows, end, part, init, ld_init, c, expect);
+      }
+      return;
+    }
+  }
+#endif
+  multiply_by_vectors<S, NV>(a, lda, rows, depth, panel, init, ld_init, c, expect);
 }
 
 // One row and two panels at once, for depth groups of panels that are `apart` numbers apart; rows of init and c lie one
@@ -180,6 +210,11 @@ FASTRNN_INLINE void multiply_row(const S* a, int64_t depth, const S* panels, int
   constexpr int64_t width = kPanel<S, NV>;
   const int64_t groups = ceil_div(depth, kGroup<S>), cuts = ceil_div(groups, kChain), size = groups * width * kGroup<S>;
   int64_t p = 0;
+#if defined(__AMX_BF16__)
+  if constexpr (kGroup<S> == 2)
+    for (; p < count; ++p)
+      multiply<S, NV>(a, 0, 1, depth, panels + p * size, init ? init + p * width : nullptr, 0, c + p * width);
+#endif
   for (; p + 2 <= count; p += 2)
     for (int64_t cut = 0; cut < cuts; ++cut) {
       const int64_t begin = groups * cut / cuts, end = groups * (cut + 1) / cuts;

@@ -17,13 +17,44 @@ namespace avx512 {
 const Kernels& table();
 }
 #endif
+#if defined(__AMX_BF16__)
+namespace avx512_bf16 {
+const Kernels& table();
+}
+#endif
 namespace FASTRNN_NAMESPACE {
+
+#if defined(__AMX_BF16__)
+// Rows of a step from which tiles repay. A call of fewer goes to AVX512-BF16 with all of its products.
+constexpr int64_t kRowsForTiles = 4;
+
+template <class Layer>
+bool repays_tiles(const Layer* layers) {
+  return layers->sizes.batch >= kRowsForTiles;
+}
+#endif
 
 void run_program(const Run& run);  // in phases.cpp
 void add_prepared(Kernels& to);    // in prepared.cpp
 
 const Kernels& table() {
   static const Kernels all = [] {
+#if defined(__AMX_BF16__)  // what AVX512-BF16 has, with products of bfloat16 on tiles
+    Kernels kernels = avx512_bf16::table();
+    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+    kernels.forward_bfloat16 = [](const Forward<bfloat16>* layers, int count) {
+      repays_tiles(layers) ? forward<bfloat16>(layers, count) : avx512_bf16::table().forward_bfloat16(layers, count);
+    };
+    kernels.forward_mixed = [](const Forward<bfloat16, float>* layers, int count) {
+      repays_tiles(layers) ? forward<bfloat16>(layers, count) : avx512_bf16::table().forward_mixed(layers, count);
+    };
+    kernels.backward_bfloat16 = [](const Backward<bfloat16>* layers, int count) {
+      repays_tiles(layers) ? backward<bfloat16>(layers, count) : avx512_bf16::table().backward_bfloat16(layers, count);
+    };
+    kernels.backward_mixed = [](const Backward<bfloat16, float>* layers, int count) {
+      repays_tiles(layers) ? backward<bfloat16>(layers, count) : avx512_bf16::table().backward_mixed(layers, count);
+    };
+#else
 #if defined(__AVX512VNNI__)  // what AVX-512 has, with products of int8 and, perhaps, of bfloat16
     Kernels kernels = avx512::table();
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
@@ -53,6 +84,7 @@ const Kernels& table() {
     kernels.run_program = run_program;
 #endif
     add_prepared(kernels);
+#endif
     return kernels;
   }();
   return all;

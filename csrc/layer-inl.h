@@ -17,6 +17,7 @@ bool run_scans(Team& team, Scan* first, Scan* second, TeamPlan team_plan) {
       team_plan.side_by_side ? 2 * team_plan.threads : team_plan.threads,
       [](void* context, int thread) {
         const auto& [scans, team_plan] = *static_cast<Shared*>(context);
+        [[maybe_unused]] const TileRegisters tiles;
         if (team_plan.side_by_side) return scans[thread / team_plan.threads]->run(thread % team_plan.threads);
         for (Scan* scan : scans)
           if (scan) scan->run(thread);
@@ -71,7 +72,13 @@ bool run_wavefront(const Layer* layers, int height, Team& team) {
     new (scans + i) Scan(layers[i], 0, offsets, TeamPlan{1, false, false}, none, scratch,
                          Wavefront{i ? done + i - 1 : nullptr, done + i});
   }
-  return team.run(height, [](void* context, int thread) { static_cast<Scan*>(context)[thread].run(0); }, scans);
+  return team.run(
+      height,
+      [](void* context, int thread) {
+        [[maybe_unused]] const TileRegisters tiles;
+        static_cast<Scan*>(context)[thread].run(0);
+      },
+      scans);
 }
 
 template <class Scan, class Layer>

@@ -50,10 +50,19 @@ FASTRNN_INLINE Part part(int64_t size, const Seat& seat) { return part(size, sea
 // Multiply-adds of a whole call below which nobody thinks of a team.
 constexpr double kCallWork = 2e5;
 
+// Multiply-adds of floats that one is worth; on tiles, with what is pointwise around it.
+#if defined(__AMX_BF16__)
+constexpr double kWorthOfNarrow = 0.25;
+#else
+constexpr double kWorthOfNarrow = 1;
+#endif
+template <class S>
+constexpr double kWorth = kGroup<S> > 1 ? kWorthOfNarrow : sizeof(S) / sizeof(float);
+
 template <class S, class Cell, class A>
 TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, bool is_backward, const Team& team) {
   const Sizes& z = args.sizes;
-  constexpr double kSize = sizeof(Wide<S>) / sizeof(float);  // a multiply-add is worth so many of floats
+  constexpr double kSize = kWorth<S>;
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
   // Backward, inputs and weights are multiplied with twice more, or thrice.
   const double ahead = double(Cell::kGates) * z.hidden * (is_backward ? 2. * z.inputs + z.outputs : 1. * z.inputs);

@@ -10,12 +10,21 @@ namespace avx512 {
 const Kernels& table();
 }
 #endif
+#if defined(__AMX_BF16__)
+namespace avx512_bf16 {
+const Kernels& table();
+}
+#endif
 namespace FASTRNN_NAMESPACE {
 
 void add_prepared(Kernels& to);  // in prepared.cpp
 
 const Kernels& table() {
   static const Kernels all = [] {
+#if defined(__AMX_BF16__)
+    Kernels kernels = avx512_bf16::table();
+    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+#else
 #if defined(__AVX512VNNI__)
     Kernels kernels = avx512::table();
 #else
@@ -26,6 +35,7 @@ const Kernels& table() {
     kernels.multiplies_bfloat16 = true;
 #endif
     add_prepared(kernels);
+#endif
     return kernels;
   }();
   return all;

@@ -243,6 +243,16 @@ def test_what_is_not_finite_spreads_as_in_torch_and_only_within_its_row(target, 
             assert_close(found[name], exact[name], max(budget, clean.budgets[name]), case.dtype, name)
 
 
+@pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
+@pytest.mark.parametrize("rows", [3, 4, 15, 16, 17, 31, 32, 33, 49, 65])
+@pytest.mark.parametrize(("mode", "inputs", "hidden"), [("LSTM", 70, 33), ("GRU", 32, 96), ("RNN_TANH", 5, 270)])
+def test_bfloat16_of_any_number_of_rows(target, mode: str, inputs: int, hidden: int, rows: int):
+    """Whatever is left over of tiles: AMX multiplies 16 rows by 32 numbers of k."""
+    case = Case("tiles", mode, steps=3, rows=rows, inputs=inputs, hidden=hidden, dtype=torch.bfloat16)
+    expected = expect(case)
+    verify(run(target.module, expected.inputs.map(target.move)), expected)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @few
 def test_nothing_stays_behind_from_an_earlier_call(target, case: Case):
@@ -253,7 +263,7 @@ def test_nothing_stays_behind_from_an_earlier_call(target, case: Case):
 
 
 @pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
-@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic"])
+@pytest.mark.parametrize("isa", ["avx512_amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic"])
 def test_every_instruction_set(target, isa: str):
     """FASTRNN_ISA is read once, when the core is loaded: each instruction set takes a process of its own."""
     core = importlib.import_module("fastrnn._core")
