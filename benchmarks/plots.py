@@ -19,7 +19,8 @@ PAGE = """\
 
 Every result of `benchmarks/results`, drawn of its JSON: how many times as fast as torch.nn a side is, on a logarithmic
 scale; filled marks are one thread, open ones two. A bar is the middle half of a run's samples; older tables, which kept
-none, have marks alone. [Speed, and how to read it](../speed.md) says what a ratio means.
+none, have marks alone. Means are geometric ones, of ratios over torch.nn.
+[Speed, and how to read it](../speed.md) says what a ratio means.
 """
 
 
@@ -82,7 +83,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         axis.set_yticklabels(labels, fontsize=8)
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_formatter(ScalarFormatter())
-        axis.tick_params(axis="x", which="both", labelsize=7)
+        axis.tick_params(axis="x", which="both", labelsize=7, labelbottom=True)
         axis.invert_yaxis()
         axis.grid(alpha=0.3, which="both")
     axes[0, 0].legend(fontsize=7)
@@ -108,7 +109,7 @@ def section(name: str, found: Mapping[str, Any]) -> str:
     for row, ratio, _, _ in ratios(found["rows"]):
         over.setdefault((row["cell"], row["work"], row["threads"], row["peer"]), []).append(ratio)
     lines = [
-        "| cell | work | threads | side | geometric mean over torch.nn | least | cases |",
+        "| cell | work | threads | side | mean | least | cases |",
         "|---|---|---|---|---|---|---|",
     ]
     for (cell, work, threads, peer), values in sorted(over.items()):

@@ -65,6 +65,7 @@ def lines_of(language: str) -> list[tuple[str, str]]:
         for page, text in PAGES.items()
         for block in re.findall(pattern, text, re.DOTALL | re.MULTILINE)
         for line in block.splitlines()
+        if not line.startswith("#")
     ]
     return sorted({line: page for page, line in found}.items())
 
