@@ -6,7 +6,6 @@ what is exact is known from the equations in float64.
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -41,7 +40,7 @@ def events(calls: Sequence[Callable[[], object]], seconds: float = 0.1, most: in
             samples[k].append(begin.elapsed_time(end))
             spent += samples[k][-1]
         order.reverse()
-    return [statistics.median(own) for own in samples]
+    return [sorted(own)[len(own) // 2] for own in samples]
 
 
 def once(network: Network, tensors: Sequence[Tensor | None], training: bool) -> list[Tensor]:
