@@ -291,8 +291,9 @@ void forward_int8(py::handle layer, py::handle x, py::handle h0, py::handle c0, 
     const auto wide = [&](__int128 count) { return read.tensor<float>(weights[at++], "scales and biases", count); };
     Int8Parameters& w = call.weights[d];
     w.s_ih = wide(rows);
-    if (py::object(weights[at]).attr("element_size")().cast<size_t>() == sizeof(float))
-      w.f_ih = wide(rows * z.inputs);
+    const py::object inputs = weights[at];
+    if (py::hasattr(inputs, "element_size") && inputs.attr("element_size")().cast<size_t>() == sizeof(float))
+      w.f_ih = read.tensor<float>(weights[at++], "weights", rows * z.inputs);
     else
       w.w_ih = narrow(rows * z.inputs);
     w.s_hh = wide(rows), w.w_hh = narrow(rows * z.outputs);

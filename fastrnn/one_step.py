@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastrnn.backends import asked
+from fastrnn.dynamo import observed, transformed
 from fastrnn.modes import TORCH_MODES
 from fastrnn.paths import watching_path
 from fastrnn.storage import has_freed
@@ -25,8 +26,9 @@ _STEPS: dict[str, Callable[..., Any]] = {mode: getattr(torch._VF, f"{mode.lower(
 
 
 def _chosen() -> bool:
-    """Whether something else was asked for: a backend by its name, or every state to look at."""
-    return asked() is not None or watching_path.get() is not None
+    """Whether something else was asked for: a backend by its name, every state to look at, or a graph or a transform,
+    for which :mod:`fastrnn.paths` plans."""
+    return asked() is not None or watching_path.get() is not None or observed() or transformed()
 
 
 def _narrow(operator: str) -> bool:
