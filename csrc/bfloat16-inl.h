@@ -13,7 +13,7 @@ constexpr int kNarrowPasses = 1;
 constexpr int kNarrowPasses = 2;
 #endif
 template <>
-constexpr int kPasses<bfloat16> = kNarrowPasses;
+inline constexpr int kPasses<bfloat16> = kNarrowPasses;
 
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
