@@ -47,11 +47,13 @@ class TileRegisters {
   static inline thread_local int64_t height_ = 0;
 };
 
-#define FASTRNN_LOAD_SUM(tile, row, column)                                                      \
-  if (init)                                                                                      \
-    _tile_loadd(tile, init + (row) * ld_init + (column) * 16, ld_init * int64_t(sizeof(float))); \
-  else                                                                                           \
-    _tile_zero(tile)
+#define FASTRNN_LOAD_SUM(tile, row, column)                                                        \
+  do {                                                                                             \
+    if (init)                                                                                      \
+      _tile_loadd(tile, init + (row) * ld_init + (column) * 16, ld_init * int64_t(sizeof(float))); \
+    else                                                                                           \
+      _tile_zero(tile);                                                                            \
+  } while (false)
 #define FASTRNN_STORE_SUM(tile, row, column) _tile_stored(tile, c + ((row) * NV + (column)) * 16, NV * kTileBytes)
 #define FASTRNN_LOAD_A(tile, row) _tile_loadd(tile, a + (row) * lda + k * 32, lda * 2)
 #define FASTRNN_LOAD_PANEL(tile, column) _tile_loadd(tile, part + (column) * 32, NV * kTileBytes)
