@@ -54,7 +54,8 @@ def derive(cls: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:
         if made_from(known) is cls:
             return known
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls)(cls.__name__, (cls, ours), {**names, _MARK: cls, "__reduce_ex__": _reduce})
+    metaclass: Any = type(cls)
+    return metaclass(cls.__name__, (cls, ours), {**names, _MARK: cls, "__reduce_ex__": _reduce})
 
 
 def _reduce(module: Any, protocol: int) -> Any:

@@ -82,7 +82,7 @@ def softplus(x):
     """max(x, 0) + log(1 + u) with u = e^-|x|, the logarithm as 2 atanh(u / (u + 2)), whose argument is at most 1/3."""
     u = exp_below_zero(-tl.abs(x))
     s = quotient(u, u + 2.0)
-    square = s * s
+    square = s * s  # pyright: ignore[reportOptionalOperand]
     p = square * 0.0
     for k in tl.static_range(17 if x.dtype == tl.float64 else 8, 0, -1):
         p = (p + 1.0 / (2 * k + 1)) * square
