@@ -32,13 +32,10 @@ def step(
     """
     ours = planned is None
     if ours and not torch.compiler.is_compiling():
-        quick = (
-            one_step.of_cell(module, mode, input, hx)
-            if torch.is_grad_enabled()
-            else fast_path(module.__dict__, input, hx, mode)
-        )
-        if quick is not None:
-            return quick
+        if (result := fast_path(module.__dict__, input, hx, mode)) is not None:
+            return result
+        if torch.is_grad_enabled() and (result := one_step.of_cell(module, mode, input, hx)) is not None:
+            return result
     if (ours and observed()) or not isinstance(input, Tensor) or input.is_nested:
         return theirs(module, base, input, hx)
     rank = input.dim()

@@ -190,9 +190,9 @@ def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             ):
                 # a compiler sees no more of this than that it does not hold
                 if not torch.compiler.is_compiling():
-                    recorded = torch.is_grad_enabled()
-                    result = of_layer(self, input, hx) if recorded else fast_path(self.__dict__, input, hx)
-                    if result is not None:
+                    if (result := fast_path(self.__dict__, input, hx)) is not None:
+                        return result
+                    if torch.is_grad_enabled() and (result := of_layer(self, input, hx)) is not None:
                         return result
                 return run(self, base, input, hx)
             return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
