@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "scan.h"
+#include "tables.h"
 #if defined(FASTRNN_HAS_avx512_amx)
 #include <cpuid.h>
 #if defined(__linux__)
@@ -13,38 +13,6 @@
 #endif
 
 namespace fastrnn {
-
-// The build names each that it compiled: FASTRNN_HAS_avx2 and so on.
-#if defined(FASTRNN_HAS_avx512_amx)
-namespace avx512_amx {
-const Kernels& table();
-}
-#endif
-#if defined(FASTRNN_HAS_avx512_bf16)
-namespace avx512_bf16 {
-const Kernels& table();
-}
-#endif
-#if defined(FASTRNN_HAS_avx512_vnni)
-namespace avx512_vnni {
-const Kernels& table();
-}
-#endif
-#if defined(FASTRNN_HAS_avx512)
-namespace avx512 {
-const Kernels& table();
-}
-#endif
-#if defined(FASTRNN_HAS_avx2)
-namespace avx2 {
-const Kernels& table();
-}
-#endif
-#if defined(FASTRNN_HAS_generic)
-namespace generic {
-const Kernels& table();
-}
-#endif
 
 #if defined(FASTRNN_HAS_avx512_amx)
 // Whether this CPU multiplies tiles of bfloat16, and the system lets this process: Linux wants to be asked, since the

@@ -6,22 +6,10 @@
 #include "int8-inl.h"
 #include "layer-inl.h"
 #include "peak-inl.h"
+#include "tables.h"
 #include "weight_cache-inl.h"
 
-#define FASTRNN_TEXT_(name) #name
-#define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
-
 namespace fastrnn {
-#if defined(__AVX512VNNI__)
-namespace avx512 {
-const Kernels& table();
-}
-#endif
-#if defined(__AMX_BF16__)
-namespace avx512_bf16 {
-const Kernels& table();
-}
-#endif
 namespace FASTRNN_NAMESPACE {
 
 #if defined(__AMX_BF16__)

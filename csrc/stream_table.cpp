@@ -1,20 +1,7 @@
 // An instruction set's kernels for a program that runs streams alone: those of prepared.cpp, all others null.
-#include "scan.h"
-
-#define FASTRNN_TEXT_(name) #name
-#define FASTRNN_TEXT(name) FASTRNN_TEXT_(name)
+#include "tables.h"
 
 namespace fastrnn {
-#if defined(__AVX512VNNI__)
-namespace avx512 {
-const Kernels& table();
-}
-#endif
-#if defined(__AMX_BF16__)
-namespace avx512_bf16 {
-const Kernels& table();
-}
-#endif
 namespace FASTRNN_NAMESPACE {
 
 void add_prepared(Kernels& to);  // in prepared.cpp
