@@ -20,6 +20,17 @@ from torch.utils._pytree import tree_map
 import fastrnn
 
 Results = dict[str, Tensor]
+
+
+def _torch_spreads_nans() -> bool:
+    """Whether torch's own product of bfloat16 mixes rows, as on AMX: where a row is an odd number of values long, the
+    last pair of a row holds the first value of the next one, times zero, which is NaN if that value is no number."""
+    x, weight = torch.ones(33, 7, dtype=torch.bfloat16), torch.ones(28, 7, dtype=torch.bfloat16)
+    x[1, 0] = float("nan")
+    return int(F.linear(x, weight).isnan().any(1).sum()) > 1
+
+
+TORCH_SPREADS_NANS = _torch_spreads_nans()
 RESULTS = ("y", "hn", "cn", "cells")
 
 
@@ -328,6 +339,8 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results, others: S
                 finite &= value.isfinite() | (right != 0) & exact["cn"].isfinite().all()
         if case.odd:  # a first term alone may be past the largest number, whose sum with the others is not
             finite &= value.isfinite() | (right.abs() < torch.finfo(dtype).max / 8)
+        if case.odd and case.backend == "reference" and (case.dtype == "bf16" or case.autocast):
+            finite &= value.isfinite() | (not TORCH_SPREADS_NANS)  # which is torch's product
         wrong = finite & ~value.isfinite() | odd & ~same
         assert not wrong.any(), f"{name}: {value[wrong][:4].tolist()} where {right[wrong][:4].tolist()} is right"
         noise, scale = largest(near - right, finite), largest(right, finite)
