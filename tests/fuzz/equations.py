@@ -99,7 +99,9 @@ def _step(case: Case, x: Tensor, state: Sequence[Tensor], weights: dict[str, Ten
     h = state[0]
     own = {name: weights.get(f"{name}{suffix}") for name in ("bias_ih", "bias_hh", "weight_hr", "bias_hr")}
     linear = _linear_of_8_bits if case.narrow else F.linear
-    a = linear(x, weights[f"weight_ih{suffix}"], own["bias_ih"])
+    # By default a first product that is small beside the others stays as it is.
+    stays = suffix in ("", "_l0", "_l0_reverse") and 4 * x.shape[1] <= case.hidden
+    a = (F.linear if stays else linear)(x, weights[f"weight_ih{suffix}"], own["bias_ih"])
     b = linear(h, weights[f"weight_hh{suffix}"], own["bias_hh"])
     if case.name == "LSTM":
         i, f, g, o = (a + b).chunk(4, 1)
