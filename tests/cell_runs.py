@@ -15,8 +15,8 @@ def run_equations(cell, parameters, x, states, extras, batch_sizes, reverse):
     return equations.direction(cell, trace(cell).parts, parameters, x, batch_sizes, states, extras, reverse)
 
 
-def compiled_run(scan):
-    """A layer around what runs the compiled loop."""
+def compiled_run(scan, within=False):
+    """A layer around what runs the compiled loop, which makes the products of x itself if they are ``within`` it."""
 
     def run(cell, parameters, x, states, extras, batch_sizes, reverse):
         packed = batch_sizes is not None
@@ -27,7 +27,7 @@ def compiled_run(scan):
         compiled = compile_cell(cell)
         kinds = compiled.loop.traced.parts.extras
         flat = {n: e if packed or isinstance(kinds[n], SequenceInput) else e.flatten(0, 1) for n, e in extras.items()}
-        y, ends, _ = layer.direction(scan, compiled, parameters, rows, steps, states, flat)
+        y, ends, _ = layer.direction(scan, compiled, parameters, rows, steps, states, flat, within)
         return y if packed else y.unflatten(0, (count, batch)), ends
 
     return run
@@ -37,11 +37,13 @@ RUNS = {
     "equations": run_equations,
     "torch": compiled_run(layer.scan_by_torch),
     "cpp": compiled_run(cpp.scan),
+    "cpp_ahead": compiled_run(cpp.scan, within=True),
     "numba": compiled_run(numba.scan),
 }
 
 
 def unavailable(run) -> str | None:
     """Why a run has no engine here, or None."""
-    engine = next((engine for name, engine in (("cpp", cpp), ("numba", numba)) if RUNS[name] is run), None)
+    engines = dict(cpp=cpp, cpp_ahead=cpp, numba=numba)
+    engine = next((engine for name, engine in engines.items() if RUNS[name] is run), None)
     return engine and engine.unavailable()

@@ -22,7 +22,7 @@ from fastrnn.cell.graph import Graph, ancestors
 from fastrnn.cell.trace import trace
 from fastrnn.compiler.derivative import differentiate
 from fastrnn.compiler.normal import normal_form
-from fastrnn.compiler.program import compile_cell
+from fastrnn.compiler.program import compile_cell, is_product_of_x
 from fastrnn.compiler.saved import choose_saved
 
 
@@ -135,7 +135,16 @@ def test_what_backward_reads_is_an_input_or_kept(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("which", ["forward", "keeping", "backward"])
+def test_where_products_of_x_are_made_in_the_loop_those_that_backward_reads_are_stored_once(cell):
+    compiled = compile_cell(cell())
+    made = {group.array for group in compiled.groups if is_product_of_x(group)}
+    loads = [each for phase in compiled.backward.phases for part in phase for each in part.loads.values()]
+    stores = [each for phase in compiled.keeping_ahead.phases for part in phase for _, each in part.stores]
+    assert sorted(each for each in stores if each.array in made) == sorted({e for e in loads if e.array in made})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("which", ["forward", "keeping", "keeping_ahead", "backward"])
 def test_a_part_computes_each_value_behind_those_that_it_reads(cell, which):
     for phase in getattr(compile_cell(cell()), which).phases:
         for part in phase:

@@ -111,7 +111,7 @@ def safe(seed: int) -> Cell:
 
 
 @pytest.mark.parametrize("seed", range(24))
-@pytest.mark.parametrize("name", ["torch", "cpp", "numba"])
+@pytest.mark.parametrize("name", ["torch", "cpp", "cpp_ahead", "numba"])
 def test_engines_run_cells_that_nobody_has_written(name: str, seed: int):
     if reason := unavailable(RUNS[name]):
         pytest.skip(reason)
@@ -127,7 +127,7 @@ def test_threads_and_float32_give_the_same_to_their_digits():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            for name in ("cpp", "numba"):
+            for name in ("cpp", "cpp_ahead", "numba"):
                 if not unavailable(RUNS[name]):
                     # a chain of some 10^3 roundings of 6e-8, as in float64
                     verify(measured(RUNS[name], row, CASES[0], torch.float32), wanted, 1e-4)
@@ -145,7 +145,7 @@ class TwoAndThree(Cell):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", ["torch", "cpp", "numba"])
+@pytest.mark.parametrize("name", ["torch", "cpp", "cpp_ahead", "numba"])
 def test_products_of_different_heads_in_one_phase(name: str, case: Case):
     if reason := unavailable(RUNS[name]):
         pytest.skip(reason)

@@ -69,6 +69,7 @@ class Compiled:
         forward: the program without derivative.
         ahead: the same with the products of x in it, for engines that make them for some steps at a time.
         keeping: the one that keeps what backward reads.
+        keeping_ahead: the same with the products of x in it; it stores those that backward reads.
         backward: the derivative's.
         input_gradients: where backward writes the gradients of each group's inputs, by the number of the group and the
             block; several are to be summed, and those of one number a row or in all are to be summed over units, too.
@@ -85,6 +86,7 @@ class Compiled:
     forward: Program
     ahead: Program
     keeping: Program
+    keeping_ahead: Program
     backward: Program
     input_gradients: dict[tuple[int, int], list[Address]]
     product_gradients: dict[tuple[str, Node], dict[int, Address]]
@@ -115,8 +117,10 @@ def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
     saving = choose_saved(loop, gradients)
     groups = _groups(loop)
     forward, keeping = _forward(loop, groups, None), _forward(loop, groups, saving)
-    ahead = _forward(loop, groups, None, tuple(group for group in groups if is_product_of_x(group)))
+    of_x = tuple(group for group in groups if is_product_of_x(group))
+    ahead = _forward(loop, groups, None, of_x)
     backward, of_inputs, of_products = _backward(loop, gradients, saving, groups)
+    keeping_ahead = _forward(loop, groups, saving, of_x, backward)
     return Compiled(
         EVERY_STATE * every_state + key_of(cell),
         loop,
@@ -126,6 +130,7 @@ def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
         forward,
         ahead,
         keeping,
+        keeping_ahead,
         backward,
         of_inputs,
         of_products,
@@ -177,8 +182,12 @@ def is_product_of_x(group: Group) -> bool:
     return all(node.op == "product" and node.args[0].op == "x" for node in group.nodes.values())
 
 
-def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None, within: tuple[Group, ...] = ()) -> Program:
-    """The program; with the products of the groups ``within`` made by it, from x."""
+def _forward(
+    loop: Loop, groups: tuple[Group, ...], saving: Saving | None, within: tuple[Group, ...] = (),
+    backward: Program | None = None,
+) -> Program:  # fmt: skip
+    """The program; with the products of the groups ``within`` made by it, from x, and stored where ``backward`` reads
+    them."""
     program = Program()
     leaves = _inputs(program, loop, tuple(group for group in groups if group not in within))
     inner = {node: Address("x") for group in within for node in group.nodes.values()}
@@ -200,6 +209,13 @@ def _forward(loop: Loop, groups: tuple[Group, ...], saving: Saving | None, withi
         for name, nodes in by_size(saving.values).items():
             program.arrays[f"saved:{name}"] = Array("step", name, len(nodes))
             roots += [(node, Address(f"saved:{name}", block)) for block, node in enumerate(nodes)]
+    for group in within if backward else ():
+        assert backward is not None
+        if group.array in backward.arrays:
+            program.arrays[group.array] = backward.arrays[group.array]
+            read = {address for phase in backward.phases for part in phase for address in part.loads.values()}
+            own = [(node, Address(group.array, block)) for block, node in group.nodes.items()]
+            roots += [(node, address) for node, address in own if address in read]
     products = [node for node in (*loop.nodes, *inner) if node.op == "product"]
     _matrices(program, loop, [node.about[0] for node in products], biases=True)
 

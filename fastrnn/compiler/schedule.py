@@ -141,13 +141,20 @@ def schedule(
     for node, address in roots:
         size = node.size
         assert size is not None
-        part(phase.get(node, depth), size).stores.append((node, address))
+        if node not in ahead:
+            part(phase.get(node, depth), size).stores.append((node, address))
     for number in reversed(range(depth + 1)):  # a later phase adds to what an earlier one stores
         for size in dict.fromkeys(size for at, size in parts if at == number):
             own = parts[number, size]
             for node, _ in own.stores:
                 compute(node, own, number)
             own.body.sort(key=lambda node: node.index)
+    for node, address in roots:
+        if node in ahead:  # where it is made anyway, if it is
+            assert node.size is not None
+            where = min((at for at, own in parts.items() if node in own.loads), default=(depth, node.size))
+            part(*where).stores.append((node, address))
+            compute(node, part(*where), where[0])
     return Schedule(
         [found for n in range(depth + 1) if (found := [p for (at, _), p in parts.items() if at == n])], rows
     )

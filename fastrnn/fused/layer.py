@@ -76,7 +76,7 @@ def direction(
         steps: how many rows each step has.
         states: (B, size) each.
         extras: (N, size) or (N,) of a step, (B, size) or (B,) of a sequence.
-        within: whether ``scan`` makes the products of x itself where no derivative is wanted.
+        within: whether ``scan`` can make the products of x itself.
 
     Returns:
         The output, (N, size), the states behind the last step of each row, (B, size), and, of a cell compiled with
@@ -90,8 +90,9 @@ def direction(
         within
         and len(own.within) > 0
         and x.dtype is states[0].dtype
-        and not torch.is_grad_enabled()
         and steps.batch > 0
+        # Where a narrower dtype is asked for, products of x and their derivatives are torch's, which is quick at them.
+        and not (torch.is_grad_enabled() and (x.dtype.itemsize < 4 or torch.is_autocast_enabled(x.device.type)))
     )
     names = (own.matrices, own.biases) if not within else (own.matrices_within, own.biases_within)
     matrices = {name: call.matrix(name) for name in names[0]}
@@ -305,6 +306,21 @@ def _of_rows(value: Tensor, count: int) -> Tensor:
     return value if value.dim() > 1 else value.expand(count, -1)
 
 
+def _all_gates(compiled: Compiled, given: Operands, name: str, v: Tensor) -> Tensor:
+    parts = compiled.loop.traced.parts
+    blocks, heads = parts.matrices[name].blocks, parts.kinds[name].heads
+    return multiply(v, given.matrices[name], given.biases.get(name), blocks, heads)
+
+
+def _with_products(compiled: Compiled, given: Operands) -> tuple[Tensor | None, ...]:
+    """The groups, with those that are products of x."""
+    assert given.x is not None
+    return tuple(
+        _all_gates(compiled, given, next(iter(group.nodes.values())).about[0], given.x) if own is None else own
+        for group, own in zip(compiled.groups, given.groups, strict=True)
+    )
+
+
 def scan_by_torch(
     compiled: Compiled, steps: Steps, operands: Operands, watch: Callable[[list[list[Tensor]]], None] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -314,12 +330,13 @@ def scan_by_torch(
     """
     loop, parts = compiled.loop, compiled.loop.traced.parts
     sizes = steps.lengths
+    groups = _with_products(compiled, operands) if operands.x is not None else operands.groups
     fixed: dict[Node, Any] = {}
     by_step: list[tuple[Node, Sequence[Tensor]]] = []
     by_row: list[tuple[Node, Tensor]] = []
-    for group, tensor in zip(compiled.groups, operands.groups, strict=True):
+    for group, tensor in zip(compiled.groups, groups, strict=True):
         for block, node in group.nodes.items():
-            assert tensor is not None  # products of x are made
+            assert tensor is not None
             own = tensor if group.blocks == 1 else tensor.chunk(group.blocks, -1)[block]
             if loop.inputs[node] == "step":
                 by_step.append((node, own.split(sizes)))
@@ -329,10 +346,7 @@ def scan_by_torch(
                 fixed[node] = own
 
     def product(matrix: str, gate: str | None, v: Tensor) -> Tensor:
-        declared = parts.matrices[matrix]
-        found = multiply(
-            v, operands.matrices[matrix], operands.biases.get(matrix), declared.blocks, parts.kinds[matrix].heads
-        )
+        declared, found = parts.matrices[matrix], _all_gates(compiled, operands, matrix, v)
         return found if gate is None else found.chunk(declared.blocks, -1)[declared.gates.index(gate)]
 
     emitted: dict[int, list[Tensor]] = {}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastrnn.cell.int8 import Int8
-from fastrnn.compiler.program import Compiled
+from fastrnn.compiler.program import Compiled, is_product_of_x
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.layer import Operands
 
@@ -22,7 +22,8 @@ class _Layout(NamedTuple):
         groups: the array, kind, size and blocks of each group.
         biases: the matrices whose products add a bias.
         emitted: the size of each thing that the loop emits.
-        workspace: the arrays that backward reads, with size and blocks.
+        workspace: the arrays that backward reads, with size and blocks; and
+        workspace_ahead: those of a loop that makes the products of x.
         gradients: for each group whose gradient backward writes as it is wanted, the array and the first block.
     """
 
@@ -31,6 +32,7 @@ class _Layout(NamedTuple):
     biases: frozenset[str]
     emitted: tuple[str, ...]
     workspace: tuple[tuple[str, str, int], ...]
+    workspace_ahead: tuple[tuple[str, str, int], ...]
     gradients: tuple[tuple[str, int] | None, ...]
 
 
@@ -58,10 +60,13 @@ def _make_layout(compiled: Compiled) -> _Layout:
             sizes.setdefault(node.size, ("groups", number, group.blocks))
     arrays = compiled.keeping.arrays.items()
     workspace = tuple((name, str(a.size), a.blocks) for name, a in arrays if name.startswith(("history:", "saved:")))
+    made = {group.array for group in compiled.groups if is_product_of_x(group)}
+    arrays = compiled.keeping_ahead.arrays.items()
+    stored = tuple((name, str(a.size), a.blocks) for name, a in arrays if name in made)
     biases = frozenset(name for name, matrix in parts.matrices.items() if matrix.bias)
     emitted = tuple(str(node.size) for node in loop.emitted)
     gradients = tuple(_in_one_piece(compiled, number) for number in range(len(groups)))
-    return _Layout(sizes, tuple(groups), biases, emitted, workspace, gradients)
+    return _Layout(sizes, tuple(groups), biases, emitted, workspace, workspace + stored, gradients)
 
 
 def _in_one_piece(compiled: Compiled, number: int) -> tuple[str, int] | None:

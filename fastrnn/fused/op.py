@@ -70,7 +70,7 @@ def _backward(
     steps = Steps(count, batch, rows, batch_sizes, reverse)
     arrays = dict(zip((name for name, *_ in layout(compiled).workspace), workspace, strict=True))
     given = unpack(compiled, names_of(compiled, biased), tensors)
-    found = run_backward(run_of(tensors[0].device), compiled, steps, given, emitted, arrays, grads)
+    _, *found = run_backward(run_of(tensors[0].device), compiled, steps, given, emitted, arrays, grads)
     return [
         torch.zeros_like(tensor) if grad is None else grad.reshape(tensor.shape).contiguous()
         for tensor, grad in zip(tensors, found, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,15 +11,23 @@ from torch.autograd import Function
 
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
-from fastrnn.fused.gradients import history_of, of_group, of_matrices
+from fastrnn.fused.gradients import history_of, of_group, of_matrices, of_x
 from fastrnn.fused.layer import Operands, Steps, scan_by_torch
 from fastrnn.fused.layout import dense, inputs, layout, sizes_of
 
-# Runs a cell's program "forward", "keeping" or "backward" over all steps.  Its arguments are the compiled cell, the
+# Runs a program of a cell, "backward" or one of PROGRAMS, over all steps.  Its arguments are the compiled cell, the
 # program's name, the steps in the program's order, the number of units that each name stands for, where each array is,
 # and a tensor of the dtype and on the device of all.  Arrays are dense tensors; a neighbour's is a dict of ``history``
 # and ``initial``, a state's of ``initial`` and ``final``, each a tensor or None, and of rows there is none.
 Run = Callable[[Compiled, str, Steps, dict[str, int], dict[str, Any], Tensor], None]
+
+# Forward programs, by whether they keep what backward reads, and whether they make the products of x.
+PROGRAMS = {
+    (False, False): "forward",
+    (False, True): "ahead",
+    (True, False): "keeping",
+    (True, True): "keeping_ahead",
+}
 
 
 def scan_with(run: Run, compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
@@ -31,8 +38,8 @@ def scan_with(run: Run, compiled: Compiled, steps: Steps, given: Operands) -> tu
     if any(isinstance(each, (int, float)) for each in given.groups):  # computed of constants alone
         groups = (like.new_tensor(each) if isinstance(each, (int, float)) else each for each in given.groups)
         given = given._replace(groups=tuple(groups))
-    tensors: Any = (*given.groups, *given.states, *given.matrices.values(), *given.biases.values())
-    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+    tensors: Any = (given.x, *given.groups, *given.states, *given.matrices.values(), *given.biases.values())
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors):
         names = tuple(given.matrices), tuple(given.biases)
         found = _Scan.apply(run, compiled, steps, names, *tensors)
     else:
@@ -41,12 +48,18 @@ def scan_with(run: Run, compiled: Compiled, steps: Steps, given: Operands) -> tu
     return list(found[:count]), list(found[count:])
 
 
-def unpack(compiled: Compiled, names: Any, tensors: Sequence[Tensor]) -> Operands:
-    """The operands that stand in a flat list of tensors."""
-    each = iter(tensors)
-    groups = tuple(itertools.islice(each, len(compiled.groups)))
-    states = tuple(itertools.islice(each, len(compiled.loop.states)))
-    return Operands(groups, states, {name: next(each) for name in names[0]}, {name: next(each) for name in names[1]})
+def unpack(compiled: Compiled, names: Any, tensors: Sequence[Any], x: Tensor | None = None) -> Operands:
+    """The operands that stand in a flat list of tensors; and x, where the loop makes the products of x."""
+    groups, states = len(compiled.groups), len(compiled.loop.states)
+    matrices = groups + states
+    biases = matrices + len(names[0])
+    return Operands(
+        tuple(tensors[:groups]),
+        tuple(tensors[groups:matrices]),
+        dict(zip(names[0], tensors[matrices:biases], strict=True)),
+        dict(zip(names[1], tensors[biases:], strict=True)),
+        x,
+    )
 
 
 def run_forward(
@@ -61,22 +74,22 @@ def run_forward(
         places[f"out:{k}"] = tensor
     for name, state, end in zip(compiled.loop.states, given.states, ends, strict=True):
         places[f"state:{name}"] = dict(initial=dense(state), final=end)
-    workspace = (
-        {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in own.workspace} if keep else {}
-    )
-    which = "keeping" if keep else "forward" if given.x is None else "ahead"
+    kept = () if not keep else own.workspace if given.x is None else own.workspace_ahead
+    workspace = {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in kept}
+    which = PROGRAMS[keep, given.x is not None]
     run(compiled, which, steps, sizes, places | workspace, like)
     return [*emitted, *ends], workspace
 
 
 class _Scan(Function):
-    """The loop, differentiable."""
+    """The loop, differentiable; of x, where it makes the products of x, and the operands in a flat list."""
 
     @staticmethod
     def forward(
-        ctx: Any, run: Run, compiled: Compiled, steps: Steps, names: Any, *tensors: Tensor
+        ctx: Any, run: Run, compiled: Compiled, steps: Steps, names: Any, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        found, workspace = run_forward(run, compiled, steps, unpack(compiled, names, tensors), True)
+        x, *operands = tensors
+        found, workspace = run_forward(run, compiled, steps, unpack(compiled, names, operands, x), True)
         emitted = found[: len(compiled.loop.emitted)]
         ctx.about, ctx.workspace = (run, compiled, steps, names, len(tensors)), tuple(workspace)
         ctx.save_for_backward(*tensors, *emitted, *workspace.values())
@@ -94,7 +107,8 @@ class _Scan(Function):
         if torch.is_grad_enabled():
             return (None, None, None, None, *_again(compiled, steps, names, tensors, grads, needed))
         workspace = dict(zip(ctx.workspace, saved[count + len(emitted) :], strict=True))
-        found = run_backward(run, compiled, steps, unpack(compiled, names, tensors), emitted, workspace, grads)
+        given = unpack(compiled, names, tensors[1:], tensors[0])
+        found = run_backward(run, compiled, steps, given, emitted, workspace, grads, needed[0])
         return (None, None, None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
 
 
@@ -109,7 +123,7 @@ def _again(
     """The gradients as functions that can be differentiated again: through the loop in plain torch."""
     with torch.enable_grad():
         own = [each.view_as(each) if need else each for each, need in zip(tensors, needed, strict=True)]
-        emitted, ends = scan_by_torch(compiled, steps, unpack(compiled, names, own))
+        emitted, ends = scan_by_torch(compiled, steps, unpack(compiled, names, own[1:], own[0]))
         pairs = [
             (out, grad)
             for out, grad in zip((*emitted, *ends), grads, strict=True)
@@ -132,8 +146,9 @@ def run_backward(
     emitted: Sequence[Tensor],
     workspace: dict[str, Tensor],
     grads: Sequence[Tensor | None],
+    need_x: bool = False,
 ) -> list[Tensor | None]:
-    """The gradient of each operand, in the order of a flat list."""
+    """The gradient of x, where there is one and it is asked for, and of each operand, in the order of a flat list."""
     loop, program = compiled.loop, compiled.backward
     sizes, like, rows = sizes_of(compiled, given), given.states[0], steps.rows
     places = inputs(compiled, given, sizes) | workspace | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
@@ -164,9 +179,9 @@ def run_backward(
         return results[str(address.array)].narrow(-1, address.block * units, units)
 
     groups = [
-        of_group(compiled, number, block, results, sizes, tensor)
+        None if tensor is None else of_group(compiled, number, block, results, sizes, tensor)
         for number, tensor in enumerate(given.groups)
-        if tensor is not None  # as none is where a derivative is wanted
     ]
     of_weights, of_biases = of_matrices(compiled, steps, given, results, sizes, histories, emitted, workspace)
-    return [*groups, *of_states, *of_weights, *of_biases]
+    grad_x = of_x(compiled, given, results, sizes) if need_x and given.x is not None else None
+    return [grad_x, *groups, *of_states, *of_weights, *of_biases]

@@ -1,4 +1,4 @@
-"""A plain call of a network: one layer, one direction, no gradients, a batch as it is.
+"""A plain call of a network: one layer, one direction, a batch as it is.
 
 A short sequence of few rows is over sooner than the looks at all other forms take, so this one is looked for first,
 with all that can be known before a call made once.  Whatever is out of the ordinary goes the general way, which also
@@ -20,6 +20,7 @@ from fastrnn.compiler.program import is_product_of_x
 from fastrnn.dynamo import UNDISTURBED
 from fastrnn.fused import cpp
 from fastrnn.fused.functions import REAL
+from fastrnn.fused.layer import Operands, Steps, plan
 
 
 class Plain:
@@ -33,6 +34,7 @@ class Plain:
         outputs: the place and the units of what the loop emits; the first is the output.
         states: the place and the units of each state.
         x: the place of x.
+        matrices, biases: the names of those that a step with gradients reads, with those of their parameters.
     """
 
     dtype: torch.dtype
@@ -65,6 +67,39 @@ class Plain:
         self.output: int = loop.emitted.index(loop.traced.output)
         for name, size in zip(net.state_names, net.state_sizes, strict=True):
             self.states.append((self.engine.arrays.index(f"state:{name}"), size))
+        own = plan(compiled)
+        self.matrices: list[tuple[str, str]] = [(n, f"weight_{parts.names[n]}_l0") for n in own.matrices_within]
+        self.biases: list[tuple[str, str]] = [(name, f"{bias}_l0") for name, bias in own.biases_within]
+
+    def train(self, net: Any, input: Tensor, hx: Any) -> Any:
+        """The results, differentiable, or None where this is no plain call after all."""
+        steps, batch, _ = input.shape
+        rows, own = steps * batch, net._parameters
+        if not rows:
+            return None
+        matrices: dict[str, Any] = {name: own.get(parameter) for name, parameter in self.matrices}
+        biases: dict[str, Any] = {name: own.get(parameter) for name, parameter in self.biases}
+        for weight in (*matrices.values(), *biases.values()):
+            if type(weight) is not Parameter or weight.dtype is not self.dtype:
+                return None
+        if hx is None:
+            states = [input.new_zeros(batch, size) for _, size in self.states]
+        else:
+            given = (hx,) if type(hx) is Tensor else hx
+            if type(given) is not tuple or len(given) != len(self.states):
+                return None
+            for (_, size), state in zip(self.states, given, strict=True):
+                if type(state) is not Tensor or state.dtype is not self.dtype or state.shape != (1, batch, size):
+                    return None
+                if not state.is_cpu:
+                    return None
+            states = [state[0] for state in given]
+        compiled, x = net._compiled, input.reshape(rows, self.inputs)
+        groups = (None,) * len(compiled.groups)
+        operands = Operands(groups, tuple(states), matrices, biases, x)
+        emitted, ends = cpp.scan(compiled, Steps(steps, batch, rows), operands)
+        ends = [end.unsqueeze(0) for end in ends]
+        return emitted[self.output].view(steps, batch, -1), ends[0] if len(ends) == 1 else tuple(ends)
 
     def __call__(self, net: Any, input: Tensor, hx: Any) -> Any:
         """The results, or None where this is no plain call after all."""
@@ -113,13 +148,13 @@ class Plain:
 
 def plain_call(net: Any, input: Any, hx: Any) -> Any:
     """What the network gives for a plain call; None for any other."""
-    if torch.is_grad_enabled() and not net.int8 or type(input) is not Tensor or input.dim() != 3 or not input.is_cpu:
-        return None
-    if input.dtype not in REAL or input.shape[2] != net.input_size or net.batch_first:
+    if type(input) is not Tensor or input.dim() != 3 or not input.is_cpu:
         return None
     for ask, expected in UNDISTURBED:
         if ask() != expected:
             return None
+    if input.dtype not in REAL or input.shape[2] != net.input_size or net.batch_first:
+        return None
     if torch._C._is_any_autocast_enabled() or asked() not in (None, "cpp") or fused.watching.get() is not None:
         return None
     own = net.__dict__.get("_plain")
@@ -129,6 +164,8 @@ def plain_call(net: Any, input: Any, hx: Any) -> Any:
         own = net.__dict__["_plain"] = Plain(net, input.dtype)
     if net.zoneout or net.drops and (net.recurrent_dropout or net.weight_dropout):
         return None
+    if torch.is_grad_enabled() and not net.int8:
+        return None if net.recompute else own.train(net, input, hx)
     return own(net, input, hx)
 
 
