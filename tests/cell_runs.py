@@ -7,7 +7,7 @@ import torch
 from fastrnn.cell import SequenceInput, equations
 from fastrnn.cell.trace import trace
 from fastrnn.compiler.program import compile_cell
-from fastrnn.fused import cpp, layer, numba
+from fastrnn.fused import cpp, layer, numba, reference
 
 
 def run_equations(cell, parameters, x, states, extras, batch_sizes, reverse):
@@ -35,7 +35,7 @@ def compiled_run(scan, within=False):
 
 RUNS = {
     "equations": run_equations,
-    "torch": compiled_run(layer.scan_by_torch),
+    "torch": compiled_run(reference.scan_by_torch),
     "cpp": compiled_run(cpp.scan),
     "cpp_ahead": compiled_run(cpp.scan, within=True),
     "numba": compiled_run(numba.scan),

@@ -15,8 +15,9 @@ from fastrnn.compiler.program import Compiled, compile_cell
 from fastrnn.dynamo import observed, transformed
 from fastrnn.fused import op
 from fastrnn.fused.engines import ENGINES, automatic, unsupported
-from fastrnn.fused.layer import Scan, plan, scan_by_torch
+from fastrnn.fused.layer import Scan, plan
 from fastrnn.fused.layout import layout
+from fastrnn.fused.reference import scan_by_torch
 
 
 def prepare(cell: Cell, every_state: bool = False) -> Compiled:

@@ -12,8 +12,9 @@ from torch.autograd import Function
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.gradients import history_of, of_group, of_matrices, of_x
-from fastrnn.fused.layer import Operands, Steps, scan_by_torch
+from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.layout import dense, inputs, layout, sizes_of
+from fastrnn.fused.reference import scan_by_torch
 
 # Runs a program of a cell, "backward" or one of PROGRAMS, over all steps.  Its arguments are the compiled cell, the
 # program's name, the steps in the program's order, the number of units that each name stands for, where each array is,
