@@ -74,15 +74,28 @@ def floats(own: nn.Module, name: str) -> Tensor:
     return tensor
 
 
+def stays_float(module: Any, float_input: bool | None) -> bool:
+    """Whether the first product with the input is to stay float32; None: where that costs little."""
+    return FLOAT_INPUT * module.input_size <= module.hidden_size if float_input is None else float_input
+
+
+def as_float(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales of 1 and a weight that stays float32, as :func:`fastrnn.cell.int8.quantize` gives those of 8 bits."""
+    return weight.new_ones(weight.shape[:-1]).detach(), numbers(weight).clone()
+
+
 class Narrow(nn.Module):
     """What all modules with weights of 8 bits share: they are made of one with floats, load no floats, run in no graph.
 
     Attributes:
         runs_on: the backends that may be asked for by name.
         serves_options: whether options of :mod:`fastrnn.options` go along.
+        float_input: whether the first product with the input, of a first layer or a cell, is in float32: its matrix is
+            float32, with scales of 1.
     """
 
     _float: type[nn.Module]
+    float_input: bool
     runs_on: tuple[str, ...] = ("cpp",)
     serves_options: bool = False
 
@@ -94,7 +107,7 @@ class Narrow(nn.Module):
         Args:
             module: what it is made of.
             float_input: whether the first product with the input stays float32; None: where that costs little, see
-                :mod:`fastrnn.quantized`.  Of a cell of fastrnn's language it never does.
+                :mod:`fastrnn.quantized`.
 
         Raises:
             TypeError: it is not of that class.
@@ -109,9 +122,8 @@ class Narrow(nn.Module):
             options.refuse(module, f"{cls.__name__} does not have")
         if cls.runs_on == ("cpp",) and (reason := cpp.unavailable()):
             raise BackendError(f"weights of 8 bits run on the C++ kernels alone, and {reason}")
-        if float_input and cls.serves_options:  # what torch.nn has not
-            raise ValueError(f"{cls.__name__} has no product that stays float32: float_input is for torch.nn's modules")
-        narrow = (cls(module) if cls.serves_options else cls(module, float_input)).train(module.training)
+        make: Any = cls
+        narrow = make(module, float_input).train(module.training)
         vars(narrow).update(belongings(module, narrow))
         return narrow
 
@@ -152,11 +164,7 @@ class Narrow(nn.Module):
 
 
 class _Int8(options.NoOptions, Narrow):
-    """What the modules below share: torch.nn's weights, with 8 bits.
-
-    Attributes:
-        float_input: whether ``weight_ih`` of the first layer, ``weight_ih`` of a cell, is float32, with scales of 1.
-    """
+    """What the modules below share: torch.nn's weights, with 8 bits."""
 
     input_size: int
     hidden_size: int
@@ -166,7 +174,7 @@ class _Int8(options.NoOptions, Narrow):
         super().__init__()
         own = float_module
         self.input_size, self.hidden_size, self.bias = own.input_size, own.hidden_size, own.bias
-        self.float_input: bool = FLOAT_INPUT * own.input_size <= own.hidden_size if float_input is None else float_input
+        self.float_input = stays_float(own, float_input)
         self._order: list[str] = []
 
     def _take(self, own: nn.Module, end: str = "", projected: bool = False, first: bool = True) -> None:
@@ -178,8 +186,7 @@ class _Int8(options.NoOptions, Narrow):
                 found = {kind: tensor.detach().clone()}
             else:
                 stays = kind == "weight_ih" and first and self.float_input
-                ones = tensor.new_ones(len(tensor))
-                scales, values = (ones, numbers(tensor).clone()) if stays else quantize(tensor)
+                scales, values = as_float(tensor) if stays else quantize(tensor)
                 found = {kind.replace("weight", "scale"): scales, kind: values}
             for name, value in found.items():
                 self.register_buffer(f"{name}{end}", value)

@@ -1,9 +1,10 @@
 """Networks of any cell with weights of 8 bits, which :func:`fastrnn.quantize_dynamic` puts in.
 
 8 bits is a kind of matrix (:mod:`fastrnn.cell.int8`), not another cell: equations, compiler and engine stay the same.
-Dense matrices and those of :class:`fastrnn.cell.Heads` have it, on inputs and on states.  All else stays float32:
-diagonals, vectors and numbers, which are as few as the units; low rank, whose factors are few weights already; and
-antisymmetric matrices, which are computed of their weights.
+Dense matrices and those of :class:`fastrnn.cell.Heads` have it, on inputs and on states; but for the first layer's on
+inputs where ``float_input`` says so (:mod:`fastrnn.quantized`).  All else stays float32: diagonals, vectors and
+numbers, which are as few as the units; low rank, whose factors are few weights already; and antisymmetric matrices,
+which are computed of their weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn.cell import Input
 from fastrnn.cell.int8 import Int8, quantize
 from fastrnn.cell.kinds import Dense, Heads
 from fastrnn.dynamo import left_to_python
@@ -20,7 +22,7 @@ from fastrnn.network import Network, NetworkCell
 from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
 from fastrnn.network.plain import plain_call
-from fastrnn.quantized import Narrow, floats
+from fastrnn.quantized import Narrow, as_float, floats, stays_float
 from fastrnn.storage import require_memory
 
 
@@ -31,22 +33,27 @@ class _Narrow(Narrow, Definition):
     runs_on: tuple[str, ...] = ("cpp", "reference")
     serves_options: bool = True
 
-    def __init__(self, own: Definition) -> None:
+    def __init__(self, own: Definition, float_input: bool | None) -> None:
         sizes = {name: size for name, size in own.sizes.items() if name not in ("input_size", "hidden_size")}
         Definition.__init__(self, own.cell, own.input_size, own.hidden_size, own.bias, sizes)
         self._names = own._names
         kinds, endings = self.parts.kinds, self.parts.names
         dense = [name for name in self._traced.columns if isinstance(kinds[name], Dense | Heads)]
         self._narrow_names = [f"weight_{endings[name]}" for name in dense]
+        self._input_names = [
+            f"weight_{endings[name]}" for name in dense if isinstance(self.parts.matrices[name], Input)
+        ]
+        self.float_input = stays_float(own, float_input)
 
-    def _take(self, own: Definition, ending: str) -> None:
+    def _take(self, own: Definition, ending: str, first: bool = True) -> None:
         """The weights of one direction of one layer."""
         for name in self._names:
             tensor = floats(own, name + ending)
             if name in self._narrow_names:
-                scales, integers = quantize(tensor)
+                stays = first and self.float_input and name in self._input_names
+                scales, values = as_float(tensor) if stays else quantize(tensor)
                 self.register_buffer(_scale(name) + ending, scales)
-                self.register_buffer(name + ending, integers)
+                self.register_buffer(name + ending, values)
             else:
                 self.register_buffer(name + ending, tensor.detach().clone())
 
@@ -65,7 +72,7 @@ class _Narrow(Narrow, Definition):
         found: dict[str, Any] = {name: own[name + ending] for name in self._names}
         scales = {name: own[_scale(name) + ending] for name in self._narrow_names}
         require_memory(*found.values(), *scales.values())
-        return found | {name: Int8(found[name], scale) for name, scale in scales.items()}
+        return found | {name: Int8(found[name], s) for name, s in scales.items() if found[name].dtype is torch.int8}
 
 
 def _scale(name: str) -> str:
@@ -79,8 +86,9 @@ class QuantizedNetwork(_Narrow, Sequences):
     network that it was made from, in evaluation; results have no gradient.  It is no instance of ``Network``, as the
     other modules of 8 bits are none of their classes.  Its buffers, which make its ``state_dict``, are the network's
     parameters, those of dense matrices and of heads int8, as ``weight_ih_l0``, with their rows' scales, float32, as
-    ``scale_ih_l0``.  The C++ kernels run it; without them, or where ``reference`` is asked for, the same equations,
-    rounded alike, in plain torch.  No other backend does: a ``BackendError`` where one is asked for by name.
+    ``scale_ih_l0``; with ``float_input`` the first layer's on the input are float32, their scales 1.  The C++ kernels
+    run it; without them, or where ``reference`` is asked for, the same equations, rounded alike, in plain torch.  No
+    other backend does: a ``BackendError`` where one is asked for by name.
     """
 
     num_layers: int
@@ -95,8 +103,8 @@ class QuantizedNetwork(_Narrow, Sequences):
     weight_dropout: float
     _float = Network
 
-    def __init__(self, float_module: Network) -> None:
-        super().__init__(float_module)
+    def __init__(self, float_module: Network, float_input: bool | None = None) -> None:
+        super().__init__(float_module, float_input)
         own = float_module
         self.num_layers, self.batch_first, self.bidirectional = own.num_layers, own.batch_first, own.bidirectional
         self.learn_initial_state, self.recompute, self.zoneout = own.learn_initial_state, False, dict(own.zoneout)
@@ -104,7 +112,7 @@ class QuantizedNetwork(_Narrow, Sequences):
         self.recurrent_dropout_per = "sequence"
         for layer in range(own.num_layers):
             for end in ("", "_reverse")[: 1 + own.bidirectional]:
-                self._take(own, f"_l{layer}{end}")
+                self._take(own, f"_l{layer}{end}", layer == 0)
         for name in own.state_names if own.learn_initial_state else ():
             self.register_buffer(f"initial_{name}", floats(own, f"initial_{name}").detach().clone())
 
@@ -122,8 +130,8 @@ class QuantizedNetworkCell(_Narrow, OneStep):
 
     _float = NetworkCell
 
-    def __init__(self, float_module: NetworkCell) -> None:
-        super().__init__(float_module)
+    def __init__(self, float_module: NetworkCell, float_input: bool | None = None) -> None:
+        super().__init__(float_module, float_input)
         self._take(float_module, "")
 
     def forward(self, input: Any, hx: Any = None, **extras: Any) -> Any:

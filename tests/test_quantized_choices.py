@@ -121,7 +121,3 @@ def test_what_it_refuses():
         fastrnn.quantize_dynamic(model, skip=["gru", "0"])
     with pytest.raises(ValueError, match="got the string '0'"):
         fastrnn.quantize_dynamic(model, skip="0")
-    network = fastrnn.Network(fastrnn.cells.GRU, 4, 5)
-    with pytest.raises(ValueError, match="no product that stays float32"):
-        fastrnn.quantize_dynamic(network, float_input=True)
-    assert isinstance(fastrnn.quantize_dynamic(network), fastrnn.QuantizedNetwork)

@@ -49,19 +49,20 @@ def near(found: Any, right: Any, budget: float = 64 * EPS) -> None:
 
 
 @needs_core
+@pytest.mark.parametrize("float_input", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", ["batch", "one row", "long", "single", "packed", "states"])
 @pytest.mark.parametrize(
     "options", [{}, dict(num_layers=2, bidirectional=True), dict(batch_first=True, bias=False)], ids=str
 )
 @pytest.mark.parametrize("name", PAIRS)
-def test_gives_what_the_built_in_gives(backend: str, name: str, options: dict[str, Any], form: str):
+def test_gives_what_the_built_in_gives(backend: str, name: str, options: dict[str, Any], form: str, float_input: bool):
     torch.manual_seed(0)
     cell, theirs, _ = PAIRS[name]
     other, net = theirs(19, 33, **options), fastrnn.Network(cell, 19, 33, **options)
     net.load_state_dict(other.state_dict())
-    ours, built_in = fastrnn.quantize_dynamic(net), fastrnn.quantize_dynamic(other)
-    assert type(ours) is fastrnn.QuantizedNetwork
+    ours, built_in = (fastrnn.quantize_dynamic(each, float_input=float_input) for each in (net, other))
+    assert type(ours) is fastrnn.QuantizedNetwork and ours.float_input is float_input
     state, right = ours.state_dict(), built_in.state_dict()
     assert state.keys() == right.keys() and all(torch.equal(state[key], right[key]) for key in right)
     steps, rows = dict(long=(150, 2)).get(form, (4, 1 if form == "one row" else 3))
@@ -81,14 +82,15 @@ def test_gives_what_the_built_in_gives(backend: str, name: str, options: dict[st
 
 
 @needs_core
+@pytest.mark.parametrize("float_input", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", PAIRS)
-def test_one_step(backend: str, name: str):
+def test_one_step(backend: str, name: str, float_input: bool):
     torch.manual_seed(0)
     cell, _, theirs = PAIRS[name]
     other, net = theirs(19, 33), fastrnn.NetworkCell(cell, 19, 33)
     net.load_state_dict(other.state_dict())
-    ours, built_in = fastrnn.quantize_dynamic(net), fastrnn.quantize_dynamic(other)
+    ours, built_in = (fastrnn.quantize_dynamic(each, float_input=float_input) for each in (net, other))
     assert type(ours) is fastrnn.QuantizedNetworkCell
     hx: Any = tuple(torch.randn(5, 33) for _ in net.state_names)
     hx = hx if len(hx) > 1 else hx[0]
@@ -134,12 +136,13 @@ def by_integers(weight: np.ndarray, v: np.ndarray, gates: int = 1, heads: int = 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [1, 7])
-def test_dense_matrices_and_heads_have_8_bits_and_all_else_is_float(backend: str, rows: int):
+@pytest.mark.parametrize("float_input", [False, True])
+def test_dense_matrices_and_heads_have_8_bits_and_all_else_is_float(backend: str, rows: int, float_input: bool):
     torch.manual_seed(2)
     net = fastrnn.Network(AllKinds, 20, 36, out_size=11)
-    narrow = fastrnn.quantize_dynamic(net)
+    narrow = fastrnn.quantize_dynamic(net, float_input=float_input)
     kinds = {name: value.dtype for name, value in narrow.state_dict().items() if name.startswith("weight")}
-    int8 = {f"weight_{name}_l0" for name in ("ih", "hh", "V", "out")}
+    int8 = {f"weight_{name}_l0" for name in ("hh", "V", "out", *(() if float_input else ("ih",)))}
     assert {name for name, dtype in kinds.items() if dtype is torch.int8} == int8
     assert set(kinds.values()) == {torch.int8, torch.float32}
     x, h, gain = torch.randn(1, rows, 20), torch.randn(1, rows, 36), torch.randn(1, rows)
@@ -147,7 +150,8 @@ def test_dense_matrices_and_heads_have_8_bits_and_all_else_is_float(backend: str
         found = narrow(x, h, gain=gain)
     p = {name.removesuffix("_l0"): value.detach().numpy() for name, value in net.named_parameters()}
     v, s, one = x[0].numpy(), h[0].numpy(), lambda v: 1 / (1 + np.exp(-v))
-    a_a, a_b = np.split(by_integers(p["weight_ih"], v) + p["bias_ih"], 2, 1)
+    of_input = v @ p["weight_ih"].T if float_input else by_integers(p["weight_ih"], v)
+    a_a, a_b = np.split(of_input + p["bias_ih"], 2, 1)
     b_a, b_b = np.split(by_integers(p["weight_hh"], s, 2, 3) + p["bias_hh"], 2, 1)
     r = one(a_a + b_a + p["weight_D"] * s + p["bias_D"])
     low = s @ p["weight_R_v"].T @ p["weight_R_u"].T + p["bias_R"]
@@ -165,14 +169,15 @@ def test_a_comparison_that_is_off_is_seen():
 
 
 @pytest.mark.skipif(bool(cpp.unavailable()), reason=str(cpp.unavailable()))
+@pytest.mark.parametrize("float_input", [False, True])
 @pytest.mark.parametrize("name", [name for name in cells.__all__ if isinstance(getattr(cells, name), type)])
-def test_every_cell_of_the_library(name: str):
+def test_every_cell_of_the_library(name: str, float_input: bool):
     """The C++ engine gives what the same equations, rounded alike, give in torch."""
     torch.manual_seed(1)
     cell = getattr(cells, name)
     inputs = 16 if cell.square else 12
     net = fastrnn.Network(cell, inputs, 16).eval()
-    narrow = fastrnn.quantize_dynamic(net)
+    narrow = fastrnn.quantize_dynamic(net, float_input=float_input)
     x = torch.randn(2, 3, inputs)
     extras = {}
     for extra, declared in net.extras.items():
@@ -182,6 +187,29 @@ def test_every_cell_of_the_library(name: str):
         found = narrow(x, **extras)
     with fastrnn.use_backend("reference"):
         near(found, narrow(x, **extras), budget=1024 * EPS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["PeepholeLSTM", "IndRNN", "RHN"])
+def test_the_first_product_in_float(backend: str, name: str):
+    """By default where the input is narrow.  A feature above all others leaves what rounding by it would lose; a layer
+    above is rounded."""
+    torch.manual_seed(0)
+    scales = torch.logspace(0, -4, 8)
+    net = fastrnn.Network(getattr(cells, name), 8, 32, num_layers=2)
+    with torch.no_grad():
+        net.weight_ih_l0 /= scales
+    x = torch.randn(5, 3, 8) * scales
+    by_default, narrow = (fastrnn.quantize_dynamic(net, float_input=chosen) for chosen in (None, False))
+    assert by_default.float_input and not narrow.float_input
+    assert by_default.weight_ih_l0.dtype is torch.float32 and bool((by_default.scale_ih_l0 == 1).all())
+    assert by_default.weight_ih_l1.dtype is narrow.weight_ih_l0.dtype is torch.int8
+    with fastrnn.use_backend(backend), torch.no_grad():
+        exact, found, lost = (each(x)[0] for each in (net, by_default, narrow))
+    assert float((found - exact).norm() / exact.norm()) < 0.03 < float((lost - exact).norm() / exact.norm())
+    assert not fastrnn.quantize_dynamic(fastrnn.NetworkCell(cells.MGU, 9, 32)).float_input
+    with pytest.raises(RuntimeError, match="weight_ih_l0 of torch"):
+        narrow.load_state_dict(by_default.state_dict())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

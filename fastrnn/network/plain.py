@@ -43,8 +43,13 @@ class Plain:
     def __init__(self, net: Any, dtype: torch.dtype) -> None:
         compiled, parts = net._compiled, net.parts
         self.dtype, self.inputs = dtype, net.input_size
-        matrices = tuple(name for name in compiled.ahead.arrays if name.startswith("matrix:"))
-        self.engine: cpp.Engine = cpp.engine(compiled, "ahead", dtype, matrices if net.int8 else ())
+        endings = {
+            name: f"{parts.names[name.removeprefix('matrix:')]}_l0"
+            for name in compiled.ahead.arrays
+            if name.startswith("matrix:")
+        }
+        int8 = tuple(n for n, e in endings.items() if net.int8 and getattr(net, f"weight_{e}").dtype is torch.int8)
+        self.engine: cpp.Engine = cpp.engine(compiled, "ahead", dtype, int8)
         self.sizes: list[int] = [net.sizes[name] for name in self.engine.sizes]
         self.weights: list[tuple[int, str]] = []
         self.int8: list[tuple[int, str, str]] = []
@@ -55,9 +60,8 @@ class Plain:
         loop = compiled.loop
         for place, array in enumerate(self.engine.arrays):
             kind, _, name = array.partition(":")
-            if kind == "matrix" and net.int8:
-                ending = f"{parts.names[name]}_l0"
-                self.int8.append((place, f"weight_{ending}", f"scale_{ending}"))
+            if array in int8:
+                self.int8.append((place, f"weight_{endings[array]}", f"scale_{endings[array]}"))
             elif kind in ("matrix", "bias"):
                 what = "weight" if kind == "matrix" else "bias"
                 self.weights.append((place, f"{what}_{parts.names[name]}_l0"))
