@@ -20,6 +20,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 FIRST = "torch.nn"
 CONVERTED = "read from the table of {}, which kept medians as it prints them and no spread"
+CONVERTED_BYTES = "read from the table of {}, in bytes, of MiB with two digits behind the point"
 
 
 def spread(samples: Sequence[float]) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def write(name: str, found: Mapping[str, Any], folder: Path = RESULTS) -> None:
 
 
 def from_table(path: Path) -> dict[str, Any]:
-    """What a table written by ``report.py`` holds.
+    """What a table written by ``report.py`` or ``memory.py`` holds.
 
     Raises:
         ValueError: it names no machine, no command, or has no rows.
@@ -60,15 +61,24 @@ def from_table(path: Path) -> dict[str, Any]:
     text = path.read_text()
     machine, command = re.search(r"^Machine: (.+)\.$", text, re.M), re.search(r"^Command: `([^`]+)`", text, re.M)
     pattern = r"^\| (\S+-(?:train|infer)) \| (\d+) \| ([^|]+) \| ([\d.e+-]+) \| ([\d.]*) ?\|"
-    cells = re.findall(pattern, text, re.M)
-    if machine is None or command is None or not cells:
-        raise ValueError(f"{path.name}: expected a machine, a command and rows of report.py")
     rows = [
         row(case, int(threads), peer.strip(), float(taken), float(ratio) if ratio else None, None)
-        for case, threads, peer, taken, ratio in cells
-    ]
+        for case, threads, peer, taken, ratio in re.findall(pattern, text, re.M)
+    ] or bytes_of(text)
+    if machine is None or command is None or not rows:
+        raise ValueError(f"{path.name}: expected a machine, a command and rows of report.py or memory.py")
+    kept = CONVERTED if "peer" in rows[0] else CONVERTED_BYTES
     versions = dict(re.findall(r"\b(torch|Python) (\S+?)(?:,|$)", machine[1]))
-    return record(machine[1], versions, command[1], CONVERTED.format(path.name), rows)
+    return record(machine[1], versions, command[1], kept.format(path.name), rows)
+
+
+def bytes_of(text: str) -> list[dict[str, Any]]:
+    """The rows of a table of ``memory.py``, whose numbers are MiB with two digits behind the point."""
+    found = []
+    for case, side, *columns in re.findall(r"^\| (\S+-T\d\S*) \|" + r" ([^|]*) \|" * 4 + "$", text, re.M):
+        sizes = [round(float(column.split()[0]) * 2**20) if column.strip() else None for column in columns]
+        found.append(dict(case=f"{case}-train", side=side) | dict(zip(("saved", "kept", "peak"), sizes, strict=True)))
+    return found
 
 
 if __name__ == "__main__":
