@@ -53,7 +53,7 @@ CELLS: dict[str, Cell] = {
     "RNN_RELU": Cell("RNN_RELU", ("h",), ()),
     "LSTM": Cell("LSTM", ("i", "f", "g", "o"), ("i", "f", "g", "o"), has_cell_state=True),
     # b_n = W_hn h + b_hn stands inside tanh behind r, so backward needs it beside the three gates.
-    "GRU": Cell("GRU", ("r", "z", "n"), ("r", "z", "n", "b_n")),
+    "GRU": Cell("GRU", ("r", "z", "n"), ("b_n", "r", "z", "n")),
 }
 TORCH_MODES = tuple(CELLS)  # those of torch.nn, which every backend serves
 

@@ -39,7 +39,7 @@ def cell_forward(CELL: tl.constexpr, a, b, h, c):
         z = sigmoid(a[1] + b[1])
         n = tanh(a[2] + r * b_n)
         h = (1.0 - z) * n + z * h
-        saved = (n, r, z, b_n)
+        saved = (b_n, r, z, n)
     return h, c, saved
 
 
@@ -50,7 +50,7 @@ def cell_backward(CELL: tl.constexpr, dh, carry, values):
     the tuple of gradients of the slots in the order they are stored, and the new carry.
 
     ``values`` are the cell's saved values, in float32 or narrower, and then for LSTM c and the last c, for GRU the
-    last h, for RNN h.  GRU stores n, r, z, b_n: the first three belong to ``a`` and the last three to ``b``, each as
+    last h, for RNN h.  GRU stores b_n, r, z, n: the first three belong to ``b`` and the last three to ``a``, each as
     one block.
     """
     if CELL == "RNN_TANH":
@@ -77,19 +77,19 @@ def cell_backward(CELL: tl.constexpr, dh, carry, values):
         carry = v2 * f
     else:
         tl.static_assert(CELL == "GRU")
-        n = values[0].to(tl.float32)
+        b_n = values[0].to(tl.float32)
         r = values[1].to(tl.float32)
         z = values[2].to(tl.float32)
-        b_n = values[3].to(tl.float32)
+        n = values[3].to(tl.float32)
         h_before = values[4].to(tl.float32)
         dh += carry
         v1 = 1.0 - z
         v2 = dh * (v1 * (1.0 - n * n))
         grads = (
-            v2,
+            v2 * r,
             v2 * (b_n * (r * (1.0 - r))),
             dh * ((h_before - n) * (z * v1)),
-            v2 * r,
+            v2,
         )
         carry = dh * z
     return grads, carry

@@ -3,10 +3,10 @@
 Program (i_b, i_u, i_d) holds UNITS hidden units of ROWS rows; steps count from a direction's last one.  A step is:
 the pre-activation gradients of the step after it in time times the program's columns of W_hh, the cell, this step's
 gradients written to where the next step reads them.  From them the gradients of x and of the weights are one product
-each, outside.  Every array is contiguous; G' is G, but 4 for GRU (n, r, z, b_n):
+each, outside.  Every array is contiguous; G' is G, but 4 for GRU (b_n, r, z, n):
 
-    p_grads   (D, N, G'*H) out: pre-activation gradients, of which the last G*H of a row face W_hh
-    p_w       (G*H, H)     W_hh; and p_w_reverse
+    p_grads   (D, N, G'*H) out: pre-activation gradients, of which the first G*H of a row face W_hh
+    p_w       (G*H, H)     W_hh, its rows in the order of those; and p_w_reverse
     p_gates   (D, N, S*H)  as forward saved them
     p_cells   (D, N, H)    float32, as forward saved them; LSTM
     p_hidden  (D, N, H)    h of every step; but LSTM
@@ -221,7 +221,7 @@ def scan_backward(
     elif ROAD == "spread":
         weights = sliced_weights(p_w, o_u, m_u, GATES * H, 1, H, SLICE, SLICES, PTX, PRECISION)
     # As in forward: the first step's product before the loop, the others at the end of the step before.
-    p_x = p_grads + o_late * (GRADS * H) + (GRADS - GATES) * H
+    p_x = p_grads + o_late * (GRADS * H)
     received = ()
     if ROAD == "tile":
         for g in tl.static_range(GATES):
@@ -263,7 +263,7 @@ def scan_backward(
             arrive(p_arrived + i_u)
 
         # Until the others arrive: what the next step needs beside the product.
-        p_x = p_grads + o_t * (GRADS * H) + (GRADS - GATES) * H
+        p_x = p_grads + o_t * (GRADS * H)
         t += earlier
         n_late, o_t, n = n, o_from, n_from
         o_from, n_from = step_rows(p_offsets, t + earlier, T, B, PACKED)
@@ -283,7 +283,7 @@ def scan_backward(
                 wait(p_arrived, tl.num_programs(1), s - t_begin, PTX, PROGRAMS)
             facing = ()
             for g in tl.static_range(GATES):
-                facing = facing + (stored[GRADS - GATES + g],)
+                facing = facing + (stored[g],)
             b_dh = grads_product(
                 facing, p_x, n_x, weights, p_w, o_u, m_u, i_u,
                 H, GATES, GRADS, ROAD, ROWS, UNITS, DEPTH, SLICE, SLICES, OPERAND, PRECISION,

@@ -127,7 +127,8 @@ def backward(
         carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     else:
         carry = grad_cn.to(torch.float32, copy=True).contiguous()
-    d_ab = launch_backward(mode, rows, _recurrent(own), saved, start, c0, dm, dmn, grad_cells, carry, path)
+    recurrent = [_as_stored(mode, w) for w in _recurrent(own)]
+    d_ab = launch_backward(mode, rows, recurrent, saved, start, c0, dm, dmn, grad_cells, carry, path)
 
     flat, tokens = _rows_of(x, rows)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_state else None
@@ -135,20 +136,20 @@ def backward(
     grads: list[Tensor] = []
     for d, w in enumerate(own):
         width = w.w_hh.shape[0]
-        d_a, d_b = d_ab[d, :, :width], d_ab[d, :, -width:]
+        d_a, d_b = d_ab[d, :, -width:], d_ab[d, :, :width]
         if dh0 is not None:
-            torch.mm(d_b[rows.first(d)], w.w_hh, out=dh0[d])
+            torch.mm(d_b[rows.first(d)], _as_stored(mode, w.w_hh), out=dh0[d])
             if mode == "GRU":
                 dh0[d].add_(carry[d])
         if dx is not None:
-            dx.addmm_(d_a, _as_stored(mode, w.w_ih), beta=min(d, 1))  # with 0, what was there is not read
+            dx.addmm_(d_a, w.w_ih, beta=min(d, 1))  # with 0, what was there is not read
         if need_weights:
             d_w = _token_gradient(d_a, flat, w.w_ih) if tokens else d_a.t() @ flat
-            grads += [_as_gates(mode, d_w), rows.product_before(d_b, saved.hidden[d], h0[d], d)]
+            grads += [d_w, _as_gates(mode, rows.product_before(d_b, saved.hidden[d], h0[d], d))]
             if w.b_ih is not None:
                 d_bias = d_a.sum(0)
                 # Where both sides have the same gates, the two gradients are equal.
-                grads += [_as_gates(mode, d_bias), d_bias.clone() if width == d_ab.shape[2] else d_b.sum(0)]
+                grads += [d_bias, d_bias.clone() if width == d_ab.shape[2] else _as_gates(mode, d_b.sum(0))]
             if w.w_hr is not None:
                 grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
     dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
@@ -207,7 +208,7 @@ def _times_each(values: Tensor, matrices: list[Tensor]) -> Tensor:
     return torch.stack([values[d] @ matrix for d, matrix in enumerate(matrices)])
 
 
-# GRU's backward kernel stores n, r, z, b_n, so that the side of the input and that of the state are one block each.
+# GRU's backward kernel stores b_n, r, z, n, so that the side of the state and that of the input are one block each.
 def _as_stored(mode: str, weight: Tensor) -> Tensor:
     return weight.roll(len(weight) // 3, 0) if mode == "GRU" else weight
 

@@ -37,7 +37,7 @@ def cell_backward(CELL: tl.constexpr, dh, carry, values):
     the tuple of gradients of the slots in the order they are stored, and the new carry.
 
     ``values`` are the cell's saved values, in float32 or narrower, and then for LSTM c and the last c, for GRU the
-    last h, for RNN h.  GRU stores n, r, z, b_n: the first three belong to ``a`` and the last three to ``b``, each as
+    last h, for RNN h.  GRU stores b_n, r, z, n: the first three belong to ``b`` and the last three to ``a``, each as
     one block.
     """
 %s    return grads, carry
@@ -62,12 +62,6 @@ def _branches(cells: Mapping[str, Pointwise], body: Callable[[Pointwise], list[s
         lines += [f'        tl.static_assert(CELL == "{mode}")'] if last else []
         lines += [f"        {line}" for line in body(cell)]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _order(cell: Pointwise) -> list[int]:
-    """The slots with those of x first and those of h last, each in the order of the rows of their matrix of W_hh, as
-    the kernel's product takes them."""
-    return sorted(range(len(cell.slots)), key=lambda k: (cell.slots[k].of_h, not cell.slots[k].of_x))
 
 
 def _forward(cell: Pointwise) -> list[str]:
@@ -99,11 +93,11 @@ def _backward(cell: Pointwise) -> list[str]:
         lines.append("dh += carry")
     found = Expressions(LANGUAGE, names)
     found.share([*cell.gradients, *cell.carries])
-    texts = [found.text(cell.gradients[k]) for k in _order(cell)]
+    texts = [found.text(node) for node in cell.gradients]
     grads = ["grads = (", *(f"    {text}," for text in texts), ")"] if len(texts) > 1 else [f"grads = ({texts[0]},)"]
     carry = [f"carry = {found.text(node)}" for node in cell.carries]
     return [*lines, *found.statements, *grads, *carry]
 
 
 def _saved(cell: Pointwise) -> list[str]:
-    return [cell.slots[k].name for k in _order(cell) if cell.saved]
+    return [slot.name for slot in cell.slots if cell.saved]
