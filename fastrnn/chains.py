@@ -226,7 +226,7 @@ def _recorded(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _returns_one(module: Any) -> bool:
-    return is_cell(module) and mode_of(module) != "LSTM"
+    return is_cell(module) and not CELLS[mode_of(module)].has_cell_state
 
 
 def _is_index(index: Any) -> bool:

@@ -57,7 +57,7 @@ def weight_shapes(mode: str, sizes: Sizes, count: int) -> tuple[tuple[int, ...],
         return None
     each, rest = divmod(count, num_layers * directions)
     cell = CELLS[mode]
-    counts = (3, 6) if cell.output else (2, 3, 4, 5) if mode == "LSTM" else (2, 4)
+    counts = (3, 6) if cell.output else (2, 3, 4, 5) if cell.has_cell_state else (2, 4)
     projected = each in (3, 5, 6)
     if rest or each not in counts or not projected and hidden != outputs:
         return None

@@ -47,6 +47,16 @@ class Cell:
     has_cell_state: bool = False
     output: str | None = None
 
+    @property
+    def apart(self) -> int:
+        """How many gates, the last, read their share of h apart from that of x: each has a slot for either."""
+        return sum(name.startswith("b_") for name in self.saved)
+
+    @property
+    def keeps_h(self) -> bool:
+        """Whether h reaches the step after it past the gates, too."""
+        return len(self.saved) > 0 and not self.has_cell_state
+
 
 CELLS: dict[str, Cell] = {
     "RNN_TANH": Cell("RNN_TANH", ("h",), ()),

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from fastrnn.backends import asked
 from fastrnn.dynamo import observed, transformed
-from fastrnn.modes import TORCH_MODES
+from fastrnn.modes import CELLS, TORCH_MODES
 from fastrnn.paths import watching_path
 from fastrnn.storage import has_freed
 
@@ -56,7 +56,7 @@ def of_cell(module: Any, mode: str, input: Any, hx: Any) -> Any:
     weights = [parameters.get(name, module) for name in _NAMES]  # a name that is none: parametrized
     if type(input) is not Tensor or input.dim() != 2 or type(weights[1]) is not Parameter or _chosen():
         return None
-    pair = mode == "LSTM"
+    pair = CELLS[mode].has_cell_state
     if hx is None:
         zeros = input.new_zeros(input.shape[0], module.hidden_size)
         hx = (zeros, zeros) if pair else zeros

@@ -115,7 +115,7 @@ def load_values(
         else:  # c, which was c before the step after
             values = values + (late[SAVED + 1],)
         values = values + (load_before(p_cells + o_from * H, n_from, p_c0, o_b, o_u, m, H, PACKED),)
-    elif CELL == "GRU":
+    elif SAVED > 0:  # GRU
         values = values + (load_before(p_hidden + o_from * H, n_from, p_h0, o_b, o_u, m, H, PACKED),)
     else:
         values = values + (tl.load(p_hidden + o_t * H + o_b[:, None] * H + o_u[None, :], mask=m, other=0.0),)
@@ -180,7 +180,7 @@ def scan_backward(
     D: tl.constexpr = DIRECTIONS
     if WHOLE:
         t_begin, t_end = t_begin * 0, T
-    HAS_CARRY: tl.constexpr = CELL == "LSTM" or CELL == "GRU"
+    HAS_CARRY: tl.constexpr = SAVED > 0
     i_b, i_u, i_d = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     # Offsets within a tile are int32; what may pass 2^31 is added to the base pointers.
     o_b, o_u = tl.arange(0, ROWS), i_u * UNITS + tl.arange(0, UNITS)

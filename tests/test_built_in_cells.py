@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,22 @@ def test_a_closed_gate_of_a_users_cell_stops_a_product_that_overflows(name: str,
         grads = torch.autograd.grad(y, list(network.parameters()), torch.full_like(y, 1e6))
     for grad in grads:
         torch.testing.assert_close(grad[4:8], torch.zeros_like(grad[4:8]))
+
+
+NAMES = "|".join(f'"{name}"' for name in ("RNN", "RNN_TANH", "RNN_RELU", "LSTM", "LSTMCell", "GRU", "GRUCell"))
+ASKS = re.compile(rf'(==|!=|\bin) \(?({NAMES})|\[:3\] [!=]= "RNN"|startswith\("RNN"|Mode::(lstm|gru|rnn_tanh|rnn_relu)')
+# Definitions, what is printed of them and the table of it, and formats and TorchScript, whose names are law.
+ELSEWHERE = re.compile(
+    r"fastrnn/(cells|compiler/built_in|interop)/|fastrnn/(modes|scripting)\.py|_cells\.py|cells-inl\.h"
+)
+
+
+def test_few_lines_ask_for_a_cell_by_its_name():
+    """A cell's facts are in its definition; where torch treats its cells unlike one another, one has to ask."""
+    sources = [path for room in ("fastrnn", "kernels", "csrc") for path in (ROOT / room).rglob("*.*")]
+    own = [path for path in sources if path.suffix in (".py", ".h", ".cpp") and not ELSEWHERE.search(path.as_posix())]
+    found = [
+        f"{path.name}: {line.strip()}" for path in own for line in path.read_text().splitlines() if ASKS.search(line)
+    ]
+    assert len(own) > 100
+    assert 0 < len(found) <= 10, "\n".join(found)

@@ -139,7 +139,7 @@ def backward(
         d_a, d_b = d_ab[d, :, -width:], d_ab[d, :, :width]
         if dh0 is not None:
             torch.mm(d_b[rows.first(d)], _as_stored(mode, w.w_hh), out=dh0[d])
-            if mode == "GRU":
+            if CELLS[mode].keeps_h:
                 dh0[d].add_(carry[d])
         if dx is not None:
             dx.addmm_(d_a, w.w_ih, beta=min(d, 1))  # with 0, what was there is not read
@@ -208,13 +208,15 @@ def _times_each(values: Tensor, matrices: list[Tensor]) -> Tensor:
     return torch.stack([values[d] @ matrix for d, matrix in enumerate(matrices)])
 
 
-# GRU's backward kernel stores b_n, r, z, n, so that the side of the state and that of the input are one block each.
+# Of a GRU the backward kernel stores b_n, r, z, n: the side of the state and that of the input are one block each.
 def _as_stored(mode: str, weight: Tensor) -> Tensor:
-    return weight.roll(len(weight) // 3, 0) if mode == "GRU" else weight
+    cell = CELLS[mode]
+    return weight.roll(len(weight) // len(cell.gates) * cell.apart, 0) if cell.apart else weight
 
 
 def _as_gates(mode: str, grad: Tensor) -> Tensor:
-    return grad.roll(-(len(grad) // 3), 0) if mode == "GRU" else grad
+    cell = CELLS[mode]
+    return grad.roll(-(len(grad) // len(cell.gates)) * cell.apart, 0) if cell.apart else grad
 
 
 def _projection_gradient(
