@@ -31,7 +31,7 @@ struct BackwardScan {
   const Parameters<const S, const A>& weights;
   const int64_t direction;
   const TeamPlan team_plan;
-  Barrier& barrier;
+  const Barriers barriers;
   const StepBlocks blocks;
   const Steps& steps;
   const int64_t ld;  // from row to row of the gate gradients
@@ -48,13 +48,13 @@ struct BackwardScan {
   W* results;      // per thread
   int64_t results_size;
 
-  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch,
+  BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch,
                Wavefront w = {})
-      : args(a), z(a.sizes), weights(a.weights[d]), direction(d), team_plan(c), barrier(b),
+      : args(a), z(a.sizes), weights(a.weights[d]), direction(d), team_plan(c), barriers(b),
         blocks(a, d, offsets, c, b, scratch), steps(blocks.steps), ld(blocks.ld), projected(blocks.projected),
         wavefront(w), piece(wavefront.done ? larger<int64_t>(1, wavefront_rows(z) / z.batch) : blocks.chunk),
-        carried(z.steps > 1 || a.grad_h0), shared_outputs(z.outputs, team_plan.by_rows ? 1 : team_plan.threads),
-        shared_units(z.hidden, team_plan.by_rows ? 1 : team_plan.threads), h0(blocks.h0),
+        carried(z.steps > 1 || a.grad_h0), shared_outputs(z.outputs, team_plan.members()),
+        shared_units(z.hidden, team_plan.members()), h0(blocks.h0),
         gates(Cell::kSaved ? a.saved.gates + d * z.rows * Cell::kSaved * z.hidden : nullptr), hidden(blocks.hidden),
         cells(Cell::kHasCell || (projected && !Cell::kSaved) ? a.saved.cells + d * z.rows * z.hidden : nullptr) {
     w_hh = carried ? scratch.take<S>(shared_outputs.size(G * z.hidden)) : nullptr;
@@ -76,30 +76,37 @@ struct BackwardScan {
   static int64_t shared_panels(const Sizes& z) { return ceil_div(z.outputs, kLanes<S>); }
 
   void run(int thread) const {
-    Seat seat{thread, team_plan.threads};
-    Part own_outputs{0, shared_outputs.count}, own_units{0, shared_units.count}, own_rows{0, z.batch};
-    const auto share = [&] {
-      if (team_plan.by_rows) {
-        own_rows = part(z.batch, seat);
-      } else {
-        own_outputs = part(shared_outputs.count, seat), own_units = part(shared_units.count, seat);
-      }
+    Seat seat{thread, team_plan.threads}, own_seat{};
+    int group = 0;
+    Part own_outputs, own_units, own_rows;
+    const auto share = [&] {  // among those that are left
+      const TeamPlan left = team_plan.left(seat.threads);
+      own_seat = Place(left, thread).own, group = Place(left, thread).group;
+      own_rows = part(z.batch, group, left.groups);
+      own_outputs = part(shared_outputs.count, own_seat), own_units = part(shared_units.count, own_seat);
     };
-    // False if this thread is to leave, as all below.
+    // All; false if this thread is to leave, as all below.
     const auto meet = [&] {
-      const bool stays = barrier.meet(seat);
+      const bool stays = barriers.meet(seat);
       share();
       return stays;
+    };
+    // Those that share units. If they are not all, nobody leaves before all meet, who then see whether one is late.
+    const auto meet_in_group = [&] {
+      if (own_seat.threads == 1) return true;
+      if (team_plan.groups == 1) return meet();
+      barriers.wait(own_seat, group);
+      return true;
     };
     W* sums = results + thread * results_size;
     prepare(seat);
     if (!meet()) return;
     const auto back = [&](int64_t s) {
       for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, sums);
-      if (!team_plan.by_rows && !meet()) return false;
+      if (!meet_in_group()) return false;
       if (s < 0 || !projected) return true;
       for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, sums);
-      return team_plan.by_rows || meet();
+      return meet_in_group();
     };
     const int64_t chunk = blocks.chunk;
     for (int64_t begin = (z.steps - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
@@ -109,7 +116,7 @@ struct BackwardScan {
         if (wavefront.before) wavefront.before->wait_until(z.steps - first);
         for (int64_t s = last - 1; s >= first; --s)
           if (!back(s)) return;
-        if (team_plan.by_rows && !meet()) return;
+        if (team_plan.groups > 1 && !meet()) return;
         blocks.multiply_inputs(first, last, seat, sums);
         if (wavefront.done) wavefront.done->publish(z.steps - first);
       }

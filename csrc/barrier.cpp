@@ -36,8 +36,6 @@ void note_company(int64_t late, int threads) {
 
 void forget_company() { company.store(0, std::memory_order_relaxed); }
 
-Barrier::Barrier() : begin_(now()) {}
-
 void assume_late(int every) { late_by_assumption.store(every, std::memory_order_relaxed); }
 
 bool Barrier::arrives_last(const Seat& seat) {
@@ -61,7 +59,7 @@ int Barrier::release(uint32_t round, int threads) {
     const int64_t usual = (since - begin_) / (round + 1);
     if (waited > std::max(slice() / 4, usual / 2)) {
       threads = (threads + 1) / 2;
-      note_company(waited, threads);
+      note_company(waited, threads * teams_);
     }
   }
   if (const int every = late_by_assumption.load(std::memory_order_relaxed); every && (round + 1) % every == 0)

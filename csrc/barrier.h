@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "machine.h"
+
 namespace fastrnn {
 
 // A thread of a team, and how many those are who still work: threads 0 .. threads - 1.
@@ -28,7 +30,9 @@ struct Seat {
 // round once more before it lets a thread sleep). tests/barrier_model.py walks through every interleaving of this.
 class Barrier {
  public:
-  Barrier();
+  // `teams`: of how many of one size in a call it is one, so that company is noted for all of them. `begin`: now().
+  explicit Barrier(int teams = 1, int64_t begin = now()) : teams_(teams), begin_(begin) {}
+  static void* operator new(size_t, void* place) { return place; }  // as the scans'
   // Waits for all; true if this thread stays. The last meeting of all may be late, so who leaves has nothing left to
   // do.
   [[nodiscard]] bool meet(Seat& seat);
@@ -50,6 +54,7 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> round_{0};
   std::atomic<int> sleepers_{0}, size_{0};
   std::atomic<uint64_t> late_{0};  // when the first sleeper of a round came, in us, and the round's low bits
+  const int teams_;
   const int64_t begin_;
 };
 

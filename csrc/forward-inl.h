@@ -34,7 +34,7 @@ struct ForwardScan {
   const int64_t direction;
   const Steps steps;
   const TeamPlan team_plan;
-  Barrier& barrier;
+  const Barriers barriers;
   const Weights weights;
   const bool projected;
   const Wavefront wavefront;
@@ -49,10 +49,10 @@ struct ForwardScan {
   W* products;      // the inputs' share of the gates: per panel, (rows of a chunk, kWidth)
   W* results;       // per thread, results_size()
 
-  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch,
+  ForwardScan(const Forward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch,
               Wavefront w = {})
       : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c),
-        barrier(b), weights(a, d, c.by_rows ? 1 : c.threads, scratch), projected(weights.projected), wavefront(w),
+        barriers(b), weights(a, d, c.members(), scratch), projected(weights.projected), wavefront(w),
         panels(weights.panels), chunk(chunk_of(z, wavefront.done != nullptr)), ld_inputs(weights.ld_inputs),
         ld_outputs(weights.ld_outputs), ld_units(weights.ld_units), x(args.x) {
     if (x && ld_inputs != z.inputs) x = scratch.take<S>(z.rows * ld_inputs);
@@ -84,20 +84,22 @@ struct ForwardScan {
   static int64_t shared_panels(const Sizes& z) { return Weights::panel_count(z); }
 
   void run(int thread) const {
-    Seat seat{thread, team_plan.threads};
+    const Place place(team_plan, thread);
+    const int group = place.group;
+    Seat seat = place.own;
     Part own_panels{0, panels}, own_outputs{0, weights.outputs.count};
-    const Part own_rows = team_plan.by_rows ? part(z.batch, seat) : Part{0, z.batch};
+    const Part own_rows = part(z.batch, group, team_plan.groups);
     // Threads that share units meet; false if this one is to leave.
     const auto meet = [&] {
-      if (team_plan.by_rows) return true;
-      const bool stays = barrier.meet(seat);
+      if (seat.threads == 1) return true;
+      const bool stays = barriers.meet(seat, group);
       own_panels = part(panels, seat), own_outputs = part(weights.outputs.count, seat);
       return stays;
     };
     W* sums = results + thread * results_size();
     S *before = state, *after = next;
-    prepare(seat);
-    if (team_plan.by_rows) barrier.wait(seat);
+    prepare(place.all);
+    if (team_plan.groups > 1) barriers.wait(place.all);
     if (!meet()) return;
     for (int64_t s = 0; s < z.steps; ++s) {
       if (s % chunk == 0) {
@@ -160,7 +162,7 @@ struct ForwardScan {
       if (!args.tokens) return weights.times_inputs(x + from * ld_inputs, to - from, own, place);
       for (int64_t p = own.begin; p < own.end; ++p) weights.gather(args.tokens + from, to - from, p, place(p));
     };
-    if (!team_plan.by_rows) return rows(own_panels, first, last);
+    if (team_plan.groups == 1) return rows(own_panels, first, last);
     for (int64_t p = own_panels.begin; p < own_panels.end; ++p)  // which stays in cache from step to step
       for (int64_t i = s; i < end; ++i)
         rows({p, p + 1}, steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);

@@ -31,7 +31,7 @@ struct Int8Scan {
   const int64_t direction;
   const Steps steps;
   const int threads;
-  Barrier& barrier;
+  const Barriers barriers;
   const bool projected, float_inputs;
   FloatMatrix f_ih;
   const Matrix w_ih, w_hh, w_hr;
@@ -39,9 +39,9 @@ struct Int8Scan {
   const Int8Rows inputs, states, units;
   float *state, *next, *unprojected, *products, *cell_state;
 
-  Int8Scan(const Int8Forward& a, int d, const int64_t* offsets, int team, Barrier& b, Scratch& scratch)
+  Int8Scan(const Int8Forward& a, int d, const int64_t* offsets, int team, Barriers b, Scratch& scratch)
       : args(a), z(a.sizes), direction(d), steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, threads(team),
-        barrier(b), projected(a.weights[d].w_hr != nullptr), float_inputs(a.weights[d].f_ih != nullptr),
+        barriers(b), projected(a.weights[d].w_hr != nullptr), float_inputs(a.weights[d].f_ih != nullptr),
         f_ih{a.weights[d].f_ih, a.weights[d].b_ih, z.inputs},
         w_ih(int8_matrix<Matrix>(float_inputs ? a.weights[d].w_hh : a.weights[d].w_ih,
                                  float_inputs ? a.weights[d].s_hh : a.weights[d].s_ih,
@@ -67,7 +67,7 @@ struct Int8Scan {
     Seat seat{thread, threads};
     Part own, own_outputs;
     const auto meet = [&] {  // false if this thread is to leave
-      const bool stays = barrier.meet(seat);
+      const bool stays = barriers.meet(seat);
       own = part(ceil_div(z.hidden, L), seat), own_outputs = part(ceil_div(z.outputs, L), seat);
       return stays;
     };
@@ -161,7 +161,7 @@ TeamPlan plan_int8(const Int8Forward& args, const Team& team) {
   const Sizes& z = args.sizes;
   const double state = kSize * Cell::kGates * z.hidden * z.outputs,
                inputs = (args.weights[0].f_ih ? 1 : kSize) * Cell::kGates * z.hidden * z.inputs;
-  if (team.size() == 1 || (state + inputs) * z.rows * z.directions < kCallWork) return {1, false, false};
+  if (team.size() == 1 || (state + inputs) * z.rows * z.directions < kCallWork) return {};
   TeamWork work{};
   work.recurrent = state, work.ahead = inputs;
   work.weight_bytes = state / kSize;
@@ -176,13 +176,12 @@ template <class Cell>
 bool run_int8(const Int8Forward& args, Team& team) {
   const Sizes& z = args.sizes;
   Scratch scratch;
-  Barrier barriers[2];
   const TeamPlan team_plan = plan_int8<Cell>(args, team);
   const int own = team_plan.threads;
   const int64_t* offsets = make_offsets(z, scratch);
-  Int8Scan<Cell> first(args, 0, offsets, own, barriers[0], scratch);
+  Int8Scan<Cell> first(args, 0, offsets, own, make_barriers(team_plan, scratch), scratch);
   if (z.directions == 1) return run_scans<Int8Scan<Cell>>(team, &first, nullptr, team_plan);
-  Int8Scan<Cell> second(args, 1, offsets, own, barriers[1], scratch);
+  Int8Scan<Cell> second(args, 1, offsets, own, make_barriers(team_plan, scratch), scratch);
   return run_scans(team, &first, &second, team_plan);
 }
 

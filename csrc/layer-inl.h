@@ -28,13 +28,12 @@ bool run_scans(Team& team, Scan* first, Scan* second, TeamPlan team_plan) {
 template <class Scan, class Layer>
 bool run_layer(const Layer& args, Team& team) {
   Scratch scratch;
-  Barrier barriers[2];
   const TeamPlan team_plan = plan_team<typename Scan::Number, typename Scan::Unit>(
       args, Scan::shared_panels(args.sizes), Scan::kIsBackward, team);
   const int64_t* offsets = make_offsets(args.sizes, scratch);
-  Scan first(args, 0, offsets, team_plan, barriers[0], scratch);
+  Scan first(args, 0, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
   if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, team_plan);
-  Scan second(args, 1, offsets, team_plan, barriers[1], scratch);
+  Scan second(args, 1, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
   if (!run_scans(team, &first, &second, team_plan)) return false;
   second.join();
   return true;
@@ -55,7 +54,7 @@ int wavefront_height(const Layer* layers, int count, const Team& team) {
   const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
   const double state = double(Cell::kGates) * z.hidden * z.outputs * sizeof(S);
   if (step * z.steps * count < kWavefrontCall || step >= kWavefrontStep || 4 * state >= 3. * cache_bytes()) return 1;
-  if (plan_team<S, Cell>(*layers, Scan::shared_panels(z), Scan::kIsBackward, team).by_rows) return 1;
+  if (plan_team<S, Cell>(*layers, Scan::shared_panels(z), Scan::kIsBackward, team).groups > 1) return 1;
   if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
   return smaller(threads, count);
 }
@@ -63,14 +62,13 @@ int wavefront_height(const Layer* layers, int count, const Team& team) {
 template <class Scan, class Layer>
 bool run_wavefront(const Layer* layers, int height, Team& team) {
   Scratch scratch;
-  Barrier none;
   Scan* scans = reinterpret_cast<Scan*>(scratch.take<char>(height * sizeof(Scan)));
   Progress* done = scratch.take<Progress>(height);
   const int64_t* offsets = make_offsets(layers->sizes, scratch);
   for (int i = 0; i < height; ++i) {
     new (done + i) Progress;
-    new (scans + i) Scan(layers[i], 0, offsets, TeamPlan{1, false, false}, none, scratch,
-                         Wavefront{i ? done + i - 1 : nullptr, done + i});
+    new (scans + i)
+        Scan(layers[i], 0, offsets, TeamPlan{}, Barriers{}, scratch, Wavefront{i ? done + i - 1 : nullptr, done + i});
   }
   return team.run(
       height,

@@ -19,7 +19,7 @@ struct PhaseScan {
   const Span<Phase>& phases;
   const Steps steps;
   const TeamPlan team_plan;
-  Barrier& barrier;
+  const Barriers barriers;
   const RunArrays<S> arrays;
   const int64_t chunk;  // steps
   PartPlan<S>* parts;   // of all phases, one behind the other
@@ -32,7 +32,8 @@ struct PhaseScan {
 
   // What one thread does at a step.
   struct Turn {
-    Seat seat;
+    int thread, group;
+    Seat seat;                // in its group
     int64_t share;            // whose units it computes, of as many as there were threads
     int64_t s, row_in_chunk;  // of the step's first row
     View* views;
@@ -41,12 +42,12 @@ struct PhaseScan {
     int64_t* strides;
   };
 
-  PhaseScan(const Run& r, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch)
+  PhaseScan(const Run& r, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch)
       : run(r), phases(r.program->phases), steps{r.steps, r.batch, r.batch_sizes, offsets, r.reverse}, team_plan(c),
-        barrier(b), arrays(r, steps, c.threads, scratch),
+        barriers(b), arrays(r, steps, c.threads, scratch),
         chunk(ceil_div(r.steps, ceil_div(r.steps, larger<int64_t>(1, kChunkRows / r.batch)))) {
     Planner<S> planner{run,
-                       team_plan.by_rows ? 1 : team_plan.threads,
+                       team_plan.members(),
                        team_plan.threads,
                        chunk * run.batch,
                        find_written(scratch),
@@ -101,8 +102,11 @@ struct PhaseScan {
   }
 
   void execute(int thread) const {
-    const Part own = team_plan.by_rows ? part(run.batch, thread, team_plan.threads) : Part{0, run.batch};
-    Turn turn{{thread, team_plan.threads},
+    const Place place(team_plan, thread);
+    const Part own = part(run.batch, place.group, team_plan.groups);
+    Turn turn{thread,
+              place.group,
+              place.own,
               0,
               0,
               0,
@@ -110,9 +114,10 @@ struct PhaseScan {
               workspace + thread * workspace_size,
               pointers + thread * most_operands,
               strides + thread * most_operands};
-    pack(thread);
+    pack(place);
     arrays.prepare(thread);
-    if (!meet(turn.seat)) return;
+    if (team_plan.groups > 1) barriers.wait(place.all);
+    if (!meet(turn)) return;
     for (int64_t begin = 0, end; begin < run.steps; begin = end) {
       end = smaller(begin + chunk, run.steps);
       const int64_t first = steps.first_row(begin, end);
@@ -126,28 +131,28 @@ struct PhaseScan {
     }
     if (!arrays.total_count) return;
     arrays.fold(thread);
-    barrier.wait(turn.seat);
+    barriers.wait(place.all);
     arrays.sum_up(thread);
   }
 
-  // False if this thread is to leave: never where each has rows of its own, or sums of its own, whose order shows.
-  bool meet(Seat& seat) const {
-    if (!team_plan.by_rows && !arrays.total_count) return barrier.meet(seat);
-    barrier.wait(seat);
+  // Those that share units; false if this thread is to leave: never where it has sums of its own, whose order shows.
+  bool meet(Turn& turn) const {
+    if (!arrays.total_count) return barriers.meet(turn.seat, turn.group);
+    barriers.wait(turn.seat, turn.group);
     return true;
   }
 
-  // Whose units a thread computes: its own, and those of threads that left.
-  Part shares(const Seat& seat) const { return team_plan.by_rows ? Part{0, 1} : part(team_plan.threads, seat); }
+  // Whose units a thread computes: its own, and those of threads of its group that left.
+  Part shares(const Turn& turn) const { return part(team_plan.members(), turn.seat); }
 
-  // This thread's share of the weights.
-  void pack(int thread) const {
+  // This thread's share of the weights: a part of its units' where each group has the same.
+  void pack(const Place& place) const {
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
       if (!plan.count) continue;
-      const Part own =
-          team_plan.by_rows ? part(plan.first_panel[1], thread, team_plan.threads) : plan.panels_of(thread);
-      for (int64_t p = own.begin; p < own.end; ++p) plan.pack(p, run.places);
+      const Part units = plan.panels_of(place.own.thread),
+                 own = part(units.end - units.begin, place.group, team_plan.groups);
+      for (int64_t p = own.begin; p < own.end; ++p) plan.pack(units.begin + p, run.places);
     }
   }
 
@@ -157,7 +162,7 @@ struct PhaseScan {
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
       if (!plan.ahead_count) continue;
-      if (!team_plan.by_rows) {
+      if (team_plan.groups == 1) {
         multiply_ahead(plan, first, steps.rows_between(begin, end), 0, turn);
         continue;
       }
@@ -169,10 +174,10 @@ struct PhaseScan {
   }
 
   void multiply_ahead(const PartPlan<S>& plan, int64_t row, int64_t rows, int64_t to, const Turn& turn) const {
-    const Part own = shares(turn.seat);
-    plan.round_ahead(turn.seat.thread, run.places, row, rows, to);
+    const Part own = shares(turn);
+    plan.round_ahead(turn.thread, run.places, row, rows, to);
     for (int64_t p = plan.panels_of(own.begin).begin; p < plan.panels_of(own.end - 1).end; ++p)
-      plan.multiply_ahead(turn.seat.thread, plan.panels[p], run.places, row, rows, to);
+      plan.multiply_ahead(turn.thread, plan.panels[p], run.places, row, rows, to);
   }
 
   // False as meet.
@@ -180,7 +185,7 @@ struct PhaseScan {
     arrays.set_views(turn.s, turn.views);
     const PartPlan<S>* next = parts;
     for (const Phase& phase : phases) {
-      if (phase.meets && !team_plan.by_rows && !meet(turn.seat)) return false;
+      if (phase.meets && !meet(turn)) return false;
       for (const PartPlan<S>* end = next + phase.parts.count; next < end; ++next) {
         if (!arrays.neighbour_count) {
           run_shares(*next, rows, turn);
@@ -197,7 +202,7 @@ struct PhaseScan {
   }
 
   void run_shares(const PartPlan<S>& plan, Part rows, Turn& turn) const {
-    const Part own = shares(turn.seat);
+    const Part own = shares(turn);
     for (turn.share = own.begin; turn.share < own.end; ++turn.share) run_rows(plan, rows, turn);
   }
 
@@ -215,10 +220,10 @@ struct PhaseScan {
       return finish(rows, begin, end);
     }
     const Part own = plan.panels_of(turn.share);
-    plan.round(turn.seat.thread, turn.views, rows.begin, count);
+    plan.round(turn.thread, turn.views, rows.begin, count);
     if (count == 1) {
       S* c = turn.results;
-      plan.multiply_one_row(turn.seat.thread, turn.share, turn.views, rows.begin, turn.row_in_chunk + rows.begin, c);
+      plan.multiply_one_row(turn.thread, turn.share, turn.views, rows.begin, turn.row_in_chunk + rows.begin, c);
       for (int64_t p = own.begin; p < own.end; ++p) {
         const UnitPanel& panel = plan.panels[p];
         plan.take_means(panel, turn.views, rows.begin, 1, c);
@@ -234,7 +239,7 @@ struct PhaseScan {
         const UnitPanel& panel = plan.panels[p];
         const Part cut = part(count, b, blocks), block{rows.begin + cut.begin, rows.begin + cut.end};
         const int64_t height = block.end - block.begin, in_chunk = turn.row_in_chunk + block.begin;
-        plan.multiply_rows(turn.seat.thread, panel, turn.views, block.begin, height, in_chunk, turn.results);
+        plan.multiply_rows(turn.thread, panel, turn.views, block.begin, height, in_chunk, turn.results);
         plan.take_means(panel, turn.views, block.begin, height, turn.results);
         plan.call(panel, turn.views, block.begin, height, in_chunk, turn.results, turn.pointers, turn.strides);
         finish(block, panel.begin, panel.end);
@@ -245,12 +250,12 @@ struct PhaseScan {
 template <class S>
 bool run_phases(const Run& run, Team& team) {
   Scratch scratch;
-  Barrier barrier;
   Sizes sizes{};
   sizes.steps = run.steps;
   sizes.batch_sizes = run.batch_sizes;
   const int64_t* offsets = make_offsets(sizes, scratch);
-  PhaseScan<S> scan(run, offsets, plan_team<S>(run, team), barrier, scratch);
+  const TeamPlan team_plan = plan_team<S>(run, team);
+  PhaseScan<S> scan(run, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
   return team.run(
       scan.team_plan.threads, [](void* context, int thread) { static_cast<PhaseScan<S>*>(context)->execute(thread); },
       &scan);

@@ -47,6 +47,40 @@ FASTRNN_INLINE Part part(int64_t size, int64_t index, int64_t count) {
 // The part of [0, size) of a thread of a team.
 FASTRNN_INLINE Part part(int64_t size, const Seat& seat) { return part(size, seat.thread, seat.threads); }
 
+// Where the threads of one direction meet: all of them, and those of a group, which are the same where there is one.
+// Who is alone needs none.
+struct Barriers {
+  Barrier *all = nullptr, *of_groups = nullptr;
+
+  // As a Barrier's.
+  [[nodiscard]] bool meet(Seat& seat) const { return seat.threads == 1 || all->meet(seat); }
+  [[nodiscard]] bool meet(Seat& seat, int group) const { return seat.threads == 1 || of_groups[group].meet(seat); }
+  void wait(const Seat& seat) const {
+    if (seat.threads > 1) all->wait(seat);
+  }
+  void wait(const Seat& seat, int group) const {
+    if (seat.threads > 1) of_groups[group].wait(seat);
+  }
+};
+
+inline Barriers make_barriers(const TeamPlan& plan, Scratch& scratch) {
+  if (plan.threads == 1) return {};
+  const int64_t begin = now();
+  const int more = plan.groups > 1 ? plan.groups : 0;
+  Barrier* const all = new (scratch.take<Barrier>(1 + more)) Barrier(1, begin);
+  for (int group = 1; group <= more; ++group) new (all + group) Barrier(more, begin);
+  return {all, more ? all + 1 : all};
+}
+
+// Where a thread works: in which group, and its seats there and among all.
+struct Place {
+  Seat all, own;
+  int group;
+
+  Place(const TeamPlan& plan, int thread)
+      : all{thread, plan.threads}, own{thread % plan.members(), plan.members()}, group(thread / plan.members()) {}
+};
+
 // Multiply-adds of a whole call below which nobody thinks of a team.
 constexpr double kCallWork = 2e5;
 
@@ -66,7 +100,7 @@ TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, bool is_backward, c
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
   // Backward, inputs and weights are multiplied with twice more, or thrice.
   const double ahead = double(Cell::kGates) * z.hidden * (is_backward ? 2. * z.inputs + z.outputs : 1. * z.inputs);
-  if (team.size() == 1 || (state + ahead) * z.rows * z.directions < kCallWork) return {1, false, false};
+  if (team.size() == 1 || (state + ahead) * z.rows * z.directions < kCallWork) return {};
   TeamWork work{};
   work.recurrent = state * kSize, work.ahead = ahead * kSize;
   work.weight_bytes = state * sizeof(S);

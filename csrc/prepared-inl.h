@@ -12,9 +12,6 @@
 
 namespace fastrnn::FASTRNN_NAMESPACE {
 
-// What scans ask for where they meet others, which one that is alone never does: it is not even constructed.
-inline Barrier& no_barrier(Scratch& kept) { return *reinterpret_cast<Barrier*>(kept.take<char>(sizeof(Barrier))); }
-
 // Where a layer's last states go, of which nobody asks: h to y, which is the same of one step, c to memory of its own.
 template <class C, class Layer>
 Layer with_last_states(Layer layer, Scratch& kept) {
@@ -35,9 +32,8 @@ struct PreparedFloats {
   bool backwards = false;
 
   PreparedFloats(const Forward<S>& layer, Scratch& kept)
-      : args(with_last_states<S>(layer, kept)),
-        scan(args, 0, nullptr, TeamPlan{1, false, false}, no_barrier(kept), kept), before(scan.state),
-        after(scan.next) {
+      : args(with_last_states<S>(layer, kept)), scan(args, 0, nullptr, TeamPlan{}, Barriers{}, kept),
+        before(scan.state), after(scan.next) {
     scan.weights.pack(Seat{0, 1});
     const int64_t batch = scan.z.batch;
     for (S* state : {before, after}) clear(state, batch * scan.ld_outputs);
@@ -113,8 +109,8 @@ struct PreparedInt8 {
   bool backwards = false;
 
   PreparedInt8(const Int8Forward& layer, Scratch& kept)
-      : args(with_last_states<float>(layer, kept)), scan(args, 0, nullptr, 1, no_barrier(kept), kept),
-        before(scan.state), after(scan.next) {
+      : args(with_last_states<float>(layer, kept)), scan(args, 0, nullptr, 1, Barriers{}, kept), before(scan.state),
+        after(scan.next) {
     const Sizes& z = scan.z;
     for (float* state : {before, after}) clear(state, z.batch * z.outputs);
     if (Cell::kHasCell) clear(scan.cell_state, z.batch * z.hidden);

@@ -281,7 +281,7 @@ TeamPlan plan_team(const Run& run, const Team& team) {
   }
   double packed;
   const double row = row_work(run, &packed), rows = static_cast<double>(run.rows);
-  if (team.size() == 1 || row * rows < kCallWork) return {1, false, false};
+  if (team.size() == 1 || row * rows < kCallWork) return {};
   TeamWork work{};
   work.recurrent = row * sizeof(S) / sizeof(float);
   work.weight_bytes = packed * sizeof(S);

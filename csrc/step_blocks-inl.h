@@ -37,7 +37,7 @@ struct StepBlocks {
   const int64_t direction;
   const Steps steps;
   const TeamPlan team_plan;
-  Barrier& barrier;
+  const Barriers barriers;
   const bool projected;
   const Panels<S> inputs, outputs, units;  // columns of x, h and the units
   const int64_t chunk, chunk_rows;         // steps and rows of a block
@@ -54,9 +54,9 @@ struct StepBlocks {
   W* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
   const A** before;                                       // per thread: h before each row of a block
 
-  StepBlocks(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barrier& b, Scratch& scratch)
+  StepBlocks(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
-        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c), barrier(b),
+        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c), barriers(b),
         projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
         ld(kSlots * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
@@ -178,7 +178,7 @@ struct StepBlocks {
     const S* grad = grad_gates[block_of(s) % 2];
     const bool add = end < z.steps;
     pack_block(s, end, first, rows, grad, seat);
-    if (!barrier.meet(seat)) return false;
+    if (!barriers.meet(seat)) return false;
     const Part own = part(G * z.hidden, seat);
     const S *of_state = gates_by_column, *of_input = gates_by_column + (kSlots - G) * z.hidden * ld_rows;
     if (by_token)
@@ -226,7 +226,8 @@ struct StepBlocks {
   // caches hold, unless that is a handful a step, which would make poor tiles.
   template <class Each>
   void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, const Seat& seat, Each each) const {
-    if (kNarrow || !team_plan.by_rows || z.batch < 24 * seat.threads)
+    const bool alone_with_rows = team_plan.groups > 1 && team_plan.members() == 1;
+    if (kNarrow || !alone_with_rows || z.batch < 24 * seat.threads)
       return each(whole_groups(part(ceil_div(rows, kGroup<S>), seat), rows));
     const Part own = part(z.batch, seat);
     for (int64_t i = s; i < end; ++i)

@@ -55,15 +55,17 @@ void add_teams(py::module_& m) {
       "plan_team",
       [](const py::dict& work, const py::dict& machine) {
         const TeamPlan plan = plan_team(work_of(work), machine_of(machine));
-        return py::make_tuple(plan.threads, plan.side_by_side, plan.by_rows);
+        return py::make_tuple(plan.threads, plan.side_by_side, plan.groups);
       },
       "work"_a, "machine"_a);
   m.def(
       "predicted_time",
-      [](const py::dict& work, const py::dict& machine, int threads, bool side_by_side, bool by_rows) {
-        return predicted_time(work_of(work), machine_of(machine), {threads, side_by_side, by_rows});
+      [](const py::dict& work, const py::dict& machine, int threads, bool side_by_side, int groups) {
+        if (threads < 1 || groups < 1 || threads % groups)
+          throw py::value_error("groups: expected as many threads in each");
+        return predicted_time(work_of(work), machine_of(machine), {threads, side_by_side, groups});
       },
-      "work"_a, "machine"_a, "threads"_a, "side_by_side"_a, "by_rows"_a);
+      "work"_a, "machine"_a, "threads"_a, "side_by_side"_a, "groups"_a);
   m.def("assume_rates", &assume_rates, "start"_a, "meeting"_a, "multiply_adds"_a, "read"_a);
   m.def("assume_late", &assume_late, "every"_a);
   m.def("most_in_company", &most_in_company);

@@ -138,47 +138,47 @@ Rates rates() {
 
 double predicted_time(const TeamWork& work, const Machine& machine, TeamPlan plan) {
   const int own = plan.threads, all = plan.side_by_side ? own * work.directions : own;
-  const double row_share = plan.by_rows ? share(work.batch, own) : 1;
-  const double unit_share = plan.by_rows ? 1 : share(work.panels, own);
+  const int members = plan.members();
+  const double row_share = plan.groups > 1 ? share(work.batch, plan.groups) : 1;
+  const double unit_share = share(work.panels, members);
   const double rows = double(work.rows) / double(work.steps);
   const double products = rows * work.recurrent * row_share * unit_share / machine.multiply_adds;
   const double step = std::max(products, work.weight_bytes * unit_share / machine.read);
-  const bool meets = own > 1 && !plan.by_rows && work.meet_by_units;
-  const double steps = double(work.steps) * (step + (meets ? machine.meeting * levels(own) : 0));
+  const bool meets = members > 1 && work.meet_by_units;
+  const double steps = double(work.steps) * (step + (meets ? machine.meeting * levels(members) : 0));
   const double ahead = double(work.rows) * work.ahead * row_share * unit_share / machine.multiply_adds;
   const int one_behind_the_other = plan.side_by_side ? 1 : work.directions;
   return one_behind_the_other * (steps + ahead) + (all > 1 ? machine.start * levels(all) : 0);
 }
 
 TeamPlan plan_team(const TeamWork& work, const Machine& machine) {
-  TeamPlan best{1, false, false};
+  TeamPlan best;
   const double alone = predicted_time(work, machine, best);
   double time = alone;
   // With other programs on its CPUs a thread that is alone with its rows still gains, if that is worth the slice that
   // it may have to wait for one of the others at the end.
   const bool in_company = machine.threads_that_meet < machine.threads;
-  const auto consider = [&](int threads, int directions, bool by_rows) {
-    const int all = threads * directions;
-    const bool meets = threads > 1 && (by_rows ? work.meet_by_rows : work.meet_by_units);
+  const auto consider = [&](int groups, int members, int directions) {
+    const int all = groups * members * directions;
+    const bool meets = (members > 1 && work.meet_by_units) || (groups > 1 && work.meet_by_rows);
     if (all > (meets ? machine.threads_that_meet : machine.threads)) return;
     if (!meets && in_company && all > machine.threads_that_meet && alone < 2 * machine.slice) return;
-    const TeamPlan plan{threads, directions > 1, by_rows};
+    const TeamPlan plan{groups * members, directions > 1, groups};
     const double predicted = predicted_time(work, machine, plan);
     if (predicted < time * kGain) time = predicted, best = plan;
   };
-  const bool fits = work.weight_bytes < kCacheShare * machine.cache;
+  const auto shares_rows = [&](int groups, int members) {
+    const bool fits = work.weight_bytes * share(work.panels, members) < kCacheShare * machine.cache;
+    return work.least_rows > 0 && work.batch >= groups * work.least_rows && (fits || 2 * members > work.panels);
+  };
   // More threads than this cannot bring what they cost to start.
   const int most = static_cast<int>(std::min<double>(machine.threads, 1 + alone / machine.start * 2));
   for (int all = 2; all <= most; ++all)
     for (int directions = all % work.directions ? 1 : work.directions; directions >= 1; directions -= 1) {
-      const int threads = all / directions;
-      if (threads == 1) {
-        consider(1, directions, false);
-        continue;
-      }
-      const bool tall = work.batch >= threads * work.least_rows && work.least_rows > 0;
-      if (tall && (fits || work.panels < threads)) consider(threads, directions, true);
-      if (threads <= work.panels) consider(threads, directions, false);
+      const int threads = all / directions, most_members = static_cast<int>(std::min<int64_t>(threads, work.panels));
+      for (int members = 1; members <= most_members; ++members)
+        if (const int groups = threads / members; groups * members == threads)
+          if (groups == 1 || shares_rows(groups, members)) consider(groups, members, directions);
     }
   return best;
 }

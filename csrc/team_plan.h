@@ -28,23 +28,32 @@ struct Machine {
   double slice;                // us
 };
 
-// How the threads of a team share one layer. Directions run side by side or one behind the other; within one, threads
-// share either rows (each takes its own sequences to the end, alone) or panels of hidden units (a barrier a step).
+// How the threads of a team share one layer. Directions run side by side or one behind the other. Within one, rows are
+// shared by groups of threads, each of which takes its own sequences to the end; and panels of hidden units by the
+// threads of a group, who meet at every step: as many groups as threads share rows alone, one group units alone.
 struct TeamPlan {
-  int threads;  // of one direction
-  bool side_by_side;
-  bool by_rows;
+  int threads = 1;  // of one direction
+  bool side_by_side = false;
+  int groups = 1;  // of as many threads each
+
+  int members() const { return threads / groups; }
+  // Of those who stay when others leave: as many groups, or fewer where these would not be of one size.
+  TeamPlan left(int stay) const {
+    TeamPlan plan{stay, side_by_side, groups < stay ? groups : stay};
+    while (stay % plan.groups) --plan.groups;
+    return plan;
+  }
 };
 
 // How long the work takes by a plan, in us:
-//   D (T (max(m r / M, b s / R) + meeting) + a s / M) + start
-// for D directions that come one behind the other, T steps, r rows of m multiply-adds each, b bytes of weights, M and R
-// what the machine does a us, s the largest share of the panels, a what is computed ahead. A meeting or a start of n
-// threads takes log2 n times as long as of two.
+//   D (T (max(m r s / M, b s / R) + meeting) + a r s / M) + start
+// for D directions that come one behind the other, T steps, r the largest share of a step's rows, of m multiply-adds
+// each, b bytes of weights, M and R what the machine does a us, s the largest share of the panels, a what is computed
+// ahead. A meeting of the n threads of a group, or a start of all, takes log2 n times as long as of two.
 double predicted_time(const TeamWork& work, const Machine& machine, TeamPlan plan);
 
-// The plan that takes the shortest time, with no more threads than make it shorter. Rows are shared where each thread
-// keeps enough of them and its cache holds all weights. A pure function.
+// The plan that takes the shortest time, with no more threads than make it shorter. Rows are shared where each group
+// keeps enough of them, and a thread's cache its share of the weights unless no share is smaller. A pure function.
 TeamPlan plan_team(const TeamWork& work, const Machine& machine);
 
 // This machine, at this time, for a team of at most so many threads; the four rates are measured once.

@@ -41,13 +41,13 @@ def cpus_of_quota(text: str) -> int:
 def this_machine(threads: int) -> dict[str, Any]:
     """``Machine`` of csrc/team_plan.h at this time, for a team of at most so many threads."""
 
-def plan_team(work: dict[str, Any], machine: dict[str, Any]) -> tuple[int, bool, bool]:
-    """``TeamPlan`` for ``TeamWork`` on a ``Machine``: threads of a direction, directions side by side, rows shared."""
+def plan_team(work: dict[str, Any], machine: dict[str, Any]) -> tuple[int, bool, int]:
+    """``TeamPlan`` for ``TeamWork`` on a ``Machine``: threads of a direction, directions side by side, groups."""
 
 def predicted_time(
-    work: dict[str, Any], machine: dict[str, Any], threads: int, side_by_side: bool, by_rows: bool
+    work: dict[str, Any], machine: dict[str, Any], threads: int, side_by_side: bool, groups: int
 ) -> float:
-    """Microseconds that the work takes by a plan."""
+    """Microseconds that the work takes by a plan; ``groups`` divides ``threads``."""
 
 def assume_rates(start: float, meeting: float, multiply_adds: float, read: float) -> None:
     """For tests: the plan counts with these rates in the place of those measured; zeros for these again."""

@@ -7,18 +7,36 @@ from typing import Any, NamedTuple
 from fastrnn.backends import cpp
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-SHAPES = ((100, 1, 64), (100, 1, 128), (100, 1, 512), (60, 32, 128), (40, 32, 256), (50, 64, 512), (25, 64, 1024))
+SHAPES = (
+    (100, 1, 64),
+    (100, 1, 128),
+    (100, 1, 512),
+    (60, 32, 128),
+    (50, 64, 256),
+    (40, 32, 256),
+    (50, 64, 512),
+    (25, 64, 1024),
+)
 THREADS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Plan(NamedTuple):
-    """Threads of each direction, whether directions run side by side, whether threads share rows or units, and the
-    microseconds that the model predicts."""
+    """Threads of each direction, whether directions run side by side, groups of threads that share rows, the threads of
+    a group sharing units, and the microseconds that the model predicts."""
 
     threads: int
     side_by_side: bool
-    by_rows: bool
+    groups: int
     predicted: float
+
+    @property
+    def kind(self) -> str:
+        """What threads share: nothing, rows (``r``), units (``u``), or rows in so many groups and units within each."""
+        if self.threads == 1:
+            return ""
+        if 1 < self.groups < self.threads:
+            return f"{self.groups}r{self.threads // self.groups}u"
+        return "r" if self.groups > 1 else "u"
 
 
 def work_of(cell: str, steps: int, rows: int, hidden: int, training: bool = False) -> dict[str, Any]:
@@ -42,14 +60,16 @@ def table() -> str:
     machine = cpp._core.this_machine(1)
     rates = ", ".join(f"{name} {value:.4g}" for name, value in machine.items() if "threads" not in name)
     lines = [f"CPUs for this process: {cpp._core.usable_cpus()}    {rates}"]
-    lines += ["us, bytes, multiply-adds a us    u: threads share units, r: rows", ""]
-    lines.append(f"{'cell, T, B, H':18}" + "".join(f"{count:>14}" for count in THREADS))
+    lines += [
+        "us, bytes, multiply-adds a us    u: threads share units, r: rows, 4r8u: rows in 4 groups, units within",
+        "",
+    ]
+    lines.append(f"{'cell, T, B, H':18}" + "".join(f"{count:>17}" for count in THREADS))
     for cell in GATES:
         for steps, rows, hidden in SHAPES:
             work, shown = work_of(cell, steps, rows, hidden), ""
             for count in THREADS:
                 found = plan(work, machine | {"threads": count, "threads_that_meet": count})
-                kind = "" if found.threads == 1 else "r" if found.by_rows else "u"
-                shown += f"{f'{found.threads}{kind}  {found.predicted:.0f}':>14}"
+                shown += f"{f'{found.threads} {found.kind}  {found.predicted:.0f}':>17}"
             lines.append(f"{f'{cell} {steps},{rows},{hidden}':18}{shown}")
     return "\n".join(lines)

@@ -42,6 +42,9 @@ def ways(random: Random) -> Iterator[Way]:
     lstm, gru, rnn = fastrnn.LSTM, fastrnn.GRU, fastrnn.RNN
     yield made("rows", lstm, draw(8, 12), draw(60, 70), draw(10, 40), draw(40, 60))
     yield made("rows of both directions", gru, 9, draw(60, 70), draw(10, 40), draw(40, 60), bidirectional=True)
+    yield made("rows and units", lstm, 12, draw(8, 11), draw(10, 40), draw(130, 144))
+    yield made("rows and units, a projection", lstm, 8, 2 * draw(4, 5), 20, draw(130, 144), proj_size=draw(50, 64))
+    yield made("rows and units of bfloat16", gru, 8, draw(8, 11), 20, draw(130, 144), dtype=torch.bfloat16)
     yield made("shared units", gru, draw(15, 20), draw(2, 3), draw(10, 60), draw(150, 170))
     yield made("shared units of float64", lstm, 12, 2, draw(10, 60), draw(130, 150), dtype=torch.float64)
     yield made("shared units of bfloat16", lstm, 12, 2, draw(10, 60), draw(130, 150), dtype=torch.bfloat16)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,6 +54,46 @@ def test_more_cpus_never_give_a_longer_predicted_time(machine: dict[str, Any]):
     assert shared > len(WORKS) / 10, "the works tell nothing"
 
 
+def ways_to_share(work: dict[str, Any], machine: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """All groups of rows and threads of a group that a plan may have: each group with enough rows, and a thread's cache
+    with room for its share of the weights, unless nobody would have a smaller one."""
+    panels = work["panels"]
+    for groups, members in itertools.product(range(1, 129), range(1, min(128, panels) + 1)):
+        share = -(-panels // members) / panels * work["weight_bytes"]
+        fits = share < 0.75 * machine["cache"] or 2 * members > panels
+        if groups == 1 or (groups * work["least_rows"] <= work["batch"] and fits):
+            yield groups, members
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_way_to_share_is_much_faster(machine: dict[str, Any]):
+    for work, count in itertools.product(WORKS, (2, 6, 16, 64)):
+        best = min(
+            time_of(work, on(machine, count), groups * members, directions > 1, groups)
+            for groups, members in ways_to_share(work, machine)
+            for directions in {1, work["directions"]}
+            if groups * members * directions <= count
+        )
+        assert best <= teams.plan(work, on(machine, count)).predicted <= best * 1.03, (work, count)
+
+
+@pytest.mark.parametrize(("cell", "rows", "hidden"), [("RNN", 64, 256), ("GRU", 32, 256), ("LSTM", 64, 128)])
+def test_many_threads_share_rows_and_units_where_neither_is_enough(cell: str, rows: int, hidden: int):
+    work = teams.work_of(cell, 100, rows, hidden)
+    found = teams.plan(work, on(MACHINES[0], 64))
+    assert 1 < found.groups < found.threads and found.kind == f"{found.groups}r{found.threads // found.groups}u"
+    assert found.threads > max(work["panels"], rows // work["least_rows"]), "rows or units alone were enough"
+    alone = teams.plan(work | {"batch": 0}, on(MACHINES[0], 64))
+    assert found.predicted < 0.8 * alone.predicted
+
+
+def test_a_small_team_shares_both_where_rows_are_few():
+    """The ways of team_processes.py: whatever takes long is shared by four, and meetings cost nothing."""
+    machine = on({"start": 1e-6, "meeting": 1e-6, "multiply_adds": 1.0, "read": 1.0, "cache": 1 << 20, "slice": 3e3}, 4)
+    for rows, kind in ((8, "2r2u"), (9, "2r2u"), (10, "2r2u"), (11, "2r2u"), (4, "u"), (24, "r")):
+        assert teams.plan(teams.work_of("LSTM", 12, rows, 130), machine).kind == kind
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_every_thread_repays_what_it_costs(machine: dict[str, Any]):
     """Short steps above all: with under 20 us of work a thread, one thread less would be slower."""
@@ -61,14 +102,14 @@ def test_every_thread_repays_what_it_costs(machine: dict[str, Any]):
         found = teams.plan(work, on(machine, count))
         if found.threads == 1:
             continue
-        kind = found.side_by_side, found.by_rows
-        # weights too large for a thread's cache: rows are then shared by more threads alone than there are panels
-        spills = found.by_rows and work["weight_bytes"] >= 0.75 * machine["cache"]
-        allowed = (n for n in range(1, found.threads) if n == 1 or not spills or n > work["panels"])
-        fewer = [time_of(work, on(machine, count), n, *kind) for n in allowed]
+        fewer = [
+            time_of(work, on(machine, count), groups * members, found.side_by_side, groups)
+            for groups, members in ways_to_share(work, machine)
+            if groups * members < found.threads
+        ]
         assert found.predicted < min(fewer), (work, count, found)
         own = work["rows"] / work["steps"] * work["recurrent"] / machine["multiply_adds"] / found.threads
-        short += own < 20 and not found.by_rows
+        short += own < 20 and found.groups == 1
     assert short > 10, "no step was so short"
 
 
@@ -83,9 +124,14 @@ def test_the_prediction_is_the_formula():
     work = teams.work_of("LSTM", 100, 2, 64)
     products = 4 * 64 * 64
     step = max(2 * products / 2 / 30e3, 4 * products / 2 / 60e3) + 0.3
-    assert time_of(work, machine, 2, False, False) == pytest.approx(100 * (step + 2 * products / 2 / 30e3) + 8)
+    assert time_of(work, machine, 2, False, 1) == pytest.approx(100 * (step + 2 * products / 2 / 30e3) + 8)
     by_rows = max(products / 30e3, 4 * products / 60e3)
-    assert time_of(work, machine, 2, False, True) == pytest.approx(100 * (by_rows + products / 30e3) + 8)
+    assert time_of(work, machine, 2, False, 2) == pytest.approx(100 * (by_rows + products / 30e3) + 8)
+    work = teams.work_of("LSTM", 100, 8, 64)
+    both = max(2 * products / 30e3, 4 * products / 2 / 60e3) + 0.3  # four rows and half of the units each
+    assert time_of(work, machine, 4, False, 2) == pytest.approx(100 * (both + 2 * products / 30e3) + 16)
+    with pytest.raises(ValueError, match="groups: expected as many threads in each"):
+        time_of(work, machine, 4, False, 3)
 
 
 def test_panels_that_no_thread_halves_are_not_shared_by_more():
@@ -101,7 +147,7 @@ def test_in_company_threads_do_not_meet_but_share_rows_of_long_calls():
     assert teams.plan(units, on(machine, 2)).threads == 2
     assert teams.plan(units, on(machine, 2, 1)).threads == 1
     rows = teams.work_of("LSTM", 60, 32, 128)
-    assert teams.plan(rows, on(machine, 2, 1))[:3] == (2, False, True)
+    assert teams.plan(rows, on(machine, 2, 1))[:3] == (2, False, 2)
     assert teams.plan(rows | {"meet_by_rows": True}, on(machine, 2, 1)).threads == 1
     short = teams.work_of("LSTM", 2, 32, 128)  # less than the slice of another program
     assert teams.plan(short, on(machine, 2, 1)).threads == 1

@@ -23,8 +23,8 @@ FAULTS = [
         "backward-barrier-step",
         "threads that share units begin a step while others still write the gate gradients that it reads",
         "csrc/backward-inl.h",
-        "step(s, p, own_rows, sums);\n      if (!team_plan.by_rows &&",
-        "step(s, p, own_rows, sums);\n      if (!team_plan.by_rows && (s < 0 || !PLANTED) &&",
+        "step(s, p, own_rows, sums);\n      if (!meet_in_group())",
+        "step(s, p, own_rows, sums);\n      if ((s < 0 || !PLANTED) && !meet_in_group())",
         "test_layer.py -k 'number_of_threads and cpp'",
     ),
     Fault(
@@ -95,8 +95,8 @@ FAULTS = [
         "block-barrier",
         "threads multiply a block that others still pack",
         "csrc/step_blocks-inl.h",
-        "    pack_block(s, end, first, rows, grad, seat);\n    if (!barrier.meet(seat)) return false;\n",
-        "    pack_block(s, end, first, rows, grad, seat);\n    if (!PLANTED && !barrier.meet(seat)) return false;\n",
+        "    pack_block(s, end, first, rows, grad, seat);\n    if (!barriers.meet(seat)) return false;\n",
+        "    pack_block(s, end, first, rows, grad, seat);\n    if (!PLANTED && !barriers.meet(seat)) return false;\n",
         "test_layer.py -k 'number_of_threads and cpp'",
     ),
     Fault(

@@ -10,6 +10,7 @@
 #include <string>
 #include <type_traits>
 
+#include "assumptions.h"
 #include "guarded.h"
 #include "oracle.h"
 #include "runtime.h"
@@ -93,6 +94,10 @@ const Case kCases[] = {
     {"threads share rows", Mode::lstm, 4, 41, 10, 33},
     {"threads share rows", Mode::gru, 4, 41, 12, 40, 2},
     {"threads share rows", Mode::rnn_relu, 4, 79, 20, 50},
+    {"threads share rows and units", Mode::lstm, 4, 9, 20, 130},
+    {"threads share rows and units", Mode::gru, 4, 10, 20, 130},
+    {"threads share rows and units", Mode::rnn_tanh, 4, 11, 20, 300},
+    {"threads share rows and units, projection", Mode::lstm, 4, 10, 20, 140, 1, 50},
     {"tiles of 16 rows and 32 of k, and some over", Mode::lstm, 3, 37, 70, 100},
     {"tiles of 16 rows and 32 of k, and some over", Mode::gru, 3, 49, 40, 81, 2},
     {"tiles of 16 rows and 32 of k", Mode::rnn_tanh, 2, 32, 64, 128},
@@ -374,6 +379,8 @@ void check_distance() {
 }  // namespace
 
 int main() {
+  // Whatever this machine is, teams of all sizes repay: work takes long, meetings nothing.
+  fastrnn::assume_rates(1e-6, 1e-6, 1, 1);
   check_distance();
   std::string names;
   double worst[4] = {};
