@@ -78,7 +78,7 @@ struct BackwardScan {
   void run(int thread) const {
     Seat seat{thread, team_plan.threads}, own_seat{};
     int group = 0;
-    Part own_outputs, own_units, own_rows;
+    Part own_outputs{}, own_units{}, own_rows{};
     const auto share = [&] {  // among those that are left
       const TeamPlan left = team_plan.left(seat.threads);
       own_seat = Place(left, thread).own, group = Place(left, thread).group;

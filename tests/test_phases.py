@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,16 @@ def test_every_instruction_set(isa: str) -> None:
     done = subprocess.run(command, env=os.environ | {"FASTRNN_ISA": isa}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
+
+
+def test_teams_that_share_rows_and_units() -> None:
+    """Whatever takes long is shared, and meetings cost nothing; the number of CPUs is read once, with the core."""
+    rates = "t.core.assume_rates(start=1e-6, meeting=1e-6, multiply_adds=1.0, read=1e9)"
+    checks = "[t.check(t.Case(seed), t.torch.float64, (4, 6, 8)) for seed in (41, 52, 53)]"
+    command = [sys.executable, "-c", f"import test_phases as t; {rates}; {checks}"]
+    folder, environment = Path(__file__).parent, os.environ | {"FASTRNN_CPUS": "8"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_a_forked_child_runs_alone() -> None:

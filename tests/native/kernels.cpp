@@ -285,7 +285,8 @@ std::vector<Named> run(const Kernels& kernels, const Problem& p, int threads, bo
   const fastrnn::Sizes& z = p.sizes;
   const int64_t D = z.directions, N = z.rows, H = z.hidden, P = z.outputs;
   const int64_t saved = p.c.mode == Mode::lstm || p.c.mode == Mode::gru ? 4 : 0;
-  fastrnn::Inputs<S, A> in{p.c.mode, p.c.activation, z, threads, nullptr, nullptr, input(p.h0), input(p.c0), {}, {}, {}};
+  fastrnn::Inputs<S, A> in{p.c.mode,    p.c.activation, z,  threads, nullptr, nullptr,
+                           input(p.h0), input(p.c0),    {}, {},      {}};
   if (p.c.tokens)
     in.tokens = p.tokens.data();
   else
