@@ -21,7 +21,7 @@ from fastrnn.dynamo import left_to_python
 from fastrnn.network import Network, NetworkCell
 from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
-from fastrnn.network.plain import plain_call
+from fastrnn.network.plain import plain_call, plain_step
 from fastrnn.quantized import Narrow, as_float, floats, stays_float
 from fastrnn.storage import require_memory
 
@@ -136,6 +136,8 @@ class QuantizedNetworkCell(_Narrow, OneStep):
 
     def forward(self, input: Any, hx: Any = None, **extras: Any) -> Any:
         """See :meth:`fastrnn.NetworkCell.forward`."""
+        if not (extras or torch.compiler.is_compiling()) and (found := plain_step(self, input, hx)) is not None:
+            return found
         self._check_that_kernels_may_run()
         with torch.no_grad(), torch._C._DisableAutocast():
             return super().forward(input, hx, **extras)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import fastrnn
 from fastrnn import Network, NetworkCell, cells
 from fastrnn.fused import cpp
+from fastrnn.fused.layer import direction
 
 T, B, X, H = 6, 3, 4, 5
 PAIRS = {"LSTM": (cells.LSTM, nn.LSTM), "GRU": (cells.GRU, nn.GRU)}
@@ -280,7 +281,8 @@ def test_a_learned_initial_state_is_where_no_state_is_given():
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("rows", [None, B])
-def test_one_step_is_torch_nns_cell(name, rows):
+@pytest.mark.parametrize("grad", [False, True])
+def test_one_step_is_torch_nns_cell(name, rows, grad):
     cell, _ = PAIRS[name]
     torch.manual_seed(0)
     other = getattr(nn, name + "Cell")(X, H, dtype=torch.float64)
@@ -291,9 +293,34 @@ def test_one_step_is_torch_nns_cell(name, rows):
     states = [torch.randn(*lead, H, dtype=torch.float64) for _ in net.state_names]
     hx = states[0] if len(states) == 1 else tuple(states)
     for given in (hx, None):
-        ours, theirs = net(x, given), other(x, given)
+        with torch.set_grad_enabled(grad):
+            ours, theirs = net(x, given), other(x, given)
         for one, two in zip(*((each if isinstance(each, tuple) else (each,)) for each in (ours, theirs)), strict=True):
             torch.testing.assert_close(one, two)
+
+
+@pytest.mark.skipif(bool(cpp.unavailable()), reason=str(cpp.unavailable()))
+def test_a_plain_step_is_one_call_of_the_engine(monkeypatch):
+    """And what is out of the ordinary goes the general way, to the same results or the same errors."""
+    cell = NetworkCell(cells.LSTM, X, H)
+    x, state = torch.randn(B, X), torch.randn(2, B, H).unbind()
+    calls = []
+    monkeypatch.setattr("fastrnn.network.calls.direction", lambda *given, own=direction: calls.append(0) or own(*given))
+    with torch.no_grad():
+        found = cell(x, state)
+        assert not calls
+        for others in (
+            (x.double().float().t().contiguous().t(), state),
+            (x, [*state]),
+            (x, (state[0][:, :H], state[1])),
+        ):
+            for one, two in zip(cell(*others), found, strict=True):
+                torch.testing.assert_close(one, two)
+        assert calls
+        with pytest.raises(RuntimeError, match="Expected state c size"):
+            cell(x, (state[0], state[1][:1]))
+        with pytest.raises(RuntimeError, match="inconsistent input_size"):
+            cell(x[:, :2], state)
 
 
 def test_graphs_hold_the_loop_as_one_operator():

@@ -19,7 +19,7 @@ from fastrnn.fused.layer import Steps, direction
 from fastrnn.network.arguments import check_state, given_states, read
 from fastrnn.network.definition import Definition
 from fastrnn.network.layers import regularised, run_layers
-from fastrnn.network.plain import plain_call
+from fastrnn.network.plain import plain_call, plain_step
 
 
 class Sequences(Definition):
@@ -177,9 +177,12 @@ class OneStep(Definition):
         Returns:
             The states, one tensor or a tuple; for a cell whose output is none of them ``(output, states)``.
         """
+        compiling = torch.compiler.is_compiling()
+        if not (extras or compiling) and (found := plain_step(self, input, hx)) is not None:
+            return found
         if (call := leaf(self, input, hx, **extras)) is not None:
             return call
-        if not torch.compiler.is_compiling() and traced():
+        if not compiling and traced():
             raise NotImplementedError(
                 f"{type(self).__name__} of {self.cell}: torch.jit.trace has no operator of it; torch.export the module"
             )

@@ -1,4 +1,4 @@
-"""A plain call of a network: one layer, one direction, a batch as it is.
+"""A plain call of a network: one layer, one direction, a batch as it is; and a plain step of a cell.
 
 A short sequence of few rows is over sooner than the looks at all other forms take, so this one is looked for first,
 with all that can be known before a call made once.  Whatever is out of the ordinary goes the general way, which also
@@ -40,11 +40,11 @@ class Plain:
     dtype: torch.dtype
     inputs: int
 
-    def __init__(self, net: Any, dtype: torch.dtype) -> None:
+    def __init__(self, net: Any, dtype: torch.dtype, ending: str) -> None:
         compiled, parts = net._compiled, net.parts
         self.dtype, self.inputs = dtype, net.input_size
         endings = {
-            name: f"{parts.names[name.removeprefix('matrix:')]}_l0"
+            name: f"{parts.names[name.removeprefix('matrix:')]}{ending}"
             for name in compiled.ahead.arrays
             if name.startswith("matrix:")
         }
@@ -64,7 +64,7 @@ class Plain:
                 self.int8.append((place, f"weight_{endings[array]}", f"scale_{endings[array]}"))
             elif kind in ("matrix", "bias"):
                 what = "weight" if kind == "matrix" else "bias"
-                self.weights.append((place, f"{what}_{parts.names[name]}_l0"))
+                self.weights.append((place, f"{what}_{parts.names[name]}{ending}"))
             elif kind == "out":
                 outputs[array] = place, net.sizes[loop.emitted[int(name)].size]
         self.outputs: list[tuple[int, int]] = [outputs[f"out:{k}"] for k in range(len(loop.emitted))]
@@ -72,8 +72,8 @@ class Plain:
         for name, size in zip(net.state_names, net.state_sizes, strict=True):
             self.states.append((self.engine.arrays.index(f"state:{name}"), size))
         own = plan(compiled)
-        self.matrices: list[tuple[str, str]] = [(n, f"weight_{parts.names[n]}_l0") for n in own.matrices_within]
-        self.biases: list[tuple[str, str]] = [(name, f"{bias}_l0") for name, bias in own.biases_within]
+        self.matrices: list[tuple[str, str]] = [(n, f"weight_{parts.names[n]}{ending}") for n in own.matrices_within]
+        self.biases: list[tuple[str, str]] = [(name, f"{bias}{ending}") for name, bias in own.biases_within]
 
     def train(self, net: Any, input: Tensor, hx: Any) -> Any:
         """The results, differentiable, or None where this is no plain call after all."""
@@ -108,6 +108,27 @@ class Plain:
     def __call__(self, net: Any, input: Tensor, hx: Any) -> Any:
         """The results, or None where this is no plain call after all."""
         steps, batch, _ = input.shape
+        found = self._run(net, input, steps, batch, hx, (1, batch))
+        if found is None:
+            return None
+        y, ends = found
+        ends = [end.unsqueeze(0) for end in ends]
+        return y.view(steps, batch, -1), ends[0] if len(ends) == 1 else tuple(ends)
+
+    def step(self, net: Any, input: Tensor, hx: Any) -> Any:
+        """The results of one step, or None where it is no plain one after all."""
+        batch = input.shape[0]
+        found = self._run(net, input, 1, batch, hx, (batch,))
+        if found is None:
+            return None
+        y, ends = found
+        states = ends[0] if len(ends) == 1 else tuple(ends)
+        return states if net.output_is_state else (y, states)
+
+    def _run(
+        self, net: Any, input: Tensor, steps: int, batch: int, hx: Any, lead: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        """The output of all rows and the last states, (B, size) each; those given have the shape ``(*lead, size)``."""
         rows = steps * batch
         if not rows or not input.is_contiguous() or input.is_neg():
             return None
@@ -130,14 +151,14 @@ class Plain:
         ends = []
         for (place, size), state in zip(self.states, given, strict=True):
             if state is not None:
-                if type(state) is not Tensor or state.dtype is not self.dtype or state.shape != (1, batch, size):
+                if type(state) is not Tensor or state.dtype is not self.dtype or state.shape != (*lead, size):
                     return None
                 if not state.is_contiguous() or state.is_neg() or not state.is_cpu:
                     return None
                 state = state.view(batch, size)
             end = input.new_empty(batch, size)
             arrays[place] = {"initial": state, "final": end}
-            ends.append(end.unsqueeze(0))
+            ends.append(end)
         emitted = []
         for place, size in self.outputs:
             arrays[place] = out = input.new_empty(rows, size)
@@ -147,25 +168,18 @@ class Plain:
             steps=steps, batch=batch, rows=rows, batch_sizes=None, reverse=False, threads=torch.get_num_threads(),
             sizes=self.sizes, arrays=arrays, keep=True,
         )  # fmt: skip
-        return emitted[self.output].view(steps, batch, -1), ends[0] if len(ends) == 1 else tuple(ends)
+        return emitted[self.output], ends
 
 
 def plain_call(net: Any, input: Any, hx: Any) -> Any:
     """What the network gives for a plain call; None for any other."""
-    if type(input) is not Tensor or input.dim() != 3 or not input.is_cpu:
-        return None
-    for ask, expected in UNDISTURBED:
-        if ask() != expected:
-            return None
-    if input.dtype not in REAL or input.shape[2] != net.input_size or net.batch_first:
-        return None
-    if torch._C._is_any_autocast_enabled() or asked() not in (None, "cpp") or fused.watching.get() is not None:
+    if not _undisturbed(input, 3) or input.shape[2] != net.input_size or net.batch_first:
         return None
     own = net.__dict__.get("_plain")
     if own is None or own.dtype is not input.dtype:
-        if not _is_plain(net, input):
+        if net.num_layers > 1 or net.bidirectional or net.learn_initial_state or not _is_plain(net, input):
             return None
-        own = net.__dict__["_plain"] = Plain(net, input.dtype)
+        own = net.__dict__["_plain"] = Plain(net, input.dtype, "_l0")
     if net.zoneout or net.drops and (net.recurrent_dropout or net.weight_dropout):
         return None
     if torch.is_grad_enabled() and not net.int8:
@@ -173,16 +187,37 @@ def plain_call(net: Any, input: Any, hx: Any) -> Any:
     return own(net, input, hx)
 
 
+def plain_step(cell: Any, input: Any, hx: Any) -> Any:
+    """What a cell gives for a plain step without gradients; None for any other."""
+    if torch.is_grad_enabled() and not cell.int8 or not _undisturbed(input, 2) or input.shape[1] != cell.input_size:
+        return None
+    own = cell.__dict__.get("_plain")
+    if own is None or own.dtype is not input.dtype:
+        if not _is_plain(cell, input):
+            return None
+        own = cell.__dict__["_plain"] = Plain(cell, input.dtype, "")
+    return own.step(cell, input, hx)
+
+
+def _undisturbed(input: Any, rank: int) -> bool:
+    """Whether this is a tensor of so many dimensions that the engine takes, and nobody looks on or asks for another."""
+    if type(input) is not Tensor or input.dim() != rank or not input.is_cpu:
+        return False
+    for ask, expected in UNDISTURBED:
+        if ask() != expected:
+            return False
+    if torch._C._is_any_autocast_enabled() or asked() not in (None, "cpp") or fused.watching.get() is not None:
+        return False
+    return input.dtype in REAL
+
+
 def _is_plain(net: Any, input: Tensor) -> bool:
-    """Whether calls of a network can be plain."""
+    """Whether one direction of a network, or a cell, can be called so."""
     loop = net._compiled.loop
     kinds = net.parts.kinds
     matrices = {node.about[0] for node in loop.traced.graph.nodes if node.op == "product"}
     return (
-        net.num_layers == 1
-        and not net.bidirectional
-        and not net.learn_initial_state
-        and not net.extras
+        not net.extras
         and net.bias
         and loop.traced.output in loop.emitted
         and all(is_product_of_x(group) for group in net._compiled.groups)
