@@ -48,7 +48,7 @@ float rounded() {
 // What a team did, in memory that no atomic guards: the meetings alone, and the end of the call, let others read it.
 struct Work {
   int threads;
-  Barrier barrier;
+  Barrier barrier{};
   int ran[kMost] = {}, seen[kMost] = {}, nested[kMost] = {};
   float sums[kMost] = {};
 
@@ -69,7 +69,7 @@ int run_team(int wanted, const char* who) {
   Team team(wanted);
   for (;;) {
     const int threads = team.size();
-    Work work{threads, {}};
+    Work work{threads};
     if (!team.run(threads, Work::run, &work)) continue;
     const std::string name = std::string(who) + ", " + std::to_string(threads) + " threads: ";
     for (int t = 0; t < kMost; ++t) {
