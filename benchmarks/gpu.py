@@ -8,8 +8,9 @@ run again: a run that was cut short goes on where it stopped, and ``--minutes`` 
 to begin anew.
 
 Both sides run the same module with the same weights and the same switches (torch's defaults: TF32 for float32 RNNs),
-each inside a CUDA graph where it can be captured, so that what is compared is the device's work and not Python's, and
-once without.  No time is taken of a case before its outputs and gradients are right: within twice the error that
+each inside a CUDA graph, so that what is compared is the device's work and not Python's, and once without; a side that
+torch cannot capture is named, and runs as called.  Of a packed case there is a third time, that of torch.nn on the
+padded batch.  No time is taken of a case before its outputs and gradients are right: within twice the error that
 torch.nn itself makes, against float64, plus one rounding.
 """
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_cases import CASES, Case, estimate
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -36,47 +38,6 @@ import fastrnn
 from fastrnn import backends
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One layer; ``packed`` lengths fall evenly from T to T/4.  ``isolates`` says what it stands for."""
-
-    isolates: str
-    mode: str
-    steps: int
-    rows: int
-    hidden: int
-    dtype: torch.dtype
-    directions: int = 1
-    packed: bool = False
-
-    def __str__(self) -> str:
-        form = ["D2"] * (self.directions == 2) + ["packed"] * self.packed
-        return "-".join([self.mode, f"T{self.steps}", f"B{self.rows}", f"H{self.hidden}", NAMES[self.dtype], *form])
-
-
-CASES = [
-    *(
-        Case(f"{NAMES[dtype]} grid", mode, 256, rows, hidden, dtype)
-        for dtype in (torch.bfloat16, torch.float32)
-        for mode in ("LSTM", "GRU")
-        for hidden in (256, 512, 1024)
-        for rows in (1, 16, 64)
-    ),
-    *(
-        Case("small H", mode, 256, rows, hidden, dtype)
-        for mode, dtype in (("LSTM", torch.bfloat16), ("GRU", torch.float32))
-        for hidden in (64, 128)
-        for rows in (1, 64, 1024)
-    ),
-    *(Case("packed", mode, 500, 32, 512, torch.float32, packed=True) for mode in ("LSTM", "GRU")),
-    *(Case("both directions", mode, 256, 32, 512, torch.bfloat16, directions=2) for mode in ("LSTM", "GRU")),
-    *(Case("RNN", "RNN", 256, 32, 512, dtype) for dtype in (torch.bfloat16, torch.float32)),
-    Case("long", "LSTM", 1024, 16, 768, torch.bfloat16),
-    Case("a large batch", "LSTM", 100, 512, 1024, torch.bfloat16),
-]
 
 
 class Side:
@@ -152,8 +113,8 @@ def gate(theirs: Side, ours: Side, exact: Side, dtype: torch.dtype) -> float:
     return worst
 
 
-def graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """The same device work, replayed; the call itself where torch cannot capture it."""
+def graphed(call: Callable[[], object]) -> Callable[[], object] | None:
+    """The same device work, replayed; None where torch cannot capture it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -162,8 +123,13 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:
+        print(f"not captured: {error}", file=sys.stderr)
+        torch.cuda.synchronize()
+        return None
     return graph.replay
 
 
@@ -210,20 +176,23 @@ def milliseconds(calls: list[Callable[[], object]], seconds: float) -> Pair:
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds of torch.nn and of fastrnn: inference and training, as called, and training inside a CUDA graph."""
+    """Milliseconds of torch.nn and of fastrnn: inference and training, as called, and training inside a CUDA graph, but
+    of ``uncaptured`` sides as called; of a packed case training with torch.nn's batch padded, as called."""
 
     case: Case
     gate: float
     infer: Pair
     train: Pair
-    graph: Pair | None
+    graph: Pair
+    uncaptured: str = ""
+    padded: Pair | None = None
 
     def ratio(self) -> float:
-        pair = self.graph or self.train
-        return pair.theirs / pair.ours
+        return self.graph.theirs / self.graph.ours
 
     def fields(self) -> list[str]:
-        return [str(self.case), str(self.infer), str(self.train), str(self.graph or "-"), f"{self.gate:.2f}"]
+        graph = f"{self.graph}{self.uncaptured and f', {self.uncaptured} as called'}"
+        return [str(self.case), str(self.infer), str(self.train), graph, str(self.padded or "-"), f"{self.gate:.2f}"]
 
     def content(self) -> dict[str, Any]:
         """As it stands in gpu.json."""
@@ -231,9 +200,8 @@ class Row:
 
     @classmethod
     def read(cls, case: Case, content: dict[str, Any]) -> Row:
-        graph = content["graph"]
-        pairs = Pair(**content["infer"]), Pair(**content["train"]), None if graph is None else Pair(**graph)
-        return cls(case, content["gate"], *pairs)
+        pairs = {name: Pair(**content[name]) for name in ("infer", "train", "graph", "padded") if content[name]}
+        return cls(case, content["gate"], uncaptured=content["uncaptured"], **pairs)
 
 
 class Results:
@@ -261,14 +229,32 @@ def measure(case: Case, seconds: float) -> Row:
     del exact
     infer = milliseconds([theirs.infer, ours.infer], seconds)
     train = milliseconds([theirs.train, ours.train], seconds)
-    graph = None
-    if not case.packed:  # packing asks the CPU for lengths, which no graph can hold
-        graph = milliseconds([graphed(theirs.train), graphed(ours.train)], seconds)
-    return Row(case, worst, infer, train, graph)
+    replays = [graphed(theirs.train), graphed(ours.train)]
+    uncaptured = " and ".join(name for name, replay in zip(("torch.nn", "fastrnn"), replays, strict=True) if not replay)
+    graph = milliseconds([replays[0] or theirs.train, replays[1] or ours.train], seconds)
+    padded = None
+    if case.packed:
+        padded = milliseconds([sides(replace(case, packed=False))[0].train, ours.train], seconds)
+    return Row(case, worst, infer, train, graph, uncaptured, padded)
+
+
+def run(
+    cases: list[Case], results: Results, measured: Callable[[Case], Row], end: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:  # fmt: skip
+    """Measures the cases that are not there yet, as long as it is not ``end``."""
+    for case in cases:
+        if results.get(case):
+            continue
+        if clock() >= end:
+            print(f"out of time before {case}: run it again")
+            return
+        results.add(measured(case))
+        print(case, *results.rows[str(case)].items(), sep="  ", flush=True)
 
 
 def table(rows: list[Row]) -> str:
-    header = ["case", "inference ms", "training ms", "training ms, CUDA graph", "gate"]
+    header = ["case", "inference ms", "training ms", "training ms, CUDA graph", "training ms, torch.nn padded", "gate"]
     lines = [header, ["---"] * len(header), *(row.fields() for row in rows)]
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text += [
@@ -311,15 +297,12 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     results, end = Results(arguments.out / "gpu.json", versions), time.monotonic() + 60 * arguments.minutes
     left = [case for case in cases if results.get(case) is None]
+    processes = min(12, os.cpu_count() or 1)
+    print(f"{len(left)} cases, estimated {estimate(left, arguments.seconds, processes) / 60:.1f} minutes")
     # One after another, compiling would take longer than all measurements.
-    with ProcessPoolExecutor(min(12, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(compile_ahead, left))
-    for case in left:
-        if time.monotonic() > end:
-            print(f"out of time before {case}: run it again")
-            break
-        results.add(measure(case, arguments.seconds))
-        print(*results.rows[str(case)].items(), sep="  ", flush=True)
+    run(left, results, lambda case: measure(case, arguments.seconds), end)
     rows = [row for case in cases if (row := results.get(case))]
     text = f"# Layers on a GPU\n\n{versions}; `python benchmarks/gpu.py`\n\n{table(rows)}"
     (arguments.out / "GPU.md").write_text(text)
