@@ -1,4 +1,5 @@
-"""The cells that layers of Keras and nodes of ONNX make, on the engines of a CPU, beside their equations."""
+"""The cells that layers of Keras and nodes of ONNX make, on the engines, Triton's by its interpreter, beside their
+equations."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastrnn
-from fastrnn.fused import cpp, numba
+from fastrnn.fused import cpp, numba, triton
 from fastrnn.interop import cells as chosen
 
 GATE, NEW = ("hard_sigmoid", 0.2, 0.5), ("leaky_relu", 0.1)
@@ -19,7 +20,7 @@ CELLS = {
     **dict.fromkeys((chosen.ChosenLSTM, chosen.ChosenPeepholeLSTM), (GATE, NEW, ("softsign",))),
     **dict.fromkeys((chosen.ChosenCoupledLSTM, chosen.ChosenCoupledPeepholeLSTM), (GATE, NEW, ("elu", 0.7))),
 }
-ENGINES = {"cpp": cpp, "numba": numba}
+ENGINES = {"cpp": cpp, "numba": numba, "triton": triton}
 
 
 def results(net: fastrnn.Network, x: Tensor, backend: str) -> list[Tensor]:
