@@ -35,10 +35,13 @@ _ONEDNN = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_b
 def first_states(mode: str, x: Tensor, rows: int, dtype: torch.dtype, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
     """Zeros: h0 (num_layers * D, B, P), and c0 (num_layers * D, B, H) for a cell that has it; B is ``rows``."""
     count = sizes.num_layers * sizes.directions
-    h0 = x.new_zeros(count, rows, sizes.outputs, dtype=dtype)
     if not CELLS[mode].has_cell_state:
-        return h0, None
-    return h0, h0 if sizes.hidden == sizes.outputs else x.new_zeros(count, rows, sizes.hidden, dtype=dtype)
+        return x.new_zeros(count, rows, sizes.outputs, dtype=dtype), None
+    c0 = x.new_zeros(count, rows, sizes.hidden, dtype=dtype)
+    if sizes.hidden == sizes.outputs:
+        return c0, c0
+    # With a projection P < H: h0 has zeros of c0's, since nobody writes either.
+    return c0.view(-1)[: count * rows * sizes.outputs].view(count, rows, sizes.outputs), c0
 
 
 def plan(

@@ -12,7 +12,8 @@ comes as two pointers, of which the second is not read where there is one direct
     p_a       (D, N, G*H)  W_ih x + b_ih
     p_w       (G*H, H)     W_hh; and p_w_reverse
     p_bias    (G*H,)       b_hh where HAS_BIAS; and p_bias_reverse
-    p_h0      (D, B, H)    h before the first step
+    p_h0      (D, B, P)    h before the first step; P = H, but where there is one step alone, of a layer with a
+                           projection, on the stream path: then W_hh is (G*H, P), and no other product follows
     p_c0      (D, B, H)    c before the first step; where HAS_C
     p_c       (D, B, H)    float32, between launches: c after the range of steps; where HAS_C
     p_ring    (D, 2, B, H) the way by which h passes from program to program: of odd and of even steps, all rows, those
@@ -54,6 +55,7 @@ def state_product(
     total,
     i_u,
     H: tl.constexpr,
+    K: tl.constexpr,
     GATES: tl.constexpr,
     WIDE: tl.constexpr,
     ROAD: tl.constexpr,
@@ -64,8 +66,8 @@ def state_product(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """W_hh h + b_hh for each gate, a tuple of (ROWS, UNITS).  h of the program's first n_x rows begins at p_x; b_h is
-    that of its own units; ``total`` is the biases, (ROWS, WIDE * UNITS)."""
+    """W_hh h + b_hh for each gate, a tuple of (ROWS, UNITS).  h of the program's first n_x rows, K numbers each, begins
+    at p_x; b_h is that of its own units; ``total`` is the biases, (ROWS, WIDE * UNITS)."""
     if ROAD == "tile":
         b_b = ()
         for g in tl.static_range(GATES):
@@ -77,7 +79,7 @@ def state_product(
     else:
         tl.static_assert(ROAD == "stream")
         b_b = stream_product(
-            p_x, n_x, p_w, i_u, total, H, H, GATES, WIDE, H, H * H, H, 1, ROWS, UNITS, DEPTH, OPERAND, PRECISION
+            p_x, n_x, p_w, i_u, total, H, K, GATES, WIDE, K, H * K, K, 1, ROWS, UNITS, DEPTH, OPERAND, PRECISION
         )
     return b_b
 
@@ -191,6 +193,7 @@ def scan_forward(
     B,
     N,
     H: tl.constexpr,
+    P: tl.constexpr,
     DIRECTIONS: tl.constexpr,
     CELL: tl.constexpr,
     GATES: tl.constexpr,
@@ -225,7 +228,7 @@ def scan_forward(
     i_row = (tile_begin + i_b).to(tl.int64) * ROWS  # of the tile, among the rows of a step
     o_state = (i_d * B + i_row) * H
     m_state = (o_b < B - i_row)[:, None] & m_u[None, :]
-    p_h0 += o_state
+    p_h0 += (i_d * B + i_row) * P
     o_slot = B.to(tl.int64) * H
     p_ring += (i_d * 2 * B + i_row) * H
     p_a += (i_d * N + i_row) * (GATES * H)
@@ -240,7 +243,9 @@ def scan_forward(
     # the loop has no choice of pointers, which would hide from the compiler that rows begin at multiples of 16 bytes.
     p_x = tl.where(t_begin == 0, p_h0, p_ring + ((t_begin + 1) % 2) * o_slot)
     # h of the program's own units, which GRU mixes in, and on the tile path all of h.
-    b_h = tl.load(p_x + o_hu, mask=m_state, other=0.0)
+    b_h = tl.zeros((ROWS, UNITS), p_h0.dtype.element_ty)
+    if P == H:
+        b_h = tl.load(p_x + o_hu, mask=m_state, other=0.0)
     b_c = tl.zeros((ROWS, UNITS), tl.float32)
     if HAS_C:
         n_first = tl.where(t_begin == 0, B, 0) - i_row
@@ -266,7 +271,7 @@ def scan_forward(
     if ROAD != "tile":
         b_b = state_product(
             b_h, p_x, n, weights, p_w, total, i_u,
-            H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION,
+            H, P, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION,
         )  # fmt: skip
 
     s = t_begin
@@ -275,7 +280,7 @@ def scan_forward(
         if ROAD == "tile":
             b_b = state_product(
                 b_h, p_x, n, weights, p_w, total, i_u,
-                H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION,
+                H, H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION,
             )  # fmt: skip
             gates = split_columns(b_a[0], GATES, WIDE, ROWS, UNITS)
             # With the input's gates the compiler takes them as what the product is added to; but where a gate of the
@@ -319,11 +324,11 @@ def scan_forward(
         if PACKED:  # else all rows end with the last step
             tl.store(p_hn + o_state + o_hu, b_h, mask=m & (o_b >= n)[:, None])
         b_a = load_gates(p_a + o_t * (GATES * H), o_b < n, m_u, o_u, H, GATES, WIDE, ROAD, ROWS, UNITS)
-        if ROAD != "tile" and s < t_end:
+        if ROAD != "tile" and P == H and s < t_end:
             wait(p_arrived, tl.num_programs(1), s - t_begin, PTX, PROGRAMS)
             b_b = state_product(
                 b_h, p_x, n, weights, p_w, total, i_u,
-                H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION,
+                H, H, GATES, WIDE, ROAD, ROWS, UNITS, DEPTH, CHAINS, OPERAND, PRECISION,
             )  # fmt: skip
 
     # Of the last launch hn and cn, else what the next one begins with.

@@ -78,6 +78,27 @@ def test_every_path_is_right(monkeypatch: pytest.MonkeyPatch, path: Path, case: 
     verify(run(backend, expected.inputs), expected)
 
 
+ALONE = [
+    Case("one step with a projection: h0 as it is, no product of all steps", steps=1, rows=17, proj_size=5),
+    Case("the same in both directions, units in several programs", steps=1, hidden=40, proj_size=33, directions=2),
+    Case("packed", lengths=(1, 1), proj_size=1, bias=False),
+    Case("bfloat16", steps=1, proj_size=16, hidden=32, dtype=torch.bfloat16),
+]
+
+
+@interpreted
+@pytest.mark.parametrize("case", ALONE, ids=str)
+def test_one_step_with_a_projection_is_right(case: Case):
+    expected = expect(case, all_seeds)
+    found = run(backend, expected.inputs)
+    verify(found, expected)
+    y, hn, *_ = backend.forward(*expected.inputs[:6], save=False)
+    assert torch.equal(y, found["y"]) and torch.equal(hn, found["hn"])
+    version = hn._version
+    y.zero_()
+    assert torch.equal(hn, found["hn"]) and hn._version == version  # of one product, yet each by itself
+
+
 TOKENS = [
     Case("more rows than tokens", "LSTM", directions=2),
     Case("fewer rows than tokens, packed", "GRU", lengths=RAGGED, inputs=40, directions=2),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn import by_torch
+from fastrnn import by_torch, checks, paths
 from fastrnn.backends import triton as backend
 from fastrnn.backends import triton_launch, triton_rows
 
@@ -22,6 +22,7 @@ pytest.importorskip("triton", minversion="3.6")
 from fastrnn.kernels import triton_scan, triton_scan_backward
 
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
+HIDDEN_VIEWS = ("unsafe_split",)  # whose schema does not say that they are
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -44,11 +45,13 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        views = name in HIDDEN_VIEWS or any(
+            r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+        )
         touched = [*tensors_in(list(args)), *tensors_in(list((kwargs or {}).values())), *tensors_in(out)]
         if any(tensor.device.type == "cpu" for tensor in touched):
             self.of_host.append(name)
-        elif not views and name not in ALLOCATES and any(tensor.numel() for tensor in tensors_in(out)):
+        elif not views and name not in ALLOCATES + HIDDEN_VIEWS and any(tensor.numel() for tensor in tensors_in(out)):
             self.of_device.append(name)
         return out
 
@@ -89,6 +92,32 @@ def test_a_step_takes_a_product_for_each_direction_and_a_scan(
     with launches:
         backend.forward(*inputs[:6], save=save)
     assert launches.of_device == ["addmm"] * directions + ["scan"]
+
+
+@pytest.mark.parametrize("save", [False, True], ids=["infer", "train"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_with_a_projection_takes_a_product_more(launches: Launches, dtype: torch.dtype, save: bool):
+    """W_hh is no product of two matrices, and of the state before there is none in a launch of its own."""
+    inputs = on_device(Case("", steps=1, hidden=64, proj_size=32, dtype=dtype))
+    with launches:
+        found = backend.forward(*inputs[:6], save=save)
+    assert launches.of_device == ["addmm", "scan", "bmm"]
+    assert found.y.shape == (1, 3, 32) and found.hn.shape == (1, 3, 32)
+    launches.of_device.clear()
+    inputs = on_device(Case("", steps=1, hidden=64, proj_size=32, directions=2, dtype=dtype))
+    with launches:
+        backend.forward(*inputs[:6], save=save)
+    assert launches.of_device == ["addmm", "addmm", "scan", "mm", "mm", "clone", "cat"]
+
+
+@pytest.mark.parametrize("outputs", [7, 3], ids=["plain", "projected"])
+def test_the_first_states_are_one_piece_of_zeros(launches: Launches, outputs: int):
+    sizes = checks.Sizes(5, 7, outputs, 1, 1)
+    with launches:
+        h0, c0 = paths.first_states("LSTM", torch.empty(1, 2, 5, device="meta"), 2, torch.float32, sizes)
+    assert launches.of_device == ["new_zeros"]
+    assert c0 is not None and h0.is_contiguous() and c0.is_contiguous()
+    assert (h0.shape, c0.shape) == ((1, 2, outputs), (1, 2, 7))
 
 
 @pytest.mark.parametrize("mode", backend.MODES)

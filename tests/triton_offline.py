@@ -81,9 +81,11 @@ def compiled(variant: Variant) -> Any:
     cell, path = CELLS[variant.mode], variant.path()
     shape, number = (variant.mode, variant.hidden, variant.directions, path), DTYPES[variant.dtype]
     constants = constants_of(*shape, number, variant.precision, variant.packed)
-    constants |= dict(SAVE=True, HAS_C=cell.has_cell_state, HAS_BIAS=True, HAS_Y=True, WHOLE=path.whole)
+    constants |= dict(
+        P=variant.hidden, SAVE=True, HAS_C=cell.has_cell_state, HAS_BIAS=True, HAS_Y=True, WHOLE=path.whole
+    )
     constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True, HAS_DCELLS=variant.cells)
-    constants |= dict(PTX=not variant.target.startswith("gfx"))
+    constants |= dict(WHOLE=path.whole, PTX=not variant.target.startswith("gfx"))
     absent = set() if variant.packed else {"p_offsets"}
     absent |= set() if variant.cells else {"p_dcells"}
     absent |= set() if cell.has_cell_state else {"p_c0"}

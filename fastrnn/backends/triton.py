@@ -6,6 +6,8 @@ recurrent state::
 
     gates = W_ih x + W_hh h_(t-1) = W_ih x + (W_hh W_hr) m_(t-1)         h = W_hr m, one product for all steps
 
+but of one step alone, whose h_(t-1) is h0: that is what the kernel multiplies by W_hh.
+
 A float32 product uses TF32 where torch's switch for its kind allows it: the recurrent one as
 ``torch.backends.cudnn.allow_tf32`` or ``cudnn.rnn.fp32_precision`` say (by default it may), all others, which are
 torch's matrix products, as ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul`` do (by default they
@@ -72,6 +74,7 @@ def forward(
     cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size, projections = own[0].w_hh.shape[0] // len(cell.gates), [w.w_hr for w in own if w.w_hr is not None]
     flat, tokens = _rows_of(x, rows)
+    folded = bool(projections) and rows.steps > 1
 
     a = h0.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
     for d, w in enumerate(own):
@@ -81,19 +84,26 @@ def forward(
             torch.mm(flat, w.w_ih.t(), out=a[d])
         else:
             torch.addmm(w.b_ih, flat, w.w_ih.t(), out=a[d])
-        if projections:
+        if folded:
             first = rows.first(d)
             if isinstance(first, slice):
                 a[d][first].addmm_(h0[d], w.w_hh.t())
             else:
                 a[d].index_add_(0, first, h0[d] @ w.w_hh.t())
-    start = h0.new_zeros(*h0.shape[:2], hidden_size) if projections else h0.contiguous()
+    start = h0.new_zeros(*h0.shape[:2], hidden_size) if folded else h0.contiguous()
+    recurrent = _recurrent(own) if folded or not projections else [w.w_hh.contiguous() for w in own]
     biases = [w.b_hh.contiguous() for w in own if w.b_hh is not None]
     states = start, None if c0 is None else c0.contiguous()
-    y, hn, cn, saved = launch_forward(mode, rows, a, _recurrent(own), biases, *states, not projections, save, path)
+    y, hn, cn, saved = launch_forward(mode, rows, a, recurrent, biases, *states, not projections, save, path)
     if projections:
-        hidden, hn = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (saved.hidden, hn))
-        y, saved = torch.cat(tuple(hidden), -1), saved._replace(hidden=hidden)
+        matrices = [w_hr.t() for w_hr in projections]
+        if rows.steps == 1 and len(own) == 1:
+            y, hn, hidden = _copies_of_product(saved.hidden[0], matrices[0], 3 if save else 2)
+        else:
+            hidden = _times_each(saved.hidden, matrices)
+            hn = hidden.clone() if rows.steps == 1 else _times_each(hn, matrices)
+            y = torch.cat(tuple(hidden), -1)
+        saved = saved._replace(hidden=hidden)
     y = y.view(*(x.shape if tokens else x.shape[:-1]), y.shape[-1]).detach()
     return Forward(y, hn, cn, saved if save else None)
 
@@ -205,7 +215,17 @@ def _recurrent(own: list[Weights]) -> list[Tensor]:
 
 
 def _times_each(values: Tensor, matrices: list[Tensor]) -> Tensor:
-    return torch.stack([values[d] @ matrix for d, matrix in enumerate(matrices)])
+    found = values.new_empty(*values.shape[:2], matrices[0].shape[1])
+    for d, matrix in enumerate(matrices):
+        torch.mm(values[d], matrix, out=found[d])
+    return found
+
+
+def _copies_of_product(values: Tensor, matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``values @ matrix`` as y, hn and, of three, what is saved, each (1, B, P), by one launch; memory of their own."""
+    products = torch.bmm(values.expand(count, -1, -1), matrix.expand(count, -1, -1))
+    copies = torch.unsafe_split(products, 1)  # no views: a change of one in place is none of another
+    return copies[0], copies[1], copies[-1]
 
 
 # Of a GRU the backward kernel stores b_n, r, z, n: the side of the state and that of the input are one block each.

@@ -40,19 +40,22 @@ def launch_forward(
     """``a`` (D, N, G*H), ``recurrent`` (G*H, H) and ``biases`` (G*H,) of each direction, or none, ``h0`` and ``c0``
     (D, B, H), all contiguous -> h of every step as y (N, D*H) or, with ``want_y`` false, (0,); h and c of each
     sequence's last (D, B, H), c (0,) for a cell without; and what is saved, of which ``hidden`` (D, N, H) is there
-    with ``save`` and where y is not."""
+    with ``save`` and where y is not.  Of one step alone ``recurrent`` may be (G*H, P), and ``h0`` (D, B, P)."""
     from fastrnn.kernels.triton_scan import scan_forward
 
-    cell, (directions, sequences, hidden_size) = CELLS[mode], h0.shape
-    every, has_c = (directions, rows.total), c0 is not None
+    cell, (directions, sequences, width) = CELLS[mode], h0.shape
+    hidden_size = a.shape[-1] // len(cell.gates)
+    state, every, has_c = (directions, sequences, hidden_size), (directions, rows.total), c0 is not None
     y = a.new_empty(rows.total, directions * hidden_size) if want_y else a.new_empty(0)
     hidden = a.new_empty(*every, hidden_size) if save or not want_y else a.new_empty(0)
-    last, last_c = torch.empty_like(h0), torch.empty_like(h0) if has_c else a.new_empty(0)
+    last, last_c = a.new_empty(state), a.new_empty(state if has_c else 0)
     ring = a.new_empty(directions, 2, sequences, hidden_size)
-    c = a.new_empty(h0.shape if has_c else 0, dtype=torch.float32)
+    c = a.new_empty(state if has_c else 0, dtype=torch.float32)
     gates = a.new_empty((*every, len(cell.saved) * hidden_size) if save and cell.saved else 0)
     cells = a.new_empty((*every, hidden_size) if save and has_c else 0, dtype=torch.float32)
-    flags = dict(SAVE=save, HAS_C=has_c, HAS_BIAS=bool(biases), HAS_Y=want_y)
+    flags = dict(P=width, SAVE=save, HAS_C=has_c, HAS_BIAS=bool(biases), HAS_Y=want_y)
+    if width != hidden_size:
+        path = "stream"  # which reads no more of the weights than one product takes
     parameters = recurrent[0], recurrent[-1], *((biases[0], biases[-1]) if biases else (None, None))
     tensors = (a, *parameters, h0, c0, c, ring, y, hidden, last, last_c, gates, cells)
     _launch(scan_forward, mode, rows, recurrent, tensors, flags, path)
@@ -109,19 +112,20 @@ def _launch(
     if rows.total == 0:
         return
     w, directions = recurrent[0], len(recurrent)
+    hidden_size = len(w) // len(CELLS[mode].gates)
     precision, chip = precision_of(w), Chip.of(w.device)
-    path = choose_path(chip, mode, rows.sequences, w.shape[1], directions, w.dtype, precision, name)
+    path = choose_path(chip, mode, rows.sequences, hidden_size, directions, w.dtype, precision, name)
     if backward:
         path = path.backward()
     if INTERPRETED:  # its programs run one after another: none can wait for another
         path = path._replace(whole=not path.has_barrier)
     if path.has_barrier and (rows.steps == 1 or w.device in _refused):
         path = path.stepwise()  # nobody to wait for, or not to be had
-    constants = constants_of(mode, w.shape[1], directions, path, w.dtype, precision, rows.offsets is not None)
+    constants = constants_of(mode, hidden_size, directions, path, w.dtype, precision, rows.offsets is not None)
     constants |= dict(flags, PTX=not (INTERPRETED or torch.version.hip))
 
     def launch(path: Path) -> None:
-        tiles, units, _ = path.grid(rows.sequences, w.shape[1], directions)
+        tiles, units, _ = path.grid(rows.sequences, hidden_size, directions)
         tiles_at_once, steps_at_once = path.tiles or tiles, rows.steps if path.whole else 1
         whole = dict(WHOLE=steps_at_once == rows.steps)
         arrived = w.new_zeros(tiles * units * directions if path.has_barrier else 0, dtype=torch.int32)
