@@ -67,39 +67,43 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         if a.barrier:
             call(a.barrier)
 
-        # The product with all inputs: rows are shared out, or panels where there are but a few rows.
         direct = a.packed_hh == 0
-        first, last = (0, rows) if direct else share(rows, me, team)
-        first_panel, last_panel = share(panels, me, team) if direct else (0, panels)
-        for n in range(first, last, BLOCK):
-            count = min(BLOCK, last - n)
-            for p in range(first_panel, last_panel):
-                out, source = at(z, (p * rows + n) * width), at(x, n * inputs)
-                for r in range(count):
-                    copy(at(out, r * width), at(bias, p * width), width, width)
-                out = at(out, input_slot * units)
-                if a.tokens:
-                    for r in range(count):
-                        w, packed = (packed_ih, True) if a.packed_ih else (w_ih, False)
-                        gather(at(out, r * width), w, packed, tokens[n + r], p, gates, units, hidden, inputs)
-                elif direct:
-                    dots(out, width, count, w_ih, source, inputs, p, gates, units, hidden, inputs, 0)
-                else:
-                    w = at(packed_ih, p * inputs * wide)
-                    product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
-        if a.barrier:
-            call(a.barrier)
-
         work = gates * hidden * outputs
         first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
         first_panel, last_panel = share(panels, member, members)
+        # Steps whose inputs one weight panel meets at a time; rows in front of those of the block in x, and not in z.
+        together, skipped = max(1, BLOCK // max(1, end - first)), 0
         for i in range(steps):
+            # The product with the inputs of a block of steps.  A thread makes what it reads itself: nobody waits.
+            for begun in range(i, min(i + a.block_steps, steps) if i % a.block_steps == 0 else i, together):
+                behind = min(i + a.block_steps, steps)
+                if a.block_rows < rows:
+                    skipped = starts[steps - behind if d else i]
+                for top in range(first, end, BLOCK):
+                    for p in range(first_panel, last_panel):
+                        for k in range(begun, min(begun + together, behind)):
+                            t = steps - 1 - k if d else k
+                            n, count = starts[t] + top, min(min(end, sizes[t]) - top, BLOCK)
+                            out, source = at(z, (p * a.block_rows + n - skipped) * width), at(x, n * inputs)
+                            for r in range(count):
+                                copy(at(out, r * width), at(bias, p * width), width, width)
+                            out = at(out, input_slot * units)
+                            if a.tokens:
+                                for r in range(count):
+                                    w, packed = (packed_ih, True) if a.packed_ih else (w_ih, False)
+                                    token = tokens[n + r]
+                                    gather(at(out, r * width), w, packed, token, p, gates, units, hidden, inputs)
+                            elif direct:
+                                dots(out, width, count, w_ih, source, inputs, p, gates, units, hidden, inputs, 0)
+                            else:
+                                w = at(packed_ih, p * inputs * wide)
+                                product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
             t, active, coming, before, going = neighbours(sizes, starts, steps, i, d)
             start, last = starts[t], min(active, end)
             middle = max(first, min(coming, last))
             previous = at(y, before * y_row)
             for p in range(first_panel, last_panel):
-                out = at(z, (p * rows + start) * width)
+                out = at(z, (p * a.block_rows + start - skipped) * width)
                 o, h = at(out, first * width), at(previous, first * y_row)
                 begun, new = at(out, middle * width), at(h0, middle * outputs)
                 if direct:

@@ -25,7 +25,7 @@ from .numba_cells import Cell
 from .numba_functions import device
 from .numba_tiles import ROWS_OF_4, VECTOR_BYTES
 
-BLOCK = 64  # rows of all steps that one weight panel meets at a time, so that they stay in the L2 cache
+BLOCK = 64  # rows that one weight panel meets at a time, so that they stay in the L2 cache
 DEPTH = 128  # rows that a weight gradient sums in one go: a longer sum in float32 would lose digits
 MODE_BYTES = 64  # room for a fenv_t, the floating-point mode of a thread, on a cache line of its own
 SPLIT_WORK = 1 << 18  # multiplications of a step from which on it pays to share its units out, at a barrier a step
@@ -56,9 +56,13 @@ def _table(workspaces: str, addresses: str) -> Table:
 
 # Tensors are those of fastrnn.backends, for all directions.  0 stands for those that are not wanted: cells, states,
 # gates (then own_gates).  Of a cell without c, cells are the arguments of the projection.
+# The gates of block_steps steps are computed at a time, from the first in the order of the loop; there is room for
+# block_rows rows, those of a block or all.
 # packed_ih, packed_hh: 0 to use the weights where they lie.  full (B, H), short (B, P in whole panels): what a
 # projection begins and ends with.
-FORWARD = _table("own_gates bias packed_ih packed_hh packed_hr full short", "y hn cn gates cells states")
+FORWARD = _table(
+    "block_steps block_rows own_gates bias packed_ih packed_hh packed_hr full short", "y hn cn gates cells states"
+)
 
 # need_state: whether the gradients of h0 and c0 are wanted.
 # dc (D, B, H) and, of this direction only, dh (B, P in whole panels): the gradients of cn and hn on entry, those of c0

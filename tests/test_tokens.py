@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from memory_peak import MIB, measures, peak
 from support import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -157,3 +158,20 @@ def test_a_backend_without_the_path_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backends.load("reference"), "TOKENS", False)
     with fastrnn.use_backend("reference"), pytest.raises(fastrnn.BackendError, match="tokens"):
         fastrnn.LSTM(9, 4)(torch.zeros(2, 3, dtype=torch.int64))
+
+
+@measures
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_but_the_gradient_itself_is_as_large_as_the_vocabulary(backend: str, dtype: torch.dtype):
+    """Of 10^6 tokens, of which 200 come."""
+    if backend != "numba" or dtype is torch.bfloat16:
+        pytest.skip("it widens all weights, or runs in an interpreter")
+    torch.manual_seed(0)
+    module = fastrnn.LSTM(10**6, 4, dtype=dtype)
+    weight: torch.Tensor = module.weight_ih_l0  # type: ignore[assignment]
+    tokens = torch.randint(10**6, (50, 4))
+    for measured in (tokens[:2], tokens):  # the first compiles
+        y = module(measured)[0].float().pow(2).sum()
+        grown, (grad,) = peak(lambda y=y: torch.autograd.grad(y, weight))
+    assert grown < weight.numel() * weight.element_size() + 16 * MIB
+    assert torch.equal(grad.float().abs().sum(0).nonzero().flatten(), tokens.unique())

@@ -186,7 +186,8 @@ def backward(
             own_dx = own_dx[:, :inputs]
             dx = own_dx if dx is None else dx.add_(own_dx)
         if named is not None and dw_ih is not None:
-            dw_ih = plan.by_column(dw_ih, named)
+            grads.append(plan.by_column(dw_ih, named, narrow))
+            dw_ih = None
         for grad, columns in ((dw_ih, inputs), (dw_hh, outputs), (db_ih, 1), (db_hh, 1)):
             if grad is not None:  # without the rows and columns that only fill panels
                 own_rows = grad.view(plan.gates, padded, -1)[:, :hidden, :columns]

@@ -24,6 +24,9 @@ SERIAL_WORK = 1 << 20
 DIRECT_COLUMNS, DIRECT_ROWS = 16, (4, 32)
 # The same for the weights of tokens: up to so many tokens in the vocabulary for each in x.
 DIRECT_TOKENS = 8
+# Forward computes the gates of a block of steps at a time, of so many rows at most unless one step has more: memory
+# that the second-level cache holds for small layers, and that does not grow with the number of steps.
+BLOCK_ROWS = 512
 
 
 class Shape(NamedTuple):
@@ -77,9 +80,14 @@ class Plan:
         self.even_steps: tuple[Tensor, Tensor] = starts_of(torch.full((shape.steps,), shape.batch, device="cpu"))
         work = shape.rows * shape.gate_rows * (shape.outputs + (0 if shape.tokens else shape.inputs))
         self.team: int = shape.threads if work > SERIAL_WORK else 1
+        self.block_steps: int = max(1, BLOCK_ROWS // max(1, shape.batch))
+        # Of a pass whose gates are saved there is room for all.
+        every_row = which == "backward" or wanted[0]
+        self.block_rows: int = shape.rows if every_row else min(shape.rows, self.block_steps * shape.batch)
         workspaces = self._forward_workspaces(*wanted) if which == "forward" else self._backward_workspaces(*wanted)
 
         sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
+        sizes |= {"block_steps": self.block_steps, "block_rows": self.block_rows}
         sizes["need_state"] = which == "backward" and wanted[1]
         self.workspace_size: int = 0  # values in all
         own = {"scratch": self.team * 8 * kernel.columns, "modes": self.team * MODE_BYTES // dtype.itemsize}
@@ -108,7 +116,7 @@ class Plan:
         direct = rows <= max(least, min(most, (inputs + outputs) // DIRECT_COLUMNS))
         direct_inputs = rows * DIRECT_TOKENS <= inputs if self.shape.tokens else direct
         return {
-            "own_gates": 0 if save and self.in_place else self.slots * self.padded * rows,
+            "own_gates": 0 if save and self.in_place else self.slots * self.padded * self.block_rows,
             "bias": self.slots * self.padded,
             "packed_ih": 0 if direct_inputs else depth * inputs,
             "packed_hh": 0 if direct else depth * outputs,
@@ -151,10 +159,13 @@ class Plan:
         gates = F.pad(saved.view(self.shape.rows, self.slots, self.hidden), (0, self.padded - self.hidden))
         return gates.view(self.shape.rows, self.slots, self.panels, self.kernel.units).permute(2, 0, 1, 3).contiguous()
 
-    def by_column(self, grads: Tensor, named: Tensor) -> Tensor:
-        """The gradients of these tokens' columns of W_ih, (tokens, panels, gates, U), in the place of the columns."""
-        by_token = grads.view(len(named), self.panels, self.gates, self.kernel.units).transpose(1, 2).flatten(1)
-        columns = grads.new_zeros(by_token.shape[1], self.shape.inputs)
+    def by_column(self, grads: Tensor, named: Tensor, dtype: torch.dtype) -> Tensor:
+        """The gradient of W_ih, (gates * H, I), from those of the columns of these tokens, (tokens, panels, gates, U).
+
+        It is all that is as large as the vocabulary."""
+        by_gate = grads.view(len(named), self.panels, self.gates, self.kernel.units).transpose(1, 2)
+        by_token = by_gate.reshape(len(named), self.gates, self.padded)[..., : self.hidden].to(dtype).flatten(1)
+        columns = by_token.new_zeros(by_token.shape[1], self.shape.inputs)
         return columns.index_copy_(1, named, by_token.t())
 
 

@@ -1,7 +1,8 @@
-"""All layers and directions of a network, with what is dropped in them, and in segments that are computed again."""
+"""All layers and directions of a network, with what is dropped in them, and in segments of time."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,10 @@ from fastrnn.network.arguments import Arguments
 # A direction of a layer: see fastrnn.fused.layer.direction, of parameters, x, steps, states and extras.
 Direction = Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]]
 
+# Rows of a segment on an engine that reads products of x made before the loop: what does not fit a cache anyway, and
+# repays that each segment packs the weights.
+SEGMENT_ROWS = 2048
+
 
 def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The output of the last layer, (N, D * size), the last states, (num_layers * D, B, size) each, and, where they are
@@ -41,16 +46,21 @@ def run_layers(net: Any, given: Arguments, every_state: bool) -> tuple[Tensor, l
     within = scan is ENGINES["cpp"].scan  # which makes products of x for some steps at a time
 
     def run(parameters: Mapping[str, Any], *rest: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        return direction(scan, compiled, parameters, *rest, within=within)
+        y, last, every = direction(scan, compiled, parameters, *rest, within=within)
+        return y, last, every if every_state else []
 
-    if plain and net.num_layers == directions == 1 and not net.recompute:
+    again = net.recompute and _recomputes()
+    # Products of x for all steps would be larger than input and output.
+    apart = scan is ENGINES["numba"].scan and not torch.is_grad_enabled() and steps.rows > SEGMENT_ROWS
+    if plain and net.num_layers == directions == 1 and not net.recompute and not apart:
         firsts = [state[0] for state in states]
         y, last, every = direction(scan, compiled, net.of_direction("_l0"), x, steps, firsts, given.extras, within)
         return y, [end.unsqueeze(0) for end in last], every
-    if net.recompute and _recomputes():
+    if again or apart:
         extras = compiled.loop.traced.parts.extras
         of_step = [name for name, each in extras.items() if isinstance(each, StepInput)]
-        run = in_segments(run, of_step)
+        length = math.isqrt(max(steps.count, 1) - 1) + 1 if again else max(1, SEGMENT_ROWS // steps.batch)
+        run = in_segments(run, of_step, length, again)
     ends: list[list[Tensor]] = [[] for _ in states]
     for layer in range(net.num_layers):
         if layer and net.dropout and net.drops:
@@ -110,9 +120,12 @@ def _drop_weight(net: Any, name: str, parameter: Tensor) -> Tensor:
     return F.dropout(parameter, net.weight_dropout) if drops else parameter
 
 
-def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
-    """A direction in about sqrt(T) segments of time, of which only the states between them are kept: backward computes
-    a segment again, and then its gradients.  ``of_step`` are the extras that come with every step."""
+def in_segments(run: Direction, of_step: Sequence[str], length: int, again: bool) -> Direction:
+    """A direction in segments of ``length`` steps, ``of_step`` the extras that come with every step.
+
+    Either only the states between them are kept, and backward computes a segment ``again``, and then its gradients; or
+    there is no backward, and what a segment takes is free for the next.
+    """
 
     def segmented(
         parameters: Mapping[str, Tensor],
@@ -121,23 +134,31 @@ def in_segments(run: Direction, of_step: Sequence[str]) -> Direction:
         states: Sequence[Tensor],
         extras: Mapping[str, Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        length = math.isqrt(steps.count - 1) + 1
         sizes, begins = steps.lengths, range(0, steps.count, length)
+        starts = [0, *itertools.accumulate(sizes)]
         outputs: list[tuple[Tensor, ...]] = [()] * len(begins)
+        whole: list[Tensor] = []
 
         def segment(k: int, now: list[Tensor]) -> list[Tensor]:
             begin, end = begins[k], min(begins[k] + length, steps.count)
-            first, last, batch = sum(sizes[:begin]), sum(sizes[:end]), sizes[begin]
+            first, last, batch = starts[begin], starts[end], sizes[begin]
             part = None if steps.sizes is None else steps.sizes[begin:end]
             own_steps = Steps(end - begin, batch, last - first, part, steps.reverse)
             own_extras = {n: e[first:last] if n in of_step else e[:batch] for n, e in extras.items()}
             own = parameters, x[first:last], own_steps, now, own_extras
-            y, now, every = checkpoint(run, *own, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
-            outputs[k] = y, *every
+            if again:
+                y, now, every = checkpoint(run, *own, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
+                outputs[k] = y, *every
+                return now
+            y, now, every = run(*own)
+            if not whole:
+                whole.extend(each.new_empty(steps.rows, *each.shape[1:]) for each in (y, *every))
+            for to, each in zip(whole, (y, *every), strict=True):
+                to[first:last] = each
             return now
 
         ends = over_steps([sizes[begin] for begin in begins], states, steps.reverse, segment)
-        y, *every = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        y, *every = (torch.cat(parts) for parts in zip(*outputs, strict=True)) if again else whole
         return y, ends, every
 
     return segmented
