@@ -1,8 +1,8 @@
 """Any cell: an LSTM and a GRU written as a user's cell beside the built-in ones, and the library's beside modules of
 torchrecurrent, Keras and xlstm.  ``python benchmarks/cells.py --threads 1``; results are checked before they are timed.
 
-Ratios are the other side's time over ours, medians (or, with ``--least``, the least of many: what a busy machine can
-tell).  What is not installed is named and left out.
+Ratios are the other side's time over ours, medians.  On a busy machine ``--least`` takes the least of many, and
+``--processor`` the time of the calling thread on a processor, which is all there is of one thread.  What is not installed is named and left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -120,11 +121,13 @@ def main() -> None:
     parser.add_argument("--group", nargs="*", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each side")
+    parser.add_argument("--processor", action="store_true", help="the calling thread's time on a processor")
     parser.add_argument("--least", action="store_true", help="the least in the place of the median")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
+    clock = time.thread_time if args.processor else time.perf_counter
     middle = min if args.least else statistics.median
     for group in args.group:
         ratios: dict[tuple[str, str], list[float]] = {}
@@ -135,7 +138,7 @@ def main() -> None:
                 assert output(ours(x)).shape == output(theirs(x)).shape
             own, other = calls(ours, x), calls(theirs, x)
             for form in own:
-                times = race({"ours": Side(own[form]), "theirs": Side(other[form])}, args.seconds)
+                times = race({"ours": Side(own[form]), "theirs": Side(other[form])}, args.seconds, clock)
                 mine, another = middle(times["ours"]), middle(times["theirs"])
                 ratios.setdefault((name.partition(" ")[2], form), []).append(another / mine)
                 print(

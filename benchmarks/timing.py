@@ -47,7 +47,9 @@ class Side:
             return (clock() - begin) / number
 
 
-def race(sides: Mapping[str, Side], seconds: float) -> dict[str, list[float]]:
+def race(
+    sides: Mapping[str, Side], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds a call for each side, as many samples as fit into ``seconds`` a side (at least five): one sample of each
     side in turn, so that whatever else the machine does hits all sides alike.  A side on another pool of threads than
     the one before waits until those have stopped spinning, which would take its cores."""
@@ -65,7 +67,7 @@ def race(sides: Mapping[str, Side], seconds: float) -> dict[str, list[float]]:
         for name, side in sides.items():
             if latest and latest.pool != side.pool:
                 time.sleep(latest.lingers)
-            samples[name].append(side.sample(number[name]))
+            samples[name].append(side.sample(number[name], clock))
             latest = side
     return samples
 
