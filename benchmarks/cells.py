@@ -2,7 +2,8 @@
 torchrecurrent, Keras and xlstm.  ``python benchmarks/cells.py --threads 1``; results are checked before they are timed.
 
 Ratios are the other side's time over ours, medians.  On a busy machine ``--least`` takes the least of many, and
-``--processor`` the time of the calling thread on a processor, which is all there is of one thread.  What is not installed is named and left out.
+``--processor`` the time of the calling thread on a processor, which is all there is of one thread.  What is not
+installed is named and left out.
 """
 
 from __future__ import annotations
