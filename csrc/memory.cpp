@@ -1,4 +1,4 @@
-// The memory of calls: what each thread keeps, what stays with weights or with a stream.
+// The memory of calls: what each thread keeps and what all share, what stays with weights or with a stream.
 #if defined(__linux__)
 #include <sys/mman.h>
 #elif defined(_WIN32)
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -15,8 +16,10 @@
 namespace fastrnn {
 namespace {
 
-// What is larger goes back to the system after each call.
-constexpr size_t kKeptBytes = size_t{64} << 20;
+// What a thread keeps for its own calls: enough for steps and for small layers.
+constexpr size_t kOwnBytes = size_t{2} << 20;
+// What large calls of all threads together leave for those to come.
+constexpr size_t kSharedBytes = size_t{256} << 20;
 constexpr size_t kAlign = 64, kHugePage = size_t{2} << 20;
 
 // Memory of a multiple of kAlign. In huge pages where there are such and it fills one: prefetchers stop at the end of
@@ -44,11 +47,83 @@ void give_back(void* memory) {
 #endif
 }
 
+struct Block {
+  char* memory;
+  size_t size;
+};
+
+// Blocks that wait for a large call of whatever thread, the oldest first. Nobody waits for the lock: who finds it
+// taken, as a forked child may for ever, turns to the system.
+class SharedBlocks {
+ public:
+  // At least so many bytes, the last used of those that fit best; no memory where the system has none.
+  Block borrow(size_t bytes) {
+    if (const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock) {
+      Block* best = nullptr;
+      for (Block* block = blocks_; block != blocks_ + count_; ++block)
+        if (block->size >= bytes && block->size / 2 <= bytes && (!best || block->size <= best->size)) best = block;
+      if (best) return remove(best);
+    }
+    return {static_cast<char*>(allocate(bytes)), bytes};
+  }
+
+  void keep(Block block) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || block.size > kSharedBytes) return give_back(block.memory);
+    while (count_ == kMost || bytes_ + block.size > kSharedBytes) give_back(remove(blocks_).memory);
+    blocks_[count_++] = block;
+    bytes_ += block.size;
+  }
+
+ private:
+  static constexpr int kMost = 64;
+
+  Block remove(Block* which) {
+    const Block block = *which;
+    std::copy(which + 1, blocks_ + count_--, which);
+    bytes_ -= block.size;
+    return block;
+  }
+
+  std::mutex mutex_;
+  Block blocks_[kMost];
+  int count_ = 0;
+  size_t bytes_ = 0;
+};
+
+SharedBlocks& shared_blocks() {
+  static auto* const blocks = new SharedBlocks;  // never destroyed: threads may end after all else
+  return *blocks;
+}
+
 struct Pool {
-  char* block = nullptr;
+  char* block = nullptr;  // what is taken from: the thread's own, or what the call has borrowed for all that is small
   size_t size = 0, used = 0, wanted = 0;
-  std::vector<void*> overflow;  // of a call that outgrew the block, which is grown after it
-  ~Pool() { give_back(block); }
+  Block own{nullptr, 0};
+  std::vector<Block> borrowed;  // of a call that outgrew the thread's own
+  ~Pool() { give_back(own.memory); }
+
+  void* borrow(size_t bytes) {
+    borrowed.push_back({nullptr, 0});  // first, since it throws where there is no memory for it
+    Block& last = borrowed.back();
+    last = shared_blocks().borrow(std::max(bytes, kOwnBytes));
+    if (!last.memory) throw std::bad_alloc();
+    if (bytes < kOwnBytes) block = last.memory, size = last.size, used = bytes;
+    return last.memory;
+  }
+
+  // After a call of `wanted` bytes.
+  void close() {
+    for (const Block& each : borrowed)
+      if (each.memory) shared_blocks().keep(each);
+    borrowed.clear();
+    if (wanted > own.size && wanted <= kOwnBytes) {
+      give_back(own.memory);
+      own = {static_cast<char*>(allocate(wanted)), wanted};
+      if (!own.memory) own.size = 0;
+    }
+    block = own.memory, size = own.size;
+  }
 };
 
 thread_local Pool pool;
@@ -91,13 +166,7 @@ Scratch::~Scratch() {
     delete kept_;
     return;
   }
-  for (void* memory : pool.overflow) give_back(memory);
-  pool.overflow.clear();
-  if (pool.wanted > pool.size && pool.wanted <= kKeptBytes) {
-    give_back(pool.block);
-    pool.block = static_cast<char*>(allocate(pool.wanted));
-    pool.size = pool.block ? pool.wanted : 0;
-  }
+  if (pool.wanted > pool.own.size) pool.close();
 }
 
 void* Scratch::take_bytes(int64_t count, size_t item) {
@@ -111,7 +180,7 @@ void* Scratch::take_bytes(int64_t count, size_t item) {
     pool.used += bytes;
     return memory;
   }
-  return take_apart(pool.overflow, bytes);
+  return pool.borrow(bytes);
 }
 
 }  // namespace fastrnn

@@ -27,8 +27,9 @@ class Team {
   int size_;
 };
 
-// Scratch memory of the calling thread, kept from call to call so that its pages stay mapped. One call at a time:
-// everything taken is given back when the Scratch goes.
+// Scratch memory of the calling thread, kept from call to call so that its pages stay mapped: up to 2 MiB by each
+// thread, what is more by all together, up to 256 MiB. One call at a time: everything taken is given back when the
+// Scratch goes.
 //
 // Or, `Scratch(Scratch::kept)`, memory of its own, for what is prepared once and stays.
 class Scratch {
