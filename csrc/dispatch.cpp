@@ -4,7 +4,7 @@
 #include <string>
 
 #include "tables.h"
-#if defined(FASTRNN_HAS_avx512_amx)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -14,13 +14,44 @@
 
 namespace fastrnn {
 
-#if defined(FASTRNN_HAS_avx512_amx)
-// Whether this CPU multiplies tiles of bfloat16, and the system lets this process: Linux wants to be asked, since the
-// registers are 8 KiB more of every thread that uses them. A process that may keeps the right, its children too.
-static bool may_use_tiles() {
-  unsigned a, b, c, d;
-  constexpr unsigned kTiles = 1u << 24, kOfBfloat16 = 1u << 22, kNeeded = kTiles | kOfBfloat16;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
+#if defined(__x86_64__)
+namespace {
+
+// What this CPU has and the system saves the registers of. The CPU itself is asked: __builtin_cpu_supports reads what a
+// library of the compiler's has found, which on Windows may be nothing, or not be linked.
+struct Features {
+  bool avx2 = false, avx512 = false, vnni = false, bfloat16 = false, tiles = false;
+  Features();
+};
+
+constexpr bool has(unsigned flags, unsigned wanted) { return (flags & wanted) == wanted; }
+constexpr unsigned bit(int n) { return 1u << n; }
+
+Features::Features() {
+  unsigned a, b, c, d, registers, high;
+  constexpr unsigned kFma = bit(12), kAes = bit(25), kXgetbv = bit(27), kAvx = bit(28);
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, kFma | kAes | kXgetbv | kAvx)) return;
+  __asm__("xgetbv" : "=a"(registers), "=d"(high) : "c"(0));  // which the system saves
+  if (!has(registers, bit(1) | bit(2)) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+  avx2 = has(b, bit(5));
+#if defined(__APPLE__)
+  constexpr unsigned kOfAvx512 = 0;  // which it saves from the first use on, and tells then
+#else
+  constexpr unsigned kOfAvx512 = bit(5) | bit(6) | bit(7);
+#endif
+  constexpr unsigned kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31);
+  avx512 = avx2 && has(registers, kOfAvx512) && has(b, kF | kDq | kBw | kVl);
+  vnni = avx512 && has(c, bit(11));
+  constexpr unsigned kTiles = bit(24), kOfBfloat16 = bit(22);
+  const bool multiplies_tiles = has(d, kTiles | kOfBfloat16);
+  const unsigned last = a;  // of the parts of leaf 7
+  bfloat16 = vnni && last >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, bit(5));
+  tiles = bfloat16 && multiplies_tiles;
+}
+
+// Whether the system lets this process use the registers of tiles: Linux wants to be asked, since they are 8 KiB more
+// of every thread that uses them. A process that may keeps the right, its children too.
+[[maybe_unused]] bool may_use_tiles() {
 #if defined(__linux__)
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
@@ -28,6 +59,8 @@ static bool may_use_tiles() {
   return false;
 #endif
 }
+
+}  // namespace
 #endif
 
 const Kernels* const* supported_kernels() {
@@ -35,28 +68,22 @@ const Kernels* const* supported_kernels() {
     static const Kernels* all[7] = {};
     [[maybe_unused]] int count = 0;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    [[maybe_unused]] const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("aes");
-    [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-                                         __builtin_cpu_supports("avx512vl");
-    [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    [[maybe_unused]] const Features cpu;
 #endif
 #if defined(FASTRNN_HAS_avx512_amx)
-    if (vnni && __builtin_cpu_supports("avx512bf16") && may_use_tiles()) all[count++] = &avx512_amx::table();
+    if (cpu.tiles && may_use_tiles()) all[count++] = &avx512_amx::table();
 #endif
 #if defined(FASTRNN_HAS_avx512_bf16)
-    if (vnni && __builtin_cpu_supports("avx512bf16")) all[count++] = &avx512_bf16::table();
+    if (cpu.bfloat16) all[count++] = &avx512_bf16::table();
 #endif
 #if defined(FASTRNN_HAS_avx512_vnni)
-    if (vnni) all[count++] = &avx512_vnni::table();
+    if (cpu.vnni) all[count++] = &avx512_vnni::table();
 #endif
 #if defined(FASTRNN_HAS_avx512)
-    if (avx512) all[count++] = &avx512::table();
+    if (cpu.avx512) all[count++] = &avx512::table();
 #endif
 #if defined(FASTRNN_HAS_avx2)
-    if (avx2) all[count++] = &avx2::table();
+    if (cpu.avx2) all[count++] = &avx2::table();
 #endif
 #if defined(FASTRNN_HAS_generic)
     all[count++] = &generic::table();

@@ -7,6 +7,7 @@ there must not become a read of nobody's memory.  Every argument of a call that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,3 +205,25 @@ def test_weights_of_8_bits(spoil: Callable[[Tensor], Any]):
             said = str(caught.value)
             wanted = name if name != "weights" or k in (1, 3) else "scales and biases"
             assert said.startswith(wanted) or "meta" in said
+
+
+# What each set of instructions needs, in the words of Linux.
+NEEDS = {
+    "avx512_amx": {"amx_tile", "amx_bf16", "avx512_bf16", "avx512_vnni", "avx512f"},
+    "avx512_bf16": {"avx512_bf16", "avx512_vnni", "avx512f"},
+    "avx512_vnni": {"avx512_vnni", "avx512f"},
+    "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx2", "fma", "aes"},
+    "avx2": {"avx2", "fma", "aes"},
+    "generic": set(),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="/proc/cpuinfo is Linux's")
+def test_what_was_compiled_and_the_cpu_has_is_found():
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    compiled = Path(core.__file__).read_bytes()
+    expected = [name for name, needs in NEEDS.items() if needs <= {*flags.split()} and f"{name}\0".encode() in compiled]
+    found = core.supported_isas()
+    if "avx512_amx" not in found:  # for which the system has to be asked, and may say no
+        expected = [name for name in expected if name != "avx512_amx"]
+    assert expected and found == expected
