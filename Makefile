@@ -117,11 +117,13 @@ aarch64: | .venv/installed  ## the native tests cross-compiled for aarch64, unde
 
 # Clang with the headers and libraries of Windows (MinGW's: those of Microsoft's SDK come with a licence of their own and
 # are in no package) and macOS, from PyPI. Python's module is compiled; programs are linked, and Windows' run under Wine.
+# What is not run is compiled with little optimization, which is sooner done.
 cross: .venv-cross/installed  ## compile all of csrc for Windows and macOS; native tests of Windows under Wine (SETS="avx2;generic": not all)
 	for target in x86_64-windows-gnu x86_64-macos aarch64-macos; do \
 	  .venv-cross/bin/python packaging/python_headers.py $$target build/$@/headers-$$target && \
 	  .venv-cross/bin/cmake -S . -B build/$@/$$target $(NATIVE) -DCMAKE_MAKE_PROGRAM=$(abspath .venv-cross/bin/ninja) \
 	    -DCMAKE_TOOLCHAIN_FILE=$(abspath packaging/zig.cmake) -DZIG_TARGET=$$target \
+	    -DFASTRNN_OPTIMIZATION=$$(case $$target in (*macos) echo 1;; (*) echo 3;; esac) \
 	    -DZIG=$$(.venv-cross/bin/python -c 'import os, ziglang; print(os.path.dirname(ziglang.__file__))')/zig \
 	    "-DFASTRNN_PYTHON_HEADERS=$(abspath build/$@)/headers-$$target;$$(.venv-cross/bin/python -c 'import pybind11; print(pybind11.get_include())')" && \
 	  .venv-cross/bin/cmake --build build/$@/$$target || exit 1; done
