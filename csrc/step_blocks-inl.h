@@ -51,8 +51,11 @@ struct StepBlocks {
   S* w_ih;                                 // packed: (G*H, I)
   S *gates_by_column, *outputs_by_column;  // transposed blocks
   S *inputs_packed, *states_packed, *unprojected_packed;  // panels of x, of h before each step, and of `unprojected`
-  W* by_token;                                            // with tokens, the gradient of w_ih transposed: (I, G*H)
   const A** before;                                       // per thread: h before each row of a block
+  // With tokens, columns of totals.w_ih: one for each token that there is or, of narrow results, one for each that
+  // comes, `named` by order of appearance; there `places` has the column of a token.
+  int64_t token_columns;
+  int32_t *places, *named;
 
   StepBlocks(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
@@ -77,7 +80,10 @@ struct StepBlocks {
       else
         return values;
     };
-    totals = {wide(grads.w_ih, depth * z.inputs),
+    token_columns = z.inputs;
+    places = named = nullptr;
+    if (kRounds && wanted && args.tokens) place_tokens(scratch);
+    totals = {wide(grads.w_ih, depth * token_columns),
               wide(grads.w_hh, depth * z.outputs),
               wide(grads.b_ih, depth),
               wide(grads.b_hh, depth),
@@ -86,10 +92,21 @@ struct StepBlocks {
     gates_by_column = wanted ? scratch.take<S>(ld * ld_rows) : nullptr;
     outputs_by_column = wanted && projected ? scratch.take<S>(z.outputs * ld_rows) : nullptr;
     inputs_packed = wanted && args.x ? scratch.take<S>(inputs.size(chunk_rows)) : nullptr;
-    by_token = wanted && args.tokens ? scratch.take<W>(z.inputs * depth) : nullptr;
     states_packed = wanted ? scratch.take<S>(outputs.size(chunk_rows)) : nullptr;
     unprojected_packed = wanted && projected ? scratch.take<S>(units.size(chunk_rows)) : nullptr;
     before = scratch.take<const A*>(team_plan.threads * chunk_rows);
+  }
+
+  void place_tokens(Scratch& scratch) {
+    places = scratch.take<int32_t>(z.inputs), named = scratch.take<int32_t>(smaller(z.rows, z.inputs));
+    for (int64_t token = 0; token < z.inputs; ++token) places[token] = -1;
+    token_columns = 0;
+    for (int64_t n = 0; n < z.rows; ++n) {
+      int32_t& place = places[args.tokens[n]];
+      if (place >= 0) continue;
+      place = static_cast<int32_t>(token_columns);
+      named[token_columns++] = static_cast<int32_t>(args.tokens[n]);
+    }
   }
 
   int64_t results_size() const { return kBlockRows * kPanel<S, kPlain>; }  // of one thread
@@ -117,11 +134,6 @@ struct StepBlocks {
 
   // When all is summed up, by this very thread.
   void finish(const Seat& seat) const {
-    if (by_token) {
-      const Part own = part(G * z.hidden, seat);
-      transpose(by_token + own.begin, G * z.hidden, z.inputs, own.end - own.begin, totals.w_ih + own.begin * z.inputs,
-                z.inputs);
-    }
     if constexpr (kRounds)
       if (grads.w_ih) narrow(seat);
   }
@@ -130,7 +142,14 @@ struct StepBlocks {
     const Part own = part(G * z.hidden, seat), of_h = part(z.outputs, seat);
     for (int64_t k = own.begin; k < own.end; ++k) {
       const int64_t row = Cell::row_hh(k, z.hidden);
-      convert(grads.w_ih + k * z.inputs, totals.w_ih + k * z.inputs, z.inputs);
+      A* of_inputs = grads.w_ih + k * z.inputs;
+      if (args.tokens) {
+        clear(of_inputs, z.inputs);
+        for (int64_t j = 0; j < token_columns; ++j)
+          convert(of_inputs + named[j], totals.w_ih + k * token_columns + j, 1);
+      } else {
+        convert(of_inputs, totals.w_ih + k * z.inputs, z.inputs);
+      }
       convert(grads.w_hh + row * z.outputs, totals.w_hh + row * z.outputs, z.outputs);
       if (grads.b_ih) convert(grads.b_ih + k, totals.b_ih + k, 1), convert(grads.b_hh + row, totals.b_hh + row, 1);
     }
@@ -181,8 +200,8 @@ struct StepBlocks {
     if (!barriers.meet(seat)) return false;
     const Part own = part(G * z.hidden, seat);
     const S *of_state = gates_by_column, *of_input = gates_by_column + (kSlots - G) * z.hidden * ld_rows;
-    if (by_token)
-      add_by_token(grad + (kSlots - G) * z.hidden, args.tokens + first, rows, own, add);
+    if (args.tokens)
+      add_by_token(of_input, args.tokens + first, rows, own, add);
     else
       product(
           of_input, ld_rows, own, rows, inputs_packed, inputs, add,
@@ -210,15 +229,22 @@ struct StepBlocks {
     return true;
   }
 
-  // The product with one-hot rows: each row of the gate gradients goes to the row of its token.
-  void add_by_token(const S* grad, const int64_t* tokens, int64_t rows, Part own, bool add) const {
-    const int64_t width = G * z.hidden, count = own.end - own.begin;
-    if (!add)
-      for (int64_t token = 0; token < z.inputs; ++token) clear(by_token + token * width + own.begin, count);
+  // The product with one-hot rows: each row of the gate gradients goes to the column of its token. Some gates at a
+  // time, since additions to one number, of a token that comes again and again, wait for each other.
+  void add_by_token(const S* of_input, const int64_t* tokens, int64_t rows, Part own, bool add) const {
+    constexpr int kAtOnce = 4;
+    for (int64_t k = own.begin; k < own.end && !add; ++k) clear(totals.w_ih + k * token_columns, token_columns);
+    int64_t k = own.begin;
+    for (; k + kAtOnce <= own.end; k += kAtOnce) add_rows_by_token<kAtOnce>(of_input, tokens, rows, k);
+    for (; k < own.end; ++k) add_rows_by_token<1>(of_input, tokens, rows, k);
+  }
+
+  template <int kCount>
+  void add_rows_by_token(const S* of_input, const int64_t* tokens, int64_t rows, int64_t k) const {
+    const S* from = of_input + k * ld_rows;
     for (int64_t row = 0; row < rows; ++row) {
-      const S* from = grad + row * ld + own.begin;
-      W* to = by_token + tokens[row] * width + own.begin;
-      for (int64_t k = 0; k < count; ++k) to[k] += widen(from[k]);
+      W* to = totals.w_ih + k * token_columns + (places ? places[tokens[row]] : tokens[row]);
+      for (int i = 0; i < kCount; ++i) to[i * token_columns] += widen(from[i * ld_rows + row]);
     }
   }
 
