@@ -40,7 +40,7 @@ class Barrier {
   void wait(const Seat& seat) { meet_all(seat); }
 
  private:
-  static constexpr int kGroup = 8, kGroups = 8;
+  static constexpr int kGroups = 8;
   struct alignas(64) Counter {
     std::atomic<int> arrived{0};
   };
@@ -73,6 +73,9 @@ class Progress {
   std::atomic<int> sleepers_{0};
 };
 
+// Part of a slice from which a thread that is late has lost its CPU to somebody else, who has it for a slice or what is
+// left of one. Interrupts and faults of pages are tens of microseconds, a hundredth of it.
+constexpr int64_t kLatePart = 4;
 // Threads that may work with meetings at this time: few behind a meeting that came late, else INT_MAX.
 int most_in_company();
 // Notes that a meeting was late by so many nanoseconds, and how many threads to go on with.

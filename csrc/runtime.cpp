@@ -80,7 +80,8 @@ bool Team::run(int threads, void (*body)(void*, int), void* context) {
       &call);
   if (call.came >= threads) {
     // A thread that was woken for the last meeting, or shares rows, may find no CPU to end on.
-    if (const int64_t end = now(), waited = end - call.done; waited > slice() / 4 && waited > (call.done - begin) / 2)
+    if (const int64_t end = now(), waited = end - call.done;
+        waited > slice() / kLatePart && waited > (call.done - begin) / 2)
       note_company(waited, (threads + 1) / 2);
     return true;
   }

@@ -18,9 +18,9 @@
 namespace fastrnn {
 namespace {
 
-// Part of a cache that weights find for themselves beside all else that a step touches.
+// Part of a cache that weights find for themselves: what else a step touches passes through the rest.
 constexpr double kCacheShare = 0.75;
-// What a further thread has to bring: less is within what the model knows.
+// What a further thread has to bring: the rates, measured again, differ by as much, so less is nothing that is known.
 constexpr double kGain = 0.98;
 
 double levels(int threads) { return std::ceil(std::log2(static_cast<double>(threads))); }
@@ -96,7 +96,8 @@ class Measurement {
   }
 
  private:
-  static constexpr double kStart = 8, kMeeting = 0.6, kSlow = 3;
+  static constexpr double kStart = 8, kMeeting = 0.6;  // us
+  static constexpr double kSlow = 3;                   // a longer meeting was not of two threads with a CPU each
   static constexpr int kTries = 20;
 
   void measure_one() {

@@ -9,7 +9,9 @@
 
 namespace fastrnn {
 
-constexpr int64_t kSpin = 60'000;  // ns: some ten times what it takes to sleep and to be woken
+// Nanoseconds: some ten times what it takes to sleep and to be woken. Once would be never more than twice as slow as to
+// know beforehand how long the wait is; but a CPU that was given away in company does not come back as soon.
+constexpr int64_t kSpin = 60'000;
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)

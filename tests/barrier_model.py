@@ -72,6 +72,11 @@ def groups_of(size: int, most: int) -> int:
     return max(1, min(most, (size + 1) // 2))
 
 
+def group_of(t: Thread, most: int) -> int:
+    """Where it arrives: neighbours at one counter."""
+    return t.number * groups_of(t.size, most) // t.size
+
+
 def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: str) -> Iterator[tuple[dict, Thread]]:
     """What a thread may do next: memory and thread afterwards.  Sleep is in memory, as ``asleep i``."""
 
@@ -87,8 +92,8 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
         relaxed = fault == "arrivals are relaxed"
         if drained or relaxed:
             count = groups_of(t.size, groups)
-            group = t.number % count
-            members = (t.size - group + count - 1) // count
+            group = group_of(t, groups)
+            members = sum(number * count // t.size == group for number in range(t.size))
             name, wanted = (f"arrived {group}", members) if t.at == "arrive" else ("root", count)
             now = memory.get(name, 0) + 1
             after = memory | {name: now}
@@ -99,7 +104,7 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
         if fault == "the counter is set back behind the round":
             yield memory, replace(t, at="choose" if whole else "root")
         else:
-            yield buffered("choose" if whole else "root", f"arrived {t.number % groups_of(t.size, groups)}", 0)
+            yield buffered("choose" if whole else "root", f"arrived {group_of(t, groups)}", 0)
     elif t.at == "reset root":
         yield buffered("choose", "root", 0)
     elif t.at == "choose":
@@ -120,7 +125,7 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
         if fault == "the size is written behind the round":
             yield buffered("met", "size", t.chosen)
         elif fault == "the counter is set back behind the round":
-            yield buffered("met", f"arrived {t.number % groups_of(t.size, groups)}", 0)
+            yield buffered("met", f"arrived {group_of(t, groups)}", 0)
         else:
             yield memory, replace(t, at="met")
     elif t.at == "spin":
