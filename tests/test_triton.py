@@ -309,6 +309,26 @@ def test_a_step_is_short(step: tuple[str, int, int]):
     assert set(usage.loads) == (set() if hidden == 128 else {128})
 
 
+OTHER_CHIPS = [(target, step) for target in ("sm_80", "sm_100", "gfx942") for step in STEPS]
+
+
+@functools.cache
+def spills(target: str, quick: bool) -> dict[tuple[str, int, int], int]:
+    steps = [step for step in STEPS if (step[1] == 512) == quick]
+    found = compile_all([Variant(kernel, target, "LSTM", *shape, "bf16") for kernel, *shape in steps])
+    return {step: usage.spilled for step, usage in zip(steps, found, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("target", "step"),
+    [pytest.param(*case, marks=() if case[1][1] == 512 else pytest.mark.slow) for case in OTHER_CHIPS],
+    ids=str,
+)
+def test_on_other_chips_next_to_nothing_spills(target: str, step: tuple[str, int, int]):
+    """All of them compile, too: Triton 3.6 and later have a compiler of sm_100's machine code."""
+    assert spills(target, step[1] == 512)[step] <= max(16, STEPS[step].spilled)
+
+
 def test_of_the_barrier_one_thread_a_flag_polls_and_fences_once():
     """Relaxed loads in a loop, then one fence, and no invalidation of the cache in the loop."""
     code = """
