@@ -20,9 +20,10 @@ from fastrnn.cell import (
 )
 from fastrnn.cell.graph import Graph, ancestors
 from fastrnn.cell.trace import trace
+from fastrnn.compiler.arrays import is_product_of_x
 from fastrnn.compiler.derivative import differentiate
 from fastrnn.compiler.normal import normal_form
-from fastrnn.compiler.program import compile_cell, is_product_of_x
+from fastrnn.compiler.program import compile_cell
 from fastrnn.compiler.saved import choose_saved
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fastrnn.cell.graph import Node, ancestors
-from fastrnn.compiler.program import Compiled, Program
+from fastrnn.compiler.arrays import Program
+from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Part
 
 # Operations that a pointwise function of a tanh, say, is counted as: those of its polynomial and its division.

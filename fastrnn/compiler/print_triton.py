@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 
 from fastrnn.cell.graph import Node
-from fastrnn.compiler.program import Array, Program
+from fastrnn.compiler.arrays import Array, Program
 from fastrnn.compiler.schedule import Address, Part, Result, Term
 
 _HEAD = '''"""One step of a recurrence, over all steps; fastrnn.compiler.print_triton says how to read it."""

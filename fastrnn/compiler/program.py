@@ -1,61 +1,31 @@
-"""A cell's programs, forward and backward: arrays by name, and the phases that read and write them.
-
-An array is what an engine addresses: of all rows and steps ("step"), of the step before or after in the same order
-("neighbour"), of the rows of a batch ("state", "row", "sequence"), of units ("unit", "total", "number") or a "matrix".
-"""
+"""A cell's programs, forward and backward: the phases that read and write the arrays of :mod:`.arrays`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastrnn.cell.declare import Cell
 from fastrnn.cell.graph import Node, ancestors
 from fastrnn.cell.naming import cell_of, key_of
 from fastrnn.cell.trace import Traced, trace
+from fastrnn.compiler.arrays import (
+    Array,
+    Group,
+    Program,
+    by_size,
+    groups_of,
+    inputs_of,
+    is_product_of_x,
+    matrices_of,
+    number_of,
+)
 from fastrnn.compiler.derivative import Gradients, differentiate
 from fastrnn.compiler.normal import Loop, normal_form
 from fastrnn.compiler.saved import Rebuilt, Saving, choose_saved
 from fastrnn.compiler.schedule import Address, Part, Result, Term, schedule
-
-
-@dataclass(frozen=True)
-class Array:
-    """What a program addresses.
-
-    Attributes:
-        kind: "step", "neighbour", "state", "row", "sequence", "unit", "number", "total" or "matrix".
-        size: the name of the units of a block; None for one number a row, or one in all.
-        blocks: how many blocks stand side by side.
-        columns: of a matrix, the name of the size of its columns; and
-        heads: into how many parts they are divided.
-        offset: of a neighbour, the step beside this one, in the program's order: -1 or 1.
-    """
-
-    kind: str
-    size: str | None
-    blocks: int = 1
-    columns: str | None = None
-    heads: int = 1
-    offset: int = 0
-
-
-@dataclass
-class Program:
-    """Phases over arrays."""
-
-    arrays: dict[str, Array] = field(default_factory=dict)
-    phases: list[list[Part]] = field(default_factory=list)
-
-
-class Group(NamedTuple):
-    """Inputs of a loop that are gates of one product, in one array, or a single node (gate None of itself)."""
-
-    array: str
-    nodes: dict[int, Node]
-    blocks: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +85,7 @@ def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
     loop = normal_form(trace(cell), every_state)
     gradients = differentiate(loop)
     saving = choose_saved(loop, gradients)
-    groups = _groups(loop)
+    groups = groups_of(loop)
     forward, keeping = _forward(loop, groups, None), _forward(loop, groups, saving)
     of_x = tuple(group for group in groups if is_product_of_x(group))
     ahead = _forward(loop, groups, None, of_x)
@@ -137,51 +107,6 @@ def compile_cell(cell: Cell, every_state: bool = False) -> Compiled:
     )
 
 
-def _groups(loop: Loop) -> tuple[Group, ...]:
-    found: dict[object, Group] = {}
-    for index, (node, kind) in enumerate(loop.inputs.items()):
-        if node.op == "product":
-            matrix, gate = node.about
-            blocks = loop.traced.parts.matrices[matrix].blocks
-            key = kind, matrix, node.args[0]
-            group = found.setdefault(key, Group(f"{kind}:{len(found)}:{matrix}", {}, blocks))
-            group.nodes[_number(loop, matrix, gate)] = node
-        else:
-            name = (
-                node.about
-                if isinstance(node.about, str)
-                else "_".join(filter(None, node.about))
-                if node.op == "parameter"
-                else node.op
-            )
-            found[index] = Group(f"{kind}:{len(found)}:{name}", {0: node}, 1)
-    return tuple(found.values())
-
-
-def _inputs(program: Program, loop: Loop, groups: tuple[Group, ...]) -> dict[Node, Address]:
-    """The arrays of a loop's inputs, and where each lies."""
-    leaves: dict[Node, Address] = {}
-    for group in groups:
-        node = next(iter(group.nodes.values()))
-        program.arrays[group.array] = Array(loop.inputs[node], node.size, group.blocks)
-        leaves |= {node: Address(group.array, block) for block, node in group.nodes.items()}
-    return leaves
-
-
-def _matrices(program: Program, loop: Loop, names: list[str], biases: bool) -> None:
-    parts, columns = loop.traced.parts, loop.traced.columns
-    for name in dict.fromkeys(names):
-        declared, kind = parts.matrices[name], parts.kinds[name]
-        program.arrays[f"matrix:{name}"] = Array("matrix", declared.size, declared.blocks, columns[name], kind.heads)
-        if biases and declared.bias:
-            program.arrays[f"bias:{name}"] = Array("unit", declared.size, declared.blocks)
-
-
-def is_product_of_x(group: Group) -> bool:
-    """Whether a group is a product of x itself."""
-    return all(node.op == "product" and node.args[0].op == "x" for node in group.nodes.values())
-
-
 def _forward(
     loop: Loop, groups: tuple[Group, ...], saving: Saving | None, within: tuple[Group, ...] = (),
     backward: Program | None = None,
@@ -189,7 +114,7 @@ def _forward(
     """The program; with the products of the groups ``within`` made by it, from x, and stored where ``backward`` reads
     them."""
     program = Program()
-    leaves = _inputs(program, loop, tuple(group for group in groups if group not in within))
+    leaves = inputs_of(program, loop, tuple(group for group in groups if group not in within))
     inner = {node: Address("x") for group in within for node in group.nodes.values()}
     if inner:
         program.arrays["x"] = Array("step", next(iter(inner)).args[0].size)
@@ -217,7 +142,7 @@ def _forward(
             own = [(node, Address(group.array, block)) for block, node in group.nodes.items()]
             roots += [(node, address) for node, address in own if address in read]
     products = [node for node in (*loop.nodes, *inner) if node.op == "product"]
-    _matrices(program, loop, [node.about[0] for node in products], biases=True)
+    matrices_of(program, loop, [node.about[0] for node in products], biases=True)
 
     def result(node: Node, address: Callable[[Node], Address]) -> Result:
         if node.op == "mean":
@@ -226,7 +151,7 @@ def _forward(
         declared, kind, block = (
             loop.traced.parts.matrices[matrix],
             loop.traced.parts.kinds[matrix],
-            _number(loop, matrix, gate),
+            number_of(loop, matrix, gate),
         )
         bias = Address(f"bias:{matrix}", block) if declared.bias else None
         return Result(
@@ -240,15 +165,6 @@ def _forward(
     program.phases = found.phases
     program.arrays |= {name: Array("row", size) for name, size in found.rows.items()}
     return program
-
-
-def by_size(nodes: tuple[Node, ...] | list[Node]) -> dict[str, tuple[Node, ...]]:
-    """Nodes of each size."""
-    found: dict[str, tuple[Node, ...]] = {}
-    for node in nodes:
-        assert node.size is not None
-        found[node.size] = (*found.get(node.size, ()), node)
-    return found
 
 
 def _streams(
@@ -275,7 +191,7 @@ def _backward(
 ) -> tuple[Program, dict[tuple[int, int], list[Address]], dict[tuple[str, Node], dict[int, Address]]]:
     program = Program()
     streams, rebuilt = _streams(loop, gradients, saving, groups)
-    addresses = _inputs(program, loop, groups)
+    addresses = inputs_of(program, loop, groups)
     roots: list[tuple[Node, Address]] = []
     place: dict[Node, Address] = {}
     for size, nodes in streams.items():
@@ -317,10 +233,10 @@ def _backward(
                 program.arrays[str(address.array)] = Array(kind, g.size)
                 roots.append((rebuilt.of(g), address))
     of_products = {
-        (matrix, operand): {_number(loop, matrix, gate): place[rebuilt.of(g)] for gate, g in gates.items()}
+        (matrix, operand): {number_of(loop, matrix, gate): place[rebuilt.of(g)] for gate, g in gates.items()}
         for (matrix, operand), gates in gradients.products.items()
     }
-    _matrices(program, loop, [matrix for matrix, _ in gradients.products], biases=False)
+    matrices_of(program, loop, [matrix for matrix, _ in gradients.products], biases=False)
 
     def result(node: Node, address: Callable[[Node], Address]) -> Result:
         if node.op == "mean":
@@ -329,7 +245,7 @@ def _backward(
         heads = loop.traced.parts.kinds[matrix].heads
         terms: list[Term] = []
         for gate, arg in zip(gates, node.args, strict=True):
-            operand, row = address(arg), _number(loop, matrix, gate)
+            operand, row = address(arg), number_of(loop, matrix, gate)
             last = terms[-1] if terms else None
             joins = (
                 last
@@ -355,11 +271,6 @@ def _backward(
     used = {address.array for phase in program.phases for part in phase for address in _addresses(part)}
     program.arrays = {name: array for name, array in program.arrays.items() if name in used}
     return program, of_inputs, of_products
-
-
-def _number(loop: Loop, matrix: str, gate: str | None) -> int:
-    """The place of a gate among those of its matrix."""
-    return loop.traced.parts.matrices[matrix].gates.index(gate) if gate else 0
 
 
 def _addresses(part: Part) -> list[Address]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fastrnn.cell.int8 import Int8
+from fastrnn.compiler.arrays import Program
 from fastrnn.compiler.print_llvm import Operand
-from fastrnn.compiler.program import Compiled, Program
+from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address, Part, Result
 from fastrnn.fused import machine
 from fastrnn.fused.functions import compile_functions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastrnn.compiler.arrays import Program
 from fastrnn.compiler.print_llvm import Operand, operands, print_llvm
-from fastrnn.compiler.program import Program
 from fastrnn.compiler.schedule import Part
 from fastrnn.fused import machine
 

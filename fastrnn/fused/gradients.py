@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastrnn.cell.graph import Node
-from fastrnn.compiler.program import Compiled, is_product_of_x
+from fastrnn.compiler.arrays import is_product_of_x
+from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.layout import layout

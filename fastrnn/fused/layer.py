@@ -13,7 +13,8 @@ from fastrnn.cell.equations import dense, multiply
 from fastrnn.cell.evaluate import evaluate
 from fastrnn.cell.graph import Node
 from fastrnn.cell.kinds import Dense
-from fastrnn.compiler.program import Compiled, Group, is_product_of_x
+from fastrnn.compiler.arrays import Group, is_product_of_x
+from fastrnn.compiler.program import Compiled
 
 
 class Steps(NamedTuple):

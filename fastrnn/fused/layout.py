@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastrnn.cell.int8 import Int8
-from fastrnn.compiler.program import Compiled, is_product_of_x
+from fastrnn.compiler.arrays import is_product_of_x
+from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.layer import Operands
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn.backends import load
+from fastrnn.compiler.arrays import Program
 from fastrnn.compiler.print_llvm import Operand
-from fastrnn.compiler.program import Compiled, Program
+from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Part, Result, Term
 from fastrnn.fused import machine
 from fastrnn.fused.functions import compile_functions

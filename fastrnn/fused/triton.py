@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fastrnn.backends import triton as backend
 from fastrnn.backends.triton_launch import on_device
+from fastrnn.compiler.arrays import Program
 from fastrnn.compiler.print_triton import identifier, print_triton, sizes_of, workspaces
-from fastrnn.compiler.program import Compiled, Program
+from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Part
 from fastrnn.fused import machine
 from fastrnn.fused.layer import Operands, Steps

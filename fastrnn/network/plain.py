@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from fastrnn import fused
 from fastrnn.backends import asked
 from fastrnn.cell.kinds import Dense
-from fastrnn.compiler.program import is_product_of_x
+from fastrnn.compiler.arrays import is_product_of_x
 from fastrnn.dynamo import UNDISTURBED
 from fastrnn.fused import cpp
 from fastrnn.fused.functions import REAL
