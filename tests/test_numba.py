@@ -178,6 +178,7 @@ def all_shared(fresh_plans: None, monkeypatch: pytest.MonkeyPatch):
     if numba_start._openmp() is None:
         pytest.skip("torch's OpenMP library has no GOMP_parallel here: the backend runs on one thread")
     monkeypatch.setattr(numba_plan, "SERIAL_WORK", 0)
+    monkeypatch.setattr(numba_start, "usable_cpus", lambda: 8)
 
 
 @pytest.mark.parametrize("tokens", [False, True], ids=["", "tokens"])
@@ -195,6 +196,15 @@ def test_the_same_bits_on_any_number_of_threads(all_shared: None, case: Case, to
     for results in found[1:]:
         for name, value in results.items():
             assert torch.equal(value, found[0][name]), name
+
+
+def test_no_more_threads_than_cpus():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(numba_start.usable_cpus() + 7)
+        assert 1 <= numba_start.threads() <= numba_start.usable_cpus()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_calls_from_several_threads_at_once():
@@ -222,7 +232,7 @@ if child == 0:
     same = all(map(torch.equal, layer(), parents))  # step by step: on large tensors torch itself waits for ever
     os._exit(0 if numba_start.threads() == 1 and same else 1)
 assert os.waitpid(child, 0)[1] == 0
-assert numba_start.threads() == 2 or numba_start._openmp() is None
+assert numba_start.threads() == min(2, numba_start.usable_cpus()) or numba_start._openmp() is None
 """
     child = python(program)
     assert child.returncode == 0, child.stderr

@@ -49,9 +49,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def usable_cpus() -> int:
+    """The CPUs that this process may use: as the C++ core counts them where there is one, else by affinity."""
+    try:
+        from fastrnn._core import usable_cpus as counted
+    except ImportError:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return counted()
+
+
 def threads() -> int:
-    """The number of threads that a large call runs on in this process."""
-    return 1 if _in_forked_child or _openmp() is None else torch.get_num_threads()
+    """The number of threads that a large call runs on in this process: more than there are CPUs would wait for each
+    other's."""
+    return 1 if _in_forked_child or _openmp() is None else min(torch.get_num_threads(), usable_cpus())
 
 
 @contextmanager
