@@ -244,23 +244,24 @@ FASTRNN_INLINE void swap_lanes(V& a, V& b, std::integer_sequence<int, lane...>) 
 }
 
 // The sums of the lanes of `count` vectors, one in each of the first `count` lanes. Whatever the count, neighbours are
-// added first, then pairs, then fours: a sum does not depend on what is summed beside it.
-template <int count, int kBit = 1, class V>
+// added first, then pairs, then fours: a sum does not depend on what is summed beside it. Rounds `kBit` to `kEnd` alone
+// may be had of it: a round leaves its sums in every second vector of the round before.
+template <int count, int kBit = 1, int kEnd = 0, class V>
 FASTRNN_INLINE V sums_of_lanes(V* v) {
-  if constexpr (kBit < count) {
+  if constexpr (kBit == kEnd || kBit == kWidthOf<V>) {
+    return v[0];
+  } else if constexpr (kBit < count) {
 #pragma GCC unroll 16
     for (int i = 0; i < count; i += 2 * kBit) {
       swap_lanes<kBit>(v[i], v[i + kBit], LanesOf<V>());
       v[i] += v[i + kBit];
     }
-    return sums_of_lanes<count, kBit * 2>(v);
-  } else if constexpr (kBit < kWidthOf<V>) {
+    return sums_of_lanes<count, kBit * 2, kEnd>(v);
+  } else {
     V other = v[0];
     swap_lanes<kBit>(v[0], other, LanesOf<V>());
     v[0] += other;
-    return sums_of_lanes<count, kBit * 2>(v);
-  } else {
-    return v[0];
+    return sums_of_lanes<count, kBit * 2, kEnd>(v);
   }
 }
 
@@ -308,7 +309,7 @@ __attribute__((noinline)) void multiply_dots(const S* a, int64_t lda, int64_t de
 template <class S>
 FASTRNN_INLINE void multiply_raw(const S* a, int64_t lda, int64_t rows, int64_t depth, const S* weights, int64_t count,
                                  const Wide<S>* init, Wide<S>* c, int64_t ld_c) {
-  constexpr int kMany = kRegisters == 32 ? 4 : 2;
+  constexpr int kMany = kRegisters == 32 ? 4 : 3;
   int64_t r = 0;
   const auto pass = [&](auto tile, auto single, int height, int width) {
     for (; r + height <= rows; r += height) {

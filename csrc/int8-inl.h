@@ -110,12 +110,19 @@ struct Int8Scan {
   // Those of L units: of rows from `from` on, which `x` holds rounded.
   void multiply_inputs(int64_t block, int64_t rows, const float* from, const Int8Rows& x) const {
     const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - block * L));
-    for (int64_t r = 0; r < rows; ++r)
+    if (float_inputs) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int gate = 0; gate < G; ++gate)
+          store(product_at(block, r) + gate * L, f_ih.times(gate * z.hidden + block * L, lanes, from + r * z.inputs));
+      return;
+    }
+    in_int8_tiles(rows, [&](int64_t first, int64_t count) {
       for (int gate = 0; gate < G; ++gate) {
-        const Vec<float> sums = float_inputs ? f_ih.times(gate * z.hidden + block * L, lanes, from + r * z.inputs)
-                                             : x.times(w_ih, w_ih.row_of(gate, block * L, z.hidden), lanes, r);
-        store(product_at(block, r) + gate * L, sums);
+        Vec<float> sums[kInt8Rows];
+        x.times(w_ih, w_ih.row_of(gate, block * L, z.hidden), lanes, first, count, sums);
+        for (int64_t r = 0; r < count; ++r) store(product_at(block, first + r) + gate * L, sums[r]);
       }
+    });
   }
 
   // One step of L units: gates, c and h of all rows.
@@ -123,28 +130,37 @@ struct Int8Scan {
     const int64_t block_start = s / chunk * chunk, unit = block * L;
     const int64_t first = steps.offset(s) - steps.first_row(block_start, smaller(block_start + chunk, z.steps));
     const int lanes = static_cast<int>(smaller<int64_t>(L, z.hidden - unit));
-    for (int64_t r = 0; r < rows; ++r) {
-      Vec<float> a[G], b[G], saved_values[Cell::kSaved + 1], c{}, h{};
-      for (int gate = 0; gate < G; ++gate) {
-        a[gate] = load(product_at(block, first + r) + gate * L);
-        b[gate] = state.times(w_hh, w_hh.row_of(gate, unit, z.hidden), lanes, r);
+    in_int8_tiles(rows, [&](int64_t top, int64_t count) {
+      Vec<float> sums[G][kInt8Rows];
+      for (int gate = 0; gate < G; ++gate)
+        state.times(w_hh, w_hh.row_of(gate, unit, z.hidden), lanes, top, count, sums[gate]);
+      for (int64_t r = top; r < top + count; ++r) {
+        Vec<float> a[G], b[G], saved_values[Cell::kSaved + 1], c{}, h{};
+        for (int gate = 0; gate < G; ++gate) {
+          a[gate] = load(product_at(block, first + r) + gate * L);
+          b[gate] = sums[gate][r - top];
+        }
+        if (Cell::kReadsState) h = load_part(before + r * z.outputs + unit, lanes);
+        if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
+        Cell::open(a, b);
+        h = Cell::close(a, b, h, c, saved_values);
+        if (Cell::kHasCell) store_part(cell_state + r * z.hidden + unit, c, lanes);
+        if (projected)
+          store_part(unprojected + r * z.hidden + unit, h, lanes);
+        else
+          emit(s, r, unit, h, lanes, after);
       }
-      if (Cell::kReadsState) h = load_part(before + r * z.outputs + unit, lanes);
-      if (Cell::kHasCell) c = load_part(cell_state + r * z.hidden + unit, lanes);
-      Cell::open(a, b);
-      h = Cell::close(a, b, h, c, saved_values);
-      if (Cell::kHasCell) store_part(cell_state + r * z.hidden + unit, c, lanes);
-      if (projected)
-        store_part(unprojected + r * z.hidden + unit, h, lanes);
-      else
-        emit(s, r, unit, h, lanes, after);
-    }
+    });
   }
 
   // L outputs of the projection, of all rows.
   void project(int64_t s, int64_t block, int64_t rows, const Int8Rows& units, float* after) const {
     const int lanes = static_cast<int>(smaller<int64_t>(L, z.outputs - block * L));
-    for (int64_t r = 0; r < rows; ++r) emit(s, r, block * L, units.times(w_hr, block * L, lanes, r), lanes, after);
+    in_int8_tiles(rows, [&](int64_t first, int64_t count) {
+      Vec<float> h[kInt8Rows];
+      units.times(w_hr, block * L, lanes, first, count, h);
+      for (int64_t r = 0; r < count; ++r) emit(s, first + r, block * L, h[r], lanes, after);
+    });
   }
 
   // h of some outputs of row r, to all that want it.

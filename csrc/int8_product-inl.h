@@ -1,9 +1,9 @@
 // Products with matrices of int8, which have a scale a row.
 //
-// Weights are read as they lie, rows as dot products with depth along the lanes; nothing is packed. Activations become
-// int8 just before the product, by round(x / scale), scale = max |x| / 127 of a row. Sums of products are exact in
-// int32, hence the same on every instruction set. A row with a NaN or an infinity has scale NaN and makes every result
-// of its product a NaN.
+// Rows of weights are dot products with depth along the lanes, with a few rows of activations at once. Activations
+// become int8 just before the product, by round(x / scale), scale = max |x| / 127 of a row. Sums of products are exact
+// in int32, hence the same on every instruction set. A row with a NaN or an infinity has scale NaN and makes every
+// result of its product a NaN.
 #pragma once
 
 #include "pack-inl.h"
@@ -13,75 +13,177 @@ namespace fastrnn::FASTRNN_NAMESPACE {
 
 using Sums = Bits<float>;
 
-// kVectorBytes activations, as multiplied: on x86 a product takes one unsigned factor, the size of an activation, and
-// its sign goes to the weight. (A shift by 128 in its place would want a correction for each row, and overflows in
-// vpmaddubsw.) Elsewhere even and odd bytes are 16-bit lanes, in which the sum of two products has memory.
-#if defined(__AVX512BW__)
+// kVectorBytes activations and as many weights, as multiplied. On x86 a product takes one unsigned factor. With VNNI
+// that is the weight, shifted by 128: w ^ 0x80 as a number without a sign is w + 128, and 128 times the sum of the
+// activations, which a row knows, is taken off the whole. Without VNNI the sum of two such products would not fit into
+// 16 bits; there it is the size of the activation, whose sign goes to the weight. Elsewhere even and odd bytes are
+// 16-bit lanes, in which the sum of two products has memory.
+#if defined(__AVX512VNNI__)
+constexpr int32_t kShift = 128;
+
+struct Int8Weights {
+  __m512i shifted;
+
+  explicit FASTRNN_INLINE Int8Weights(const int8_t* from)
+      : shifted(_mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(-128))) {}
+};
+
+struct Activations {
+  __m512i values;
+
+  Activations() = default;
+  explicit FASTRNN_INLINE Activations(const int8_t* from) : values(_mm512_loadu_si512(from)) {}
+  FASTRNN_INLINE Sums add_products(Sums sum, const Int8Weights& w) const {
+    return bit_cast<Sums>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sum), w.shifted, values));
+  }
+};
+#elif defined(__AVX512BW__)
+constexpr int32_t kShift = 0;
+
+struct Int8Weights {
+  __m512i values;
+
+  explicit FASTRNN_INLINE Int8Weights(const int8_t* from) : values(_mm512_loadu_si512(from)) {}
+};
+
 struct Activations {
   __m512i size;
   __mmask64 negative;
 
+  Activations() = default;
   explicit FASTRNN_INLINE Activations(const int8_t* from) {
     const __m512i values = _mm512_loadu_si512(from);
     size = _mm512_abs_epi8(values), negative = _mm512_movepi8_mask(values);
   }
-  FASTRNN_INLINE Sums add_products(Sums sum, const int8_t* weights) const {
-    const __m512i w = _mm512_loadu_si512(weights);
-    const __m512i with_sign = _mm512_mask_sub_epi8(w, negative, _mm512_setzero_si512(), w);
-#if defined(__AVX512VNNI__)
-    return bit_cast<Sums>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sum), size, with_sign));
-#else
+  FASTRNN_INLINE Sums add_products(Sums sum, const Int8Weights& w) const {
+    const __m512i with_sign = _mm512_mask_sub_epi8(w.values, negative, _mm512_setzero_si512(), w.values);
     return sum + bit_cast<Sums>(_mm512_madd_epi16(_mm512_maddubs_epi16(size, with_sign), _mm512_set1_epi16(1)));
-#endif
   }
 };
 #elif defined(__AVX2__)
+constexpr int32_t kShift = 0;
+
+struct Int8Weights {
+  __m256i values;
+
+  explicit FASTRNN_INLINE Int8Weights(const int8_t* from)
+      : values(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))) {}
+};
+
 struct Activations {
   __m256i values, size;
 
+  Activations() = default;
   explicit FASTRNN_INLINE Activations(const int8_t* from)
       : values(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), size(_mm256_abs_epi8(values)) {}
-  FASTRNN_INLINE Sums add_products(Sums sum, const int8_t* weights) const {
-    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
-    const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(w, values));
+  FASTRNN_INLINE Sums add_products(Sums sum, const Int8Weights& w) const {
+    const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(w.values, values));
     return sum + bit_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
 #else
-struct Activations {
-  typedef int16_t Pairs __attribute__((vector_size(kVectorBytes)));
+constexpr int32_t kShift = 0;
+typedef int16_t Pairs __attribute__((vector_size(kVectorBytes)));
+
+struct Int8Weights {
   Pairs even, odd;
 
+  Int8Weights() = default;
+  explicit FASTRNN_INLINE Int8Weights(const int8_t* from) : even(read(from) << 8 >> 8), odd(read(from) >> 8) {}
   static FASTRNN_INLINE Pairs read(const int8_t* from) {
     Pairs pairs;
     __builtin_memcpy(&pairs, from, sizeof(pairs));
     return pairs;
   }
-  explicit FASTRNN_INLINE Activations(const int8_t* from) : even(read(from) << 8 >> 8), odd(read(from) >> 8) {}
-  FASTRNN_INLINE Sums add_products(Sums sum, const int8_t* weights) const {
-    const Pairs w = read(weights);
-    const Sums pairs = bit_cast<Sums>(even * (w << 8 >> 8) + odd * (w >> 8));
+};
+
+struct Activations : Int8Weights {
+  Activations() = default;
+  using Int8Weights::Int8Weights;
+  FASTRNN_INLINE Sums add_products(Sums sum, const Int8Weights& w) const {
+    const Sums pairs = bit_cast<Sums>(even * w.even + odd * w.odd);
     return sum + (pairs << 16 >> 16) + (pairs >> 16);
   }
 };
 #endif
 
-// Products of one row of activations with L rows of weights: a lane each. `a` has zeros up to a whole vector; what the
-// weights hold there is the row behind, and must be readable. A function of its own, as multiply_tile.
-inline __attribute__((noinline)) Sums multiply_int8(const int8_t* a, const int8_t* weights, int64_t depth) {
-  constexpr int L = kLanes<float>;
-  Sums sums[L];
+// Rows of activations that share a reading of the weights.
+constexpr int kInt8Rows = kRegisters == 32 ? 5 : 2;
+
+// sums[r] = `kRows` rows of activations, lda bytes apart, times L rows of weights, a lane each. Packed weights stand as
+// L vectors for each of depth, others row by row, depth bytes apart. `a` has zeros up to a whole vector; what weights
+// hold there is the row behind, and must be readable. A function of its own, as multiply_tile.
+template <bool kPacked, int kRows>
+__attribute__((noinline)) void multiply_int8(const int8_t* a, int64_t lda, const int8_t* weights, int64_t depth,
+                                             Sums* sums) {
+  constexpr int L = kLanes<float>, kMost = kRegisters == 32 ? 24 : 8;
+  constexpr int kColumns = kRows == 1 ? L : L >= 8 && kRows * 8 <= kMost ? 8 : 4;  // whose sums registers hold
+  constexpr int64_t kAhead = 2048;  // bytes between what is multiplied and what is fetched
+  const int64_t apart = kPacked ? kVectorBytes : depth, along = kPacked ? L * kVectorBytes : kVectorBytes;
+  Sums parts[kRows][L];
+  for (int first = 0; first < L; first += kColumns) {
+    Sums sum[kRows][kColumns];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) sums[i] = Sums{};
-  for (int64_t k = 0; k < depth; k += kVectorBytes) {
-    const Activations operand(a + k);
+      for (int i = 0; i < kColumns; ++i) sum[r][i] = Sums{};
+    const int8_t* from = weights + first * apart;
+    for (int64_t k = 0; k < depth; k += kVectorBytes, from += along) {
+      // Of more rows than one the next vectors are at hand: they are read again for each tile of rows.
+      if constexpr (kPacked && kRows == 1)
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) sums[i] = operand.add_products(sums[i], weights + i * depth + k);
+        for (int byte = 0; byte < L * kVectorBytes; byte += 64) __builtin_prefetch(from + byte + kAhead);
+      Activations left[kRows];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) left[r] = Activations(a + r * lda + k);
+#pragma GCC unroll 16
+      for (int i = 0; i < kColumns; ++i) {
+        const Int8Weights right(from + i * apart);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sum[r][i] = left[r].add_products(sum[r][i], right);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) parts[r][first] = sums_of_lanes<kColumns, 1, kColumns>(sum[r]);
   }
-  return sums_of_lanes<L>(sums);
+  for (int r = 0; r < kRows; ++r) sums[r] = sums_of_lanes<L, kColumns>(parts[r]);
 }
 
+template <bool kPacked>
+struct Int8Products {
+  using Function = void (*)(const int8_t*, int64_t, const int8_t*, int64_t, Sums*);
+  Function by_rows[kInt8Rows];
+  template <int... r>
+  static constexpr Int8Products make(std::integer_sequence<int, r...>) {
+    return {{multiply_int8<kPacked, r + 1>...}};
+  }
+};
+
 FASTRNN_INLINE int64_t whole_vectors(int64_t bytes) { return ceil_div(bytes, kVectorBytes) * kVectorBytes; }
+
+// Some rows of activations, lda bytes apart, each with its scale and its sum, `every` apart.
+struct Int8Operand {
+  const int8_t* values;
+  const float* scales;
+  const int32_t* totals;
+  int64_t lda, every;
+
+  // to[r] = rows of weights of scales s and biases b times row r of `rows`, at most kInt8Rows, plus the bias.
+  template <bool kPacked>
+  FASTRNN_INLINE void times(const int8_t* weights, int64_t depth, Vec<float> s, Vec<float> b, int64_t rows,
+                            Vec<float>* to) const {
+    static constexpr auto products = Int8Products<kPacked>::make(std::make_integer_sequence<int, kInt8Rows>());
+    Sums sums[kInt8Rows];
+    if (rows == 1)  // the most frequent, whose products are short
+      multiply_int8<kPacked, 1>(values, lda, weights, depth, sums);
+    else
+      products.by_rows[rows - 1](values, lda, weights, depth, sums);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Sums exact = sums[r] - kShift * totals[r * every];
+      to[r] = __builtin_convertvector(exact, Vec<float>) * (s * scales[r * every]) + b;  // in one rounding everywhere
+    }
+  }
+};
 
 // One matrix: weight[r][k] = values[r * depth + k] * scales[r].
 struct Int8Matrix {
@@ -103,14 +205,13 @@ struct Int8Matrix {
   // Where L units of a gate begin, of gates of so many units.
   int64_t row_of(int64_t gate, int64_t unit, int64_t units) const { return gate * units + unit; }
 
-  // Rows `row` and on, `lanes` of them, times a row of activations, plus the bias.
-  FASTRNN_INLINE Vec<float> product(int64_t row, int lanes, const int8_t* a, float scale) const {
+  // Rows `row` and on, `lanes` of them, times rows of activations, plus the bias.
+  FASTRNN_INLINE void times(int64_t row, int lanes, const Int8Operand& a, int64_t count, Vec<float>* to) const {
     constexpr int64_t L = kLanes<float>;
     const bool inside = (row + L - 1) * depth + whole_vectors(depth) <= rows * depth;
     const int8_t* from = inside ? values + row * depth : tail + (row - tail_row) * depth;
-    const Vec<float> sums = __builtin_convertvector(multiply_int8(a, from, depth), Vec<float>);
-    const Vec<float> b = bias ? load_part(bias + row, lanes) : Vec<float>{};
-    return sums * (load_part(scales + row, lanes) * scale) + b;  // in one rounding, wherever this is inlined
+    a.times<false>(from, depth, load_part(scales + row, lanes), bias ? load_part(bias + row, lanes) : Vec<float>{},
+                   count, to);
   }
 };
 
@@ -141,25 +242,8 @@ struct PackedInt8Matrix {
 
   int64_t row_of(int64_t gate, int64_t unit, int64_t) const { return unit * gates + gate * L; }
 
-  FASTRNN_INLINE Vec<float> product(int64_t row, int, const int8_t* a, float scale) const {
-    const Vec<float> sums = __builtin_convertvector(multiply(a, values + row * ld, ld), Vec<float>);
-    return sums * (load(scales + row) * scale) + load(bias + row);
-  }
-
-  static __attribute__((noinline)) Sums multiply(const int8_t* a, const int8_t* weights, int64_t depth) {
-    constexpr int64_t kAhead = 2048;  // bytes between what is multiplied and what is fetched
-    Sums sums[L];
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) sums[i] = Sums{};
-    for (int64_t k = 0; k < depth; k += kVectorBytes, weights += L * kVectorBytes) {
-      const Activations operand(a + k);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        if (i * kVectorBytes % 64 == 0) __builtin_prefetch(weights + i * kVectorBytes + kAhead);
-        sums[i] = operand.add_products(sums[i], weights + i * kVectorBytes);
-      }
-    }
-    return sums_of_lanes<L>(sums);
+  FASTRNN_INLINE void times(int64_t row, int, const Int8Operand& a, int64_t count, Vec<float>* to) const {
+    a.times<true>(values + row * ld, ld, load(scales + row), load(bias + row), count, to);
   }
 };
 
@@ -179,7 +263,7 @@ struct FloatMatrix {
     if (bias) bias = own(bias, rows);
   }
 
-  // The same sums as those of Int8Matrix::product, of a row of activations that is not rounded. The order of the terms
+  // The same sums as those of Int8Matrix::times, of a row of activations that is not rounded. The order of the terms
   // of a sum depends on nothing but the depth.
   FASTRNN_INLINE Vec<float> times(int64_t row, int lanes, const float* x) const {
     Vec<float> sums{};
@@ -205,9 +289,9 @@ struct FloatMatrix {
   }
 };
 
-// A row as int8, with zeros up to a whole vector; returns its scale. A row so small that its scale would be no normal
-// number counts as zeros.
-FASTRNN_INLINE float quantize(const float* from, int64_t count, int8_t* to) {
+// A row as int8, with zeros up to a whole vector; returns its scale, and the sum of the integers in `total`. A row so
+// small that its scale would be no normal number counts as zeros.
+FASTRNN_INLINE float quantize(const float* from, int64_t count, int8_t* to, int32_t& total) {
   constexpr int L = kLanes<float>;
   if (count < 0) __builtin_unreachable();  // else GCC warns of what `clear` would do then
   const auto read = [&](int64_t i) __attribute__((always_inline)) {
@@ -223,14 +307,18 @@ FASTRNN_INLINE float quantize(const float* from, int64_t count, int8_t* to) {
   const float scale = bit_cast<float>(bits) / 127;
   const bool finite = bits < 0x7f800000;
   clear(to, whole_vectors(count));
+  total = 0;
   if (!finite || scale < 1.17549435e-38f) return finite ? 0 : __builtin_nanf("");
   typedef int8_t Narrow __attribute__((vector_size(L)));
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: the sum's last bit is worth 1
+  Bits<float> totals{};
   for (int64_t i = 0; i < count; i += L) {
     const Vec<float> rounded = read(i) / scale + kRounder;  // to the nearest, ties to even
     const Narrow narrow = __builtin_convertvector(bit_cast<Bits<float>>(rounded), Narrow);
     __builtin_memcpy(to + i, &narrow, L);
+    totals += bit_cast<Bits<float>>(rounded) - bit_cast<int32_t>(kRounder);
   }
+  if constexpr (kShift != 0) total = sums_of_lanes<1>(&totals)[0];
   return scale;
 }
 
@@ -239,15 +327,18 @@ FASTRNN_INLINE float quantize(const float* from, int64_t count, int8_t* to) {
 struct Int8Rows {
   int8_t* values;
   float* scales;
+  int32_t* totals;
   int64_t count, parts, depth, ld;  // numbers in a part; bytes from part to part
 
   Int8Rows(int64_t rows, int64_t of_parts, int64_t width, int threads, Scratch& scratch)
       : values(scratch.take<int8_t>(threads * rows * of_parts * whole_vectors(width))),
-        scales(scratch.take<float>(threads * rows * of_parts)), count(rows), parts(of_parts), depth(width),
+        scales(scratch.take<float>(threads * rows * of_parts)),
+        totals(scratch.take<int32_t>(threads * rows * of_parts)), count(rows), parts(of_parts), depth(width),
         ld(whole_vectors(width)) {}
   Int8Rows of(int thread) const {
     Int8Rows own = *this;
-    own.values += thread * count * parts * ld, own.scales += thread * count * parts;
+    const int64_t before = thread * count * parts;
+    own.values += before * ld, own.scales += before, own.totals += before;
     return own;
   }
   // From row `to` on, of rows that are `stride` numbers apart.
@@ -255,13 +346,26 @@ struct Int8Rows {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t p = 0; p < parts; ++p) {
         const int64_t i = (to + r) * parts + p;
-        scales[i] = quantize(from + r * stride + p * depth, depth, values + i * ld);
+        scales[i] = quantize(from + r * stride + p * depth, depth, values + i * ld, totals[i]);
       }
   }
+  // to[r] = rows of a matrix times part p of row first + r, of at most kInt8Rows.
   template <class Matrix>
-  FASTRNN_INLINE Vec<float> times(const Matrix& matrix, int64_t row, int lanes, int64_t r, int64_t p = 0) const {
-    return matrix.product(row, lanes, values + (r * parts + p) * ld, scales[r * parts + p]);
+  FASTRNN_INLINE void times(const Matrix& matrix, int64_t row, int lanes, int64_t first, int64_t rows, Vec<float>* to,
+                            int64_t p = 0) const {
+    const int64_t at = first * parts + p;
+    matrix.times(row, lanes, {values + at * ld, scales + at, totals + at, parts * ld, parts}, rows, to);
   }
 };
+
+// use(first, count) for tiles of about the same height, of so many rows in all.
+template <class Use>
+FASTRNN_INLINE void in_int8_tiles(int64_t rows, const Use& use) {
+  const int64_t tiles = ceil_div(rows, kInt8Rows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t first = rows * i / tiles;
+    use(first, rows * (i + 1) / tiles - first);
+  }
+}
 
 }  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -188,8 +188,12 @@ struct PartPlan {
       for (int64_t i = 0; i < p.width; i += kLanes<S>) {
         const int lanes = static_cast<int>(smaller<int64_t>(kLanes<S>, p.end - p.begin - i));
         const int64_t first = f.term->row_block * units + p.begin + i;
-        for (int64_t r = 0; r < rows; ++r)
-          store(c + r * p.width + i, load(init + r * ld_init + i) + own.times(*f.int8, first, lanes, at + r, of_head));
+        in_int8_tiles(rows, [&](int64_t top, int64_t count) {
+          Vec<float> products[kInt8Rows];
+          own.times(*f.int8, first, lanes, at + top, count, products, of_head);
+          for (int64_t r = top; r < top + count; ++r)
+            store(c + r * p.width + i, load(init + r * ld_init + i) + products[r - top]);
+        });
       }
     }
   }
