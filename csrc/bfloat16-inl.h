@@ -7,9 +7,11 @@
 
 namespace fastrnn::FASTRNN_NAMESPACE {
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define FASTRNN_MULTIPLIES_BFLOAT16 1
 constexpr int kNarrowPasses = 1;
 #else
+#define FASTRNN_MULTIPLIES_BFLOAT16 0
 constexpr int kNarrowPasses = 2;
 #endif
 template <>
@@ -113,7 +115,7 @@ FASTRNN_INLINE Vec<bfloat16> broadcast_group(const bfloat16* from) {
 
 template <>
 FASTRNN_INLINE Vec<bfloat16> operand<bfloat16>(Vec<float> groups, [[maybe_unused]] int pass) {
-#if defined(__AVX512BF16__)
+#if FASTRNN_MULTIPLIES_BFLOAT16
   return groups;
 #else
   const Words bits = bit_cast<Words>(groups);
@@ -121,11 +123,16 @@ FASTRNN_INLINE Vec<bfloat16> operand<bfloat16>(Vec<float> groups, [[maybe_unused
 #endif
 }
 
-#if defined(__AVX512BF16__)
+#if FASTRNN_MULTIPLIES_BFLOAT16
 template <>
 FASTRNN_INLINE Vec<bfloat16> multiply_add<bfloat16>(Vec<float> left, Vec<float> right, Vec<float> sum) {
+#if defined(__AVX512BF16__)
   return bit_cast<Vec<float>>(
       _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(left), bit_cast<__m512bh>(right)));
+#else
+  return bit_cast<Vec<float>>(
+      vbfdotq_f32(bit_cast<float32x4_t>(sum), bit_cast<bfloat16x8_t>(left), bit_cast<bfloat16x8_t>(right)));
+#endif
 }
 #endif
 

@@ -1,5 +1,6 @@
 // One explicit table of the compiled instruction sets, and the choice among them.
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +11,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace fastrnn {
@@ -63,9 +69,30 @@ Features::Features() {
 }  // namespace
 #endif
 
+#if defined(__aarch64__)
+// Whether this CPU has all of some extensions of Arm's: bits that Linux gives, or names that macOS knows.
+[[maybe_unused]] static bool has(unsigned long which, unsigned long bits, std::initializer_list<const char*> names) {
+#if defined(__linux__)
+  static_cast<void>(names);
+  return (getauxval(which) & bits) == bits;
+#elif defined(__APPLE__)
+  static_cast<void>(which), static_cast<void>(bits);
+  for (const char* name : names) {
+    int found = 0;
+    size_t size = sizeof(found);
+    if (sysctlbyname((std::string("hw.optional.arm.FEAT_") + name).c_str(), &found, &size, nullptr, 0) || !found)
+      return false;
+  }
+  return true;
+#else
+  return static_cast<void>(which), static_cast<void>(bits), static_cast<void>(names), false;
+#endif
+}
+#endif
+
 const Kernels* const* supported_kernels() {
   static const Kernels* const* found = [] {
-    static const Kernels* all[7] = {};
+    static const Kernels* all[9] = {};
     [[maybe_unused]] int count = 0;
 #if defined(__x86_64__)
     [[maybe_unused]] const Features cpu;
@@ -84,6 +111,17 @@ const Kernels* const* supported_kernels() {
 #endif
 #if defined(FASTRNN_HAS_avx2)
     if (cpu.avx2) all[count++] = &avx2::table();
+#endif
+#if defined(__aarch64__)
+    constexpr unsigned long kCapabilities = 16, kMore = 26;  // AT_HWCAP, AT_HWCAP2
+    constexpr unsigned long kProducts = 1ul << 20, kMatrices = 1ul << 13, kBfloat16 = 1ul << 14;
+    [[maybe_unused]] const bool dotprod = has(kCapabilities, kProducts, {"DotProd"});
+#if defined(FASTRNN_HAS_neon_bf16)
+    if (dotprod && has(kMore, kMatrices | kBfloat16, {"I8MM", "BF16"})) all[count++] = &neon_bf16::table();
+#endif
+#if defined(FASTRNN_HAS_neon_dotprod)
+    if (dotprod) all[count++] = &neon_dotprod::table();
+#endif
 #endif
 #if defined(FASTRNN_HAS_generic)
     all[count++] = &generic::table();

@@ -8,6 +8,7 @@
 
 #include "amx-inl.h"
 #include "bfloat16-inl.h"
+#include "bfmmla-inl.h"
 
 namespace fastrnn::FASTRNN_NAMESPACE {
 
@@ -39,6 +40,10 @@ template <class S, int NV, int R>
 __attribute__((noinline)) void multiply_tile(const S* a, int64_t lda, int64_t depth, const S* panel,
                                              const Wide<S>* init, int64_t ld_init, Wide<S>* c, const char* ahead,
                                              int64_t share) {
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  if constexpr (kGroup<S> == 2 && R > 1)
+    return multiply_tile_in_squares<NV, R>(a, lda, depth, panel, init, ld_init, c, ahead, share);
+#endif
   constexpr int L = kLanes<S>;
   Vec<S> sum[R][NV];
 #pragma GCC unroll 12

@@ -81,6 +81,23 @@ struct Activations {
     return sum + bit_cast<Sums>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 };
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int32_t kShift = 0;
+
+struct Int8Weights {
+  int8x16_t values;
+
+  Int8Weights() = default;
+  explicit FASTRNN_INLINE Int8Weights(const int8_t* from) : values(vld1q_s8(from)) {}
+};
+
+struct Activations : Int8Weights {
+  Activations() = default;
+  using Int8Weights::Int8Weights;
+  FASTRNN_INLINE Sums add_products(Sums sum, const Int8Weights& w) const {
+    return bit_cast<Sums>(vdotq_s32(bit_cast<int32x4_t>(sum), values, w.values));
+  }
+};
 #else
 constexpr int32_t kShift = 0;
 typedef int16_t Pairs __attribute__((vector_size(kVectorBytes)));
@@ -110,12 +127,54 @@ struct Activations : Int8Weights {
 // Rows of activations that share a reading of the weights.
 constexpr int kInt8Rows = kRegisters == 32 ? 5 : 2;
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// multiply_int8 of more than one row: an instruction takes two rows of activations by two of weights, eight of depth
+// each, twice the products of one with a single row. Of an odd number of rows the last one is its own neighbour.
+template <bool kPacked, int kRows>
+FASTRNN_INLINE void multiply_int8_squares(const int8_t* a, int64_t lda, const int8_t* weights, int64_t depth,
+                                          Sums* sums) {
+  constexpr int L = kLanes<float>, kPairs = (kRows + 1) / 2;
+  static_assert(L == 4, "two pairs of weights");
+  const int64_t apart = kPacked ? kVectorBytes : depth, along = kPacked ? L * kVectorBytes : kVectorBytes;
+  typedef int64_t Eights __attribute__((vector_size(kVectorBytes)));
+  // Both halves of two vectors, each half beside its like.
+  const auto pair = [](const int8_t* first, const int8_t* second, int8x16_t* halves) __attribute__((always_inline)) {
+    const auto one = bit_cast<Eights>(vld1q_s8(first)), two = bit_cast<Eights>(vld1q_s8(second));
+    halves[0] = bit_cast<int8x16_t>(__builtin_shufflevector(one, two, 0, 2));
+    halves[1] = bit_cast<int8x16_t>(__builtin_shufflevector(one, two, 1, 3));
+  };
+  int32x4_t sum[kPairs][2];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPairs; ++p) sum[p][0] = sum[p][1] = vdupq_n_s32(0);
+  for (int64_t k = 0; k < depth; k += kVectorBytes, weights += along) {
+    int8x16_t right[2][2];
+    for (int q = 0; q < 2; ++q) pair(weights + 2 * q * apart, weights + (2 * q + 1) * apart, right[q]);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPairs; ++p) {
+      int8x16_t left[2];
+      pair(a + 2 * p * lda + k, a + smaller(2 * p + 1, kRows - 1) * lda + k, left);
+      for (int half = 0; half < 2; ++half)
+        for (int q = 0; q < 2; ++q) sum[p][q] = vmmlaq_s32(sum[p][q], left[half], right[q][half]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < kPairs; ++p) {
+    const auto one = bit_cast<Eights>(sum[p][0]), two = bit_cast<Eights>(sum[p][1]);
+    sums[2 * p] = bit_cast<Sums>(__builtin_shufflevector(one, two, 0, 2));
+    if (2 * p + 1 < kRows) sums[2 * p + 1] = bit_cast<Sums>(__builtin_shufflevector(one, two, 1, 3));
+  }
+}
+#endif
+
 // sums[r] = `kRows` rows of activations, lda bytes apart, times L rows of weights, a lane each. Packed weights stand as
 // L vectors for each of depth, others row by row, depth bytes apart. `a` has zeros up to a whole vector; what weights
 // hold there is the row behind, and must be readable. A function of its own, as multiply_tile.
 template <bool kPacked, int kRows>
 __attribute__((noinline)) void multiply_int8(const int8_t* a, int64_t lda, const int8_t* weights, int64_t depth,
                                              Sums* sums) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (kRows > 1) return multiply_int8_squares<kPacked, kRows>(a, lda, weights, depth, sums);
+#endif
   constexpr int L = kLanes<float>, kMost = kRegisters == 32 ? 24 : 8;
   constexpr int kColumns = kRows == 1 ? L : L >= 8 && kRows * 8 <= kMost ? 8 : 4;  // whose sums registers hold
   constexpr int64_t kAhead = 2048;  // bytes between what is multiplied and what is fetched

@@ -27,9 +27,13 @@ void add_prepared(Kernels& to);    // in prepared.cpp
 
 const Kernels& table() {
   static const Kernels all = [] {
-#if defined(__AMX_BF16__)  // what AVX512-BF16 has, with products of bfloat16 on tiles
-    Kernels kernels = avx512_bf16::table();
+#if defined(FASTRNN_BASE)
+    Kernels kernels = FASTRNN_BASE::table();
+#else
+    Kernels kernels{};
+#endif
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+#if defined(__AMX_BF16__)  // changes products of bfloat16 alone
     kernels.forward_bfloat16 = [](const Forward<bfloat16>* layers, int count) {
       repays_tiles(layers) ? forward<bfloat16>(layers, count) : avx512_bf16::table().forward_bfloat16(layers, count);
     };
@@ -43,34 +47,23 @@ const Kernels& table() {
       repays_tiles(layers) ? backward<bfloat16>(layers, count) : avx512_bf16::table().backward_mixed(layers, count);
     };
 #else
-#if defined(__AVX512VNNI__)  // what AVX-512 has, with products of int8 and, perhaps, of bfloat16
-    Kernels kernels = avx512::table();
-    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
-    kernels.forward_int8 = forward_int8;
-    kernels.run_program = run_program;
-#if defined(__AVX512BF16__)
-    kernels.multiplies_bfloat16 = true;
-    kernels.forward_bfloat16 = forward<bfloat16>;
-    kernels.backward_bfloat16 = backward<bfloat16>;
-    kernels.forward_mixed = forward<bfloat16>;
-    kernels.backward_mixed = backward<bfloat16>;
-#endif
-#else
-    Kernels kernels{};
-    kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
+#if !defined(FASTRNN_BASE)  // who has a base changes products of int8 and, perhaps, of bfloat16
     kernels.forward_float = forward<float>;
     kernels.forward_double = forward<double>;
-    kernels.forward_bfloat16 = forward<bfloat16>;
-    kernels.forward_mixed = forward<bfloat16>;
     kernels.backward_float = backward<float>;
     kernels.backward_double = backward<double>;
-    kernels.backward_bfloat16 = backward<bfloat16>;
-    kernels.backward_mixed = backward<bfloat16>;
-    kernels.forward_int8 = forward_int8;
     kernels.multiply_adds = multiply_adds;
     kernels.fingerprint = fingerprint;
-    kernels.run_program = run_program;
 #endif
+#if !defined(FASTRNN_BASE) || FASTRNN_MULTIPLIES_BFLOAT16
+    kernels.multiplies_bfloat16 = FASTRNN_MULTIPLIES_BFLOAT16;
+    kernels.forward_bfloat16 = forward<bfloat16>;
+    kernels.forward_mixed = forward<bfloat16>;
+    kernels.backward_bfloat16 = backward<bfloat16>;
+    kernels.backward_mixed = backward<bfloat16>;
+#endif
+    kernels.forward_int8 = forward_int8;
+    kernels.run_program = run_program;
     add_prepared(kernels);
 #endif
     return kernels;

@@ -4,21 +4,17 @@
 
 namespace fastrnn::FASTRNN_NAMESPACE {
 
-// Puts in what this instruction set is for: the larger ones of AVX-512 take the rest from it.
+// Puts in what this instruction set is for: one that has a base takes the rest from it.
 void add_prepared(Kernels& to) {
-#if defined(__AVX512VNNI__)
-  to.prepare_int8 = prepare_int8;
-#if defined(__AVX512BF16__)
-  to.prepare_bfloat16 = prepare_floats<bfloat16>;
-  to.prepare_linear_bfloat16 = prepare<PreparedLinear<bfloat16>>;
-#endif
-#else
+#if !defined(FASTRNN_BASE)
   to.prepare_float = prepare_floats<float>;
-  to.prepare_bfloat16 = prepare_floats<bfloat16>;
-  to.prepare_int8 = prepare_int8;
   to.prepare_linear_float = prepare<PreparedLinear<float>>;
+#endif
+#if !defined(FASTRNN_BASE) || FASTRNN_MULTIPLIES_BFLOAT16
+  to.prepare_bfloat16 = prepare_floats<bfloat16>;
   to.prepare_linear_bfloat16 = prepare<PreparedLinear<bfloat16>>;
 #endif
+  to.prepare_int8 = prepare_int8;
 }
 
 }  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -1,5 +1,5 @@
 // The table of kernels of each instruction set. Those that the build compiles have one: FASTRNN_HAS_avx2 and so on tell
-// csrc/dispatch.cpp, and a larger set takes from the one below it what it does not change.
+// csrc/dispatch.cpp. A larger set takes from one below it, FASTRNN_BASE, what it does not change.
 #pragma once
 
 #include "scan.h"
@@ -22,6 +22,12 @@ namespace avx512 {
 const Kernels& table();
 }
 namespace avx2 {
+const Kernels& table();
+}
+namespace neon_bf16 {
+const Kernels& table();
+}
+namespace neon_dotprod {
 const Kernels& table();
 }
 namespace generic {

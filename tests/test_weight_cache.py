@@ -22,7 +22,7 @@ from fastrnn.backends import cpp
 
 core = pytest.importorskip("fastrnn._core", reason="the compiled core is missing")
 
-ISAS = ("generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
+ISAS = ("generic", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx", "neon_dotprod", "neon_bf16")
 
 
 def network(kind: str, inputs: int, hidden: int, dtype: torch.dtype) -> Any:

@@ -122,7 +122,8 @@ def exact_products() -> bool:
 
 
 def isa() -> str:
-    """Name of the instruction set in use: avx512_amx, avx512_bf16, avx512_vnni, avx512, avx2 or generic."""
+    """Name of the instruction set in use: avx512_amx, avx512_bf16, avx512_vnni, avx512, avx2 or generic;
+    on Arm neon_bf16, neon_dotprod or generic."""
     return _core.isa()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,10 +69,12 @@ def judge(case: Case, data: Data, ours: Results) -> None:
     rough, _ = run(case, widened(data, torch.float32 if case.dtype == "f64" else DTYPES[case.dtype]), oracle)
     if case.mode == "grad" and at_a_kink(case, data):
         ours, exact = ({n: t for n, t in each.items() if not n.startswith("grad")} for each in (ours, exact))
+    sizes = [weight.double().abs().sum(-1).max().item() for weight in data.weights.values() if weight.numel()]
+    reach = max([1.0, *(size for size in sizes if math.isfinite(size))])
     try:
-        compare(case, ours, exact, rough)
+        compare(case, ours, exact, rough, reach)
     except TooFar:  # the noise of one run of one library may be small by luck
-        compare(case, ours, exact, rough, [run(case, each, oracle)[0] for each in nudged(case, data)])
+        compare(case, ours, exact, rough, reach, [run(case, each, oracle)[0] for each in nudged(case, data)])
 
 
 def nudged(case: Case, data: Data) -> Iterator[Data]:
@@ -305,15 +308,18 @@ def gradients(case: Case, data: Data, found: Results, leaves: dict[str, Tensor])
     return {name: torch.zeros_like(tensor) if grad is None else grad for name, (tensor, grad) in results.items()}
 
 
-def compare(case: Case, ours: Results, exact: Results, rough: Results, others: Sequence[Results] = ()) -> None:
+def compare(
+    case: Case, ours: Results, exact: Results, rough: Results, reach: float, others: Sequence[Results] = ()
+) -> None:
     """Each result has the right dtype and shape, is inf or NaN where it should be, and is elsewhere within::
 
         8 * noise + 8 * eps * max |exact| * (of a weight's gradient: sqrt(rows of x))
 
     (twice that with a gain that makes errors grow from step to step), where ``noise`` is the largest error of torch.nn,
-    or of the equations, in the same dtype, and of ``others`` (:func:`nudged`).  With weights of 8 bits, a value near
-    the middle of two integers may go to either, and moves a gate by a weight's share of a 127th: a twentieth of the
-    largest result is allowed, which a wrong row, unit, step or state exceeds.
+    or of the equations, in the same dtype, and of ``others`` (:func:`nudged`).  In float64 ``max |exact|`` is at least
+    ``reach``, what a gate's argument may come to: the largest sum of sizes of a row of weights.  With weights of 8
+    bits, a value near the middle of two integers may go to either, and moves a gate by a weight's share of a 127th: a
+    twentieth of the largest result is allowed, which a wrong row, unit, step or state exceeds.
     """
     assert ours.keys() == exact.keys(), f"results {sorted(ours)}, expected {sorted(exact)}"
     dtype = DTYPES[case.dtype]
@@ -347,7 +353,7 @@ def compare(case: Case, ours: Results, exact: Results, rough: Results, others: S
         noise, scale = largest(near - right, finite), largest(right, finite)
         noise = max(noise, *(largest(other[name].double() - right, finite) for other in others), 0.0)
         if case.dtype == "f64":  # whose noise nobody measures, of terms that cancel least of all
-            scale = max(scale, 1.0)
+            scale = max(scale, reach)
         if case.odd == "1e4" and name.startswith(("grad weight_ih", "grad twice")):
             scale = max(scale, 1e4)  # of x, times a slope that is hardly more than nothing
         if name.startswith("grad twice"):  # whose terms cancel in one and not in another
