@@ -154,7 +154,11 @@ double error_over_budget(const Model& file, const Model& model, int64_t batch) {
       step(model, given[r], h[r], c[r]);
       double largest = 1;
       for (int64_t u = 0; u < hidden; ++u) largest = std::fmax(largest, std::fabs(h[r][u]));
-      for (int64_t u = 0; u < hidden; ++u) worst = std::fmax(worst, std::fabs(y[r * hidden + u] - h[r][u]) / largest);
+      for (int64_t u = 0; u < hidden; ++u) {
+        const double error = std::fabs(y[r * hidden + u] - h[r][u]) / largest;
+        if (!(error <= HUGE_VAL)) return HUGE_VAL;  // a NaN, which fmax would pass over
+        worst = std::fmax(worst, error);
+      }
     }
   }
   const double terms = static_cast<double>(inputs + hidden + 8);
