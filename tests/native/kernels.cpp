@@ -353,14 +353,14 @@ void check_kernels(const Kernels& kernels, const Problem& p, const std::string& 
     worst = std::max(worst, off);
     check(off <= 1, name + ": " + results[i].name + " is " + std::to_string(off) + " budgets off");
   }
-  const auto same = [&](const std::vector<Named>& others) {
-    return std::equal(others.begin(), others.end(), results.begin(),
-                      [](const Named& a, const Named& b) { return a.values == b.values; });
+  const auto check_same = [&](const std::vector<Named>& others, const std::string& what) {
+    const auto [other, own] = std::mismatch(others.begin(), others.end(), results.begin(),
+                                            [](const Named& a, const Named& b) { return a.values == b.values; });
+    check(other == others.end(), name + ": " + what + (other == others.end() ? "" : " changes " + other->name));
   };
-  check(same(run<S, A>(kernels, p, 1, false, tidy)), name + ": saving for backward changes the results");
+  check_same(run<S, A>(kernels, p, 1, false, tidy), "saving for backward");
   for (const int threads : {2, 3, 4})
-    check(same(run<S, A>(kernels, p, threads, true, tidy)),
-          name + ": " + std::to_string(threads) + " threads change the results");
+    check_same(run<S, A>(kernels, p, threads, true, tidy), "a team of " + std::to_string(threads));
   check(tidy, name + ": something beside the outputs was written");
 }
 
