@@ -174,7 +174,7 @@ class _Int8(options.NoOptions, Narrow):
         super().__init__()
         own = float_module
         self.input_size, self.hidden_size, self.bias = own.input_size, own.hidden_size, own.bias
-        self.float_input = stays_float(own, float_input)
+        self.float_input: bool = stays_float(own, float_input)
         self._order: list[str] = []
 
     def _take(self, own: nn.Module, end: str = "", projected: bool = False, first: bool = True) -> None:

@@ -43,7 +43,7 @@ class _Narrow(Narrow, Definition):
         self._input_names = [
             f"weight_{endings[name]}" for name in dense if isinstance(self.parts.matrices[name], Input)
         ]
-        self.float_input = stays_float(own, float_input)
+        self.float_input: bool = stays_float(own, float_input)
 
     def _take(self, own: Definition, ending: str, first: bool = True) -> None:
         """The weights of one direction of one layer."""
