@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,21 +94,24 @@ class _Scan(Function):
         found, workspace = run_forward(run, compiled, steps, unpack(compiled, names, operands, x), True)
         emitted = found[: len(compiled.loop.emitted)]
         ctx.about, ctx.workspace = (run, compiled, steps, names, len(tensors)), tuple(workspace)
-        ctx.save_for_backward(*tensors, *emitted, *workspace.values())
+        # Tensors alone: whoever draws the graph, or counts what it holds, reads them.
+        ctx.there = tuple(tensor is not None for tensor in tensors)
+        ctx.save_for_backward(*(each for each in tensors if each is not None), *emitted, *workspace.values())
         ctx.set_materialize_grads(False)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         run, compiled, steps, names, count = ctx.about
-        saved = ctx.saved_tensors
-        tensors, emitted = saved[:count], saved[count : count + len(compiled.loop.emitted)]
+        held = iter(ctx.saved_tensors)
+        tensors = tuple(next(held) if there else None for there in ctx.there)
+        emitted = tuple(itertools.islice(held, len(compiled.loop.emitted)))
         needed = ctx.needs_input_grad[4:]
         if all(grad is None for grad in grads):
             return (None,) * (4 + count)
         if torch.is_grad_enabled():
             return (None, None, None, None, *_again(compiled, steps, names, tensors, grads, needed))
-        workspace = dict(zip(ctx.workspace, saved[count + len(emitted) :], strict=True))
+        workspace = dict(zip(ctx.workspace, held, strict=True))
         given = unpack(compiled, names, tensors[1:], tensors[0])
         found = run_backward(run, compiled, steps, given, emitted, workspace, grads, needed[0])
         return (None, None, None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
@@ -117,13 +121,16 @@ def _again(
     compiled: Compiled,
     steps: Steps,
     names: Any,
-    tensors: Sequence[Tensor],
+    tensors: Sequence[Tensor | None],
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again: through the loop in plain torch."""
     with torch.enable_grad():
-        own = [each.view_as(each) if need else each for each, need in zip(tensors, needed, strict=True)]
+        own = [
+            each.view_as(each) if need and each is not None else each
+            for each, need in zip(tensors, needed, strict=True)
+        ]
         emitted, ends = scan_by_torch(compiled, steps, unpack(compiled, names, own[1:], own[0]))
         pairs = [
             (out, grad)
