@@ -127,7 +127,7 @@ def _again(
 ) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again: through the loop in plain torch."""
     with torch.enable_grad():
-        own = [
+        own: Any = [
             each.view_as(each) if need and each is not None else each
             for each, need in zip(tensors, needed, strict=True)
         ]
