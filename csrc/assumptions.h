@@ -7,5 +7,7 @@ namespace fastrnn {
 void assume_rates(double start, double meeting, double multiply_adds, double read);
 // At one meeting of so many half of a team leaves; 0 for those that were late.
 void assume_late(int every);
+// Whether each array that a call works in is memory of its own, behind which an allocator can look.
+void assume_apart(bool apart);
 
 }  // namespace fastrnn

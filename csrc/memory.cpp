@@ -6,11 +6,13 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 #include <new>
 #include <vector>
 
+#include "assumptions.h"
 #include "runtime.h"
 
 namespace fastrnn {
@@ -128,6 +130,8 @@ struct Pool {
 
 thread_local Pool pool;
 
+std::atomic<bool> apart_by_assumption{false};
+
 // Memory of its own, noted in `list`.
 void* take_apart(std::vector<void*>& list, size_t bytes) {
   list.push_back(nullptr);  // first, since it throws where there is no memory for it
@@ -156,7 +160,11 @@ char* WeightCache::open(size_t bytes, const int64_t (&layout)[kLayout], bool* fr
 
 struct Scratch::Blocks : std::vector<void*> {};
 
-Scratch::Scratch() : kept_(nullptr) { pool.used = pool.wanted = 0; }
+void assume_apart(bool apart) { apart_by_assumption.store(apart, std::memory_order_relaxed); }
+
+Scratch::Scratch() : kept_(apart_by_assumption.load(std::memory_order_relaxed) ? new Blocks : nullptr) {
+  pool.used = pool.wanted = 0;
+}
 
 Scratch::Scratch(Kept) : kept_(new Blocks) {}
 

@@ -263,7 +263,9 @@ def test_nothing_stays_behind_from_an_earlier_call(target, case: Case):
 
 
 @pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
-@pytest.mark.parametrize("isa", ["avx512_amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic", "neon_bf16", "neon_dotprod"])
+@pytest.mark.parametrize(
+    "isa", ["avx512_amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic", "neon_bf16", "neon_dotprod"]
+)
 def test_every_instruction_set(target, isa: str):
     """FASTRNN_ISA is read once, when the core is loaded: each instruction set takes a process of its own."""
     core = importlib.import_module("fastrnn._core")

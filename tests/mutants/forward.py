@@ -94,7 +94,7 @@ FAULTS = [
         "csrc/forward-inl.h",
         "steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end);",
         "steps.offset(i) + own_rows.begin, steps.offset(i) + own_rows.end - PLANTED);",
-        "test_layer.py -k 'number_of_threads and cpp'",
+        "test_teams.py -k fewer_threads",
     ),
     Fault(
         "weights-projection-mark",
