@@ -213,12 +213,15 @@ def test_a_forked_child_does_without_its_parents_threads():
     """It inherits the number of threads, and no thread."""
     program = """
 import os, signal, torch, fastrnn
+from fastrnn import _core
 torch.set_num_threads(2)
-lstm, x = fastrnn.LSTM(64, 64), torch.randn(40, 2, 64)  # so much work that two threads share it
+_core.assume_rates(start=1e-6, meeting=1e-6, multiply_adds=1.0, read=1.0)  # a team repays, whatever the machine does
+lstm, x = fastrnn.LSTM(64, 64), torch.randn(40, 2, 64)
 with torch.no_grad():
     y = lstm(x)[0]
     child = os.fork()
     if child == 0:
+        _core.forget_company()
         signal.alarm(30)  # where it waits for the other one
         os._exit(not torch.equal(lstm(x)[0], y))
 assert os.waitpid(child, 0)[1] == 0
