@@ -62,7 +62,9 @@ def metadata(text: str) -> list[str]:
 def flags(commands: Sequence[dict[str, str]]) -> list[str]:
     """What the compilers were told of a machine beyond CMakeLists.txt, of the entries of compile_commands.json."""
     lines = [line.partition("#")[0] for line in (ROOT / "CMakeLists.txt").read_text().splitlines()]
-    known = set(re.findall(r"\s(-m[\w=-]+)", "\n".join(lines)))
+    known = set(re.findall(r"\s(-m[\w=.-]+)", "\n".join(lines)))
+    extensions = set(re.findall(r"\$\{arm\}([\w+]+)", "\n".join(lines)))
+    known |= {f"{flag}{extension}" for flag in known for extension in extensions}
     problems = []
     for command in commands:
         given = {word for word in shlex.split(command["command"]) if re.match(r"-m|/arch", word)}

@@ -84,10 +84,15 @@ def test_no_core_a_wrong_version_and_too_many_bytes(tmp_path: Path, monkeypatch:
     assert "expected at most" in problems(tmp_path, files())[-1]
 
 
-@pytest.mark.parametrize("flag", ["-march=native", "-mtune=znver4", "-mamx-int8"])
+@pytest.mark.parametrize("flag", ["-march=native", "-mcpu=native", "-march=armv9-a+dotprod", "-mamx-int8"])
 def test_flags_of_a_machine_are_seen(tmp_path: Path, flag: str):
     command = COMMAND | {"command": f"{COMMAND['command']} {flag}"}
     assert problems(tmp_path, files(), command) == [f"kernels.cpp: {flag} is not of CMakeLists.txt"]
+
+
+@pytest.mark.parametrize("flag", ["-march=armv8.2-a+dotprod", "-mcpu=generic+dotprod+i8mm+bf16", "-mavx512vnni"])
+def test_flags_of_an_instruction_set_pass(tmp_path: Path, flag: str):
+    assert problems(tmp_path, files(), COMMAND | {"command": f"{COMMAND['command']} {flag}"}) == []
 
 
 TARGETS = set(re.findall(r"^([a-z0-9-]+):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
