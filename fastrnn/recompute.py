@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import ops
+from fastrnn import ops, saving
 from fastrnn.checks import is_tokens
 from fastrnn.sequences import steps_and_columns, take
 from fastrnn.storage import require_memory
@@ -80,10 +80,10 @@ def _again(
     weights: Sequence[Tensor],
 ) -> Sequence[Tensor]:  # fmt: skip
     given = [tensor for tensor in (x, h0, c0, *weights) if tensor is not None]
-    before = ops.versions(given)
+    before = saving.versions(given)
 
     def run(x: Tensor, h0: Tensor, c0: Tensor | None, *weights: Tensor) -> Sequence[Tensor]:
-        ops.check_unchanged(given, before)
+        saving.check_unchanged(given, before)
         return path(mode, x, batch_sizes, h0, c0, weights)
 
     # Nothing random runs inside a layer; dropout stands between layers.

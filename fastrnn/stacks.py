@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastrnn import ops, profiling
+from fastrnn import ops, profiling, saving
 from fastrnn.backends import Saved, cpp
 
 
@@ -59,11 +59,11 @@ class _Stack(Function):
         needed, each = ctx.needs_input_grad, len(weights) // h0.shape[0]
         carried = ys[0].shape[0] > 1 if batch_sizes is None else batch_sizes.shape[0] > 1
         carried = carried or needed[3] or needed[4]
-        held = ops.unread(len(weights), each, True, carried)
+        held = saving.unread(len(weights), each, True, carried)
         held += () if needed[1] else (-len(weights),)  # the lowest layer's W_ih is for the gradient of x
         tensors = (x, batch_sizes, h0, c0, *ys[:-1], *gates, *cells, hidden[-1], *weights)
         held += () if any(needed[5 : 5 + each]) else (-len(tensors),)
-        ops.save(ctx, tensors, held)
+        saving.save(ctx, tensors, held)
         return *ys, hn, cn, None if c0 is None else cells[-1]
 
     @staticmethod
@@ -71,8 +71,8 @@ class _Stack(Function):
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         if ops.by_equations(grads):
-            ops.check_unread(ctx)
-        count, (x, batch_sizes, h0, c0, *rest) = ctx.layers, ops.saved_by(ctx)
+            saving.check_unread(ctx)
+        count, (x, batch_sizes, h0, c0, *rest) = ctx.layers, saving.saved_by(ctx)
         below, rest = rest[: count - 1], rest[count - 1 :]
         gates, cells, last, weights = rest[:count], rest[count : 2 * count], rest[2 * count], rest[2 * count + 1 :]
         *seeds_below, grad_y, grad_hn, grad_cn, grad_cells = ops.resolved(*grads)

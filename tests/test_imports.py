@@ -18,7 +18,7 @@ FLOORS = [
     {"kernels", "_core", "dynamo", "scripting", "cell"},
     {"cells"},
     {"compiler"},
-    {"modes", "profiling", "storage"},
+    {"modes", "profiling", "saving", "storage"},
     {"checks", "flops"},
     {"backends", "sequences"},
     {"ops", "fused", "teams"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastrnn.fused.gradients import history_of, of_group, of_matrices, of_x
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.layout import dense, inputs, layout, sizes_of
 from fastrnn.fused.reference import scan_by_torch
+from fastrnn.saving import save, saved_by
 
 # Runs a program of a cell, "backward" or one of PROGRAMS, over all steps.  Its arguments are the compiled cell, the
 # program's name, the steps in the program's order, the number of units that each name stands for, where each array is,
@@ -94,24 +94,21 @@ class _Scan(Function):
         found, workspace = run_forward(run, compiled, steps, unpack(compiled, names, operands, x), True)
         emitted = found[: len(compiled.loop.emitted)]
         ctx.about, ctx.workspace = (run, compiled, steps, names, len(tensors)), tuple(workspace)
-        # Tensors alone: whoever draws the graph, or counts what it holds, reads them.
-        ctx.there = tuple(tensor is not None for tensor in tensors)
-        ctx.save_for_backward(*(each for each in tensors if each is not None), *emitted, *workspace.values())
+        save(ctx, [*tensors, *emitted, *workspace.values()])
         ctx.set_materialize_grads(False)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         run, compiled, steps, names, count = ctx.about
-        held = iter(ctx.saved_tensors)
-        tensors = tuple(next(held) if there else None for there in ctx.there)
-        emitted = tuple(itertools.islice(held, len(compiled.loop.emitted)))
+        saved = saved_by(ctx)
+        tensors, emitted = saved[:count], saved[count : count + len(compiled.loop.emitted)]
         needed = ctx.needs_input_grad[4:]
         if all(grad is None for grad in grads):
             return (None,) * (4 + count)
         if torch.is_grad_enabled():
             return (None, None, None, None, *_again(compiled, steps, names, tensors, grads, needed))
-        workspace = dict(zip(ctx.workspace, held, strict=True))
+        workspace = dict(zip(ctx.workspace, saved[count + len(emitted) :], strict=True))
         given = unpack(compiled, names, tensors[1:], tensors[0])
         found = run_backward(run, compiled, steps, given, emitted, workspace, grads, needed[0])
         return (None, None, None, None, *(grad if need else None for grad, need in zip(found, needed, strict=True)))
