@@ -118,6 +118,9 @@ def test_computed_and_exchanged_weights_are_seen(kind: str):
     for module in (theirs, ours):
         setattr(module, name, nn.Parameter(getattr(module, name).detach().flip(0)))
     assert torch.equal(flat(theirs(x))[0], flat(ours(x))[0])
+    for module in (theirs, ours):  # past __setattr__, which would renew a layer's list of weights
+        module._parameters[name] = nn.Parameter(getattr(module, name).detach() * 3)
+    torch.testing.assert_close(flat(theirs(x))[0], flat(ours(x))[0])
     for module in (theirs, ours):
         parametrize.register_parametrization(module, name, Twice())
     torch.testing.assert_close(flat(theirs(x))[0], flat(ours(x))[0])
