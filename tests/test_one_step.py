@@ -115,12 +115,13 @@ def test_computed_and_exchanged_weights_are_seen(kind: str):
     theirs, ours = both(kind, (5, 7), {})
     name = "weight_hh" if "Cell" in kind else "weight_hh_l0"
     x = torch.randn(*(() if "Cell" in kind else (1,)), 3, 5)
+    h = torch.randn(*(() if "Cell" in kind else (1,)), 3, 7)  # of zeros, weight_hh would make nothing
     for module in (theirs, ours):
         setattr(module, name, nn.Parameter(getattr(module, name).detach().flip(0)))
-    assert torch.equal(flat(theirs(x))[0], flat(ours(x))[0])
+    assert torch.equal(flat(theirs(x, h))[0], flat(ours(x, h))[0])
     for module in (theirs, ours):  # past __setattr__, which would renew a layer's list of weights
         module._parameters[name] = nn.Parameter(getattr(module, name).detach() * 3)
-    torch.testing.assert_close(flat(theirs(x))[0], flat(ours(x))[0])
+    torch.testing.assert_close(flat(theirs(x, h))[0], flat(ours(x, h))[0])
     for module in (theirs, ours):
         parametrize.register_parametrization(module, name, Twice())
-    torch.testing.assert_close(flat(theirs(x))[0], flat(ours(x))[0])
+    torch.testing.assert_close(flat(theirs(x, h))[0], flat(ours(x, h))[0])
