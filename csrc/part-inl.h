@@ -8,7 +8,7 @@
 
 #include "arrays-inl.h"
 #include "int8_product-inl.h"
-#include "pack-inl.h"
+#include "products-inl.h"
 #include "weight_cache-inl.h"
 
 namespace fastrnn::FASTRNN_NAMESPACE {
@@ -291,21 +291,10 @@ struct PartPlan {
       const int64_t of_head = units / r.mean_heads, first = r.mean.block * units + head(p, r.mean_heads) * of_head;
       const char* from = view.place + row * view.stride + first * kItem;
       for (int64_t i = 0; i < rows; ++i, from += view.stride) {
-        const Vec<S> mean = broadcast(sum_of(reinterpret_cast<const S*>(from), of_head) / static_cast<S>(of_head));
+        const Vec<S> mean = broadcast(sum_of<S>(reinterpret_cast<const S*>(from), of_head) / static_cast<S>(of_head));
         for (int64_t u = 0; u < p.width; u += kLanes<S>) store(c + i * p.width + u, mean);
       }
     }
-  }
-
-  static S sum_of(const S* from, int64_t size) {
-    constexpr int L = kLanes<S>;
-    Vec<S> sum[4] = {};
-    int64_t i = 0;
-    for (; i + 4 * L <= size; i += 4 * L)
-      for (int v = 0; v < 4; ++v) sum[v] += load(from + i + v * L);
-    for (; i < size; i += L) sum[0] += load_part(from + i, static_cast<int>(smaller<int64_t>(L, size - i)));
-    Vec<S> all[1] = {(sum[0] + sum[1]) + (sum[2] + sum[3])};
-    return sums_of_lanes<1>(all)[0];
   }
 
   // The part's function on some rows of arrays alone.

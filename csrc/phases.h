@@ -102,6 +102,30 @@ struct PhasePart {
   PhaseFunction function;
 };
 
+// What is summed up behind the last step, over the rows n of all steps, of what the phases wrote of each row: the
+// gradient of a matrix and of the bias behind it, from the gradients g of its products with v. With Z units of g's
+// blocks and K of v:
+//   to[row_block * Z + z][k] = sum over n of g[n][z] * v[n][k],  bias[row_block * Z + z] = sum over n of g[n][z].
+// With several heads g's units of head h, of each block, meet v's units of that head alone, and `to` has K / heads
+// columns, as a term's matrix.
+struct OuterSum {
+  Blocks grad;    // of an array of the kind step
+  Blocks values;  // one block of a step or of a neighbour
+  int to;         // a matrix
+  int bias;       // a unit array, or < 0 for none
+  int64_t row_block, heads;
+  bool add;  // to what is there, else it is overwritten
+};
+
+// What is multiplied behind the last step: to[n][k] = sum over z of grad[n][z] * M[row_block * Z + z][k], the gradient
+// of a step array of one block that products read. Heads are those of a term.
+struct BackProduct {
+  Blocks grad;
+  int matrix, to;
+  int64_t row_block, heads;
+  bool add;
+};
+
 // Threads that share the units of each row meet before a phase that `meets`: one with results that read what other
 // threads may have written since they met last, or whose parts have units of another size than those that wrote what
 // its functions read.
@@ -116,6 +140,8 @@ struct Program {
   int64_t sizes;
   Span<Array> arrays;
   Span<Phase> phases;
+  Span<OuterSum> sums;
+  Span<BackProduct> products;
 };
 
 // Where an array is in a run. Strides are numbers between two rows. Null `initial` of a state: zeros; null `final`: not

@@ -47,6 +47,10 @@ class RunReader {
             divides(term.heads, program.arrays[term.operand.array].size);
           }
         }
+    for (const OuterSum& sum : program.sums)
+      for (const int array : {sum.grad.array, sum.values.array}) divides(sum.heads, program.arrays[array].size);
+    for (const BackProduct& product : program.products)
+      for (const int array : {product.grad.array, product.to}) divides(product.heads, program.arrays[array].size);
   }
 
   void read_rows(int64_t steps, int64_t batch, int64_t rows, py::handle batch_sizes) {

@@ -23,6 +23,8 @@ class ProgramReader {
     written_.resize(program.arrays.count);
     find_written(all.get("phases"));
     program.phases = hold(all.list<Phase>("phases", true, [&](Fields& f) { return phase(f); }));
+    program.sums = hold(all.list<OuterSum>("sums", false, [&](Fields& f) { return outer_sum(f); }));
+    program.products = hold(all.list<BackProduct>("products", false, [&](Fields& f) { return back_product(f); }));
     all.done();
     check_states();
   }
@@ -233,9 +235,7 @@ class ProgramReader {
     if (matrix.kind != ArrayKind::matrix) fail(f.at("matrix") + ": expected a matrix, got a " + kind_of(matrix));
     const int64_t row_blocks = term.transposed ? term.operand.blocks : 1;
     term.row_block = f.number("row_block", 0, kMostBlocks, 0);
-    if (term.row_block + row_blocks > matrix.blocks)
-      fail(f.at("row_block") + ": expected blocks within the " + std::to_string(matrix.blocks) + " of " +
-           names[term.matrix] + ", got " + std::to_string(row_blocks) + " from " + std::to_string(term.row_block));
+    blocks_within(f, "row_block", term.row_block, row_blocks, term.matrix);
     if (matrix.int8 && term.transposed) fail(f.at("transposed") + ": expected False of a matrix of int8");
     if (term.operand.blocks > 1 && (!term.transposed || term.heads > 1))
       fail(f.at("blocks") + ": expected 1 unless the matrix is transposed and has one head");
@@ -245,6 +245,76 @@ class ProgramReader {
     same_size(f, term.matrix, matrix.size, term.transposed ? v.size : part.size);
     same_size(f, term.matrix, matrix.columns_size, term.transposed ? part.size : v.size);
     return term;
+  }
+
+  // Blocks whose rows are read behind the loop, of an array of one of two kinds.
+  Blocks rows_behind(Fields& f, const char* name, ArrayKind kind, ArrayKind or_kind, bool many) {
+    Fields own(f.get(name), f.at(name));
+    const int index = array_index(own, "array");
+    const Array& array = program.arrays[index];
+    if ((array.kind != kind && array.kind != or_kind) || array.single)
+      fail(own.where() + ": expected rows of units of all steps, " + names[index] + " is " +
+           (array.single ? "a single number a row" : "of the kind " + kind_of(array)));
+    Blocks found{index, own.number("block", 0, array.blocks - 1, 0), 1};
+    if (many) found.blocks = own.number("blocks", 1, array.blocks - found.block, 1);
+    own.done();
+    return found;
+  }
+
+  // A matrix with a row for each unit of some gradients; its columns are parts of the units of `columns`.
+  int matrix_behind(Fields& f, const char* name, const Blocks& grad, int columns, int64_t row_block, int64_t heads) {
+    const int index = array_index(f, name);
+    const Array& matrix = program.arrays[index];
+    if (matrix.kind != ArrayKind::matrix || matrix.int8)
+      fail(f.at(name) + ": expected a matrix of floats, got a " + kind_of(matrix) + (matrix.int8 ? " of int8" : ""));
+    same_size(f, index, matrix.size, program.arrays[grad.array].size);
+    same_size(f, index, matrix.columns_size, program.arrays[columns].size);
+    blocks_within(f, "row_block", row_block, grad.blocks, index);
+    if (matrix.columns_parts != heads)
+      fail(f.at("heads") + ": expected the columns_parts of " + names[index] + ", " +
+           std::to_string(matrix.columns_parts) + ", got " + std::to_string(heads));
+    return index;
+  }
+
+  void blocks_within(const Fields& f, const char* name, int64_t block, int64_t blocks, int64_t index) const {
+    if (block + blocks > program.arrays[index].blocks)
+      fail(f.at(name) + ": expected blocks within the " + std::to_string(program.arrays[index].blocks) + " of " +
+           names[index] + ", got " + std::to_string(blocks) + " from " + std::to_string(block));
+  }
+
+  OuterSum outer_sum(Fields& f) {
+    OuterSum sum{};
+    sum.grad = rows_behind(f, "grad", ArrayKind::step, ArrayKind::step, true);
+    sum.values = rows_behind(f, "values", ArrayKind::step, ArrayKind::neighbour, false);
+    sum.row_block = f.number("row_block", 0, kMostBlocks, 0);
+    sum.heads = f.number("heads", 1, kMostUnits, 1);
+    sum.add = f.flag("add", false);
+    sum.to = matrix_behind(f, "to", sum.grad, sum.values.array, sum.row_block, sum.heads);
+    sum.bias = -1;
+    if (!f.has("bias")) {
+      f.optional("bias");
+      return sum;
+    }
+    sum.bias = array_index(f, "bias");
+    const Array& bias = program.arrays[sum.bias];
+    if (bias.kind != ArrayKind::unit) fail(f.at("bias") + ": expected a unit array, got a " + kind_of(bias));
+    same_size(f, sum.bias, bias.size, program.arrays[sum.grad.array].size);
+    blocks_within(f, "bias", sum.row_block, sum.grad.blocks, sum.bias);
+    return sum;
+  }
+
+  BackProduct back_product(Fields& f) {
+    BackProduct product{};
+    product.grad = rows_behind(f, "grad", ArrayKind::step, ArrayKind::step, true);
+    product.to = array_index(f, "to");
+    const Array& to = program.arrays[product.to];
+    if (to.kind != ArrayKind::step || to.single || to.blocks != 1)
+      fail(f.at("to") + ": expected rows of one block of units of all steps, got a " + kind_of(to));
+    product.row_block = f.number("row_block", 0, kMostBlocks, 0);
+    product.heads = f.number("heads", 1, kMostUnits, 1);
+    product.add = f.flag("add", false);
+    product.matrix = matrix_behind(f, "matrix", product.grad, product.to, product.row_block, product.heads);
+    return product;
   }
 
   void check_states() const {

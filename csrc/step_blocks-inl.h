@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cells-inl.h"
+#include "products-inl.h"
 #include "weights-inl.h"
 
 namespace fastrnn::FASTRNN_NAMESPACE {
@@ -27,7 +28,6 @@ struct StepBlocks {
   static constexpr int G = Cell::kGates;
   static constexpr int kSlots = Cell::kSlots;
   static constexpr int64_t kChunkRows = 512;
-  static constexpr int64_t kBlockRows = 48;  // rows of a large product whose results wait in L1
 
   const Backward<S, A>& args;
   const Sizes& z;
@@ -109,7 +109,7 @@ struct StepBlocks {
     }
   }
 
-  int64_t results_size() const { return kBlockRows * kPanel<S, kPlain>; }  // of one thread
+  static int64_t results_size() { return kProductRows * kPanel<S, kPlain>; }  // of one thread
 
   // Packs this thread's share of `rows` rows.
   template <class Source>
@@ -184,7 +184,7 @@ struct StepBlocks {
     const int64_t first = steps.first_row(s, end);
     const S* grad = grad_gates[block_of(s) % 2] + (first - first_row(block_of(s))) * ld + (kSlots - G) * z.hidden;
     for_own_rows(s, end, first, steps.rows_between(s, end), seat, [&](Part own) {
-      product(
+      multiply_panels(
           grad, ld, own, G * z.hidden, w_ih, inputs, false,
           [&](int64_t row) { return grad_x + (first + row) * z.inputs; }, sums);
     });
@@ -203,27 +203,27 @@ struct StepBlocks {
     if (args.tokens)
       add_by_token(of_input, args.tokens + first, rows, own, add);
     else
-      product(
+      multiply_panels(
           of_input, ld_rows, own, rows, inputs_packed, inputs, add,
           [&](int64_t k) { return totals.w_ih + k * z.inputs; }, sums);
-    product(
+    multiply_panels(
         of_state, ld_rows, own, rows, states_packed, outputs, add,
         [&](int64_t k) { return totals.w_hh + Cell::row_hh(k, z.hidden) * z.outputs; }, sums);
     if (grads.b_ih)
       for (int64_t k = own.begin; k < own.end; ++k) {
-        const W a = sum(of_input + k * ld_rows, rows), b = sum(of_state + k * ld_rows, rows);
+        const W a = sum_of<S>(of_input + k * ld_rows, rows), b = sum_of<S>(of_state + k * ld_rows, rows);
         W &to_a = totals.b_ih[k], &to_b = totals.b_hh[Cell::row_hh(k, z.hidden)];
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }
     if (!projected) return true;
     const Part of_h = part(z.outputs, seat);
-    product(
+    multiply_panels(
         outputs_by_column, ld_rows, of_h, rows, unprojected_packed, units, add,
         [&](int64_t k) { return totals.w_hr + k * z.hidden; }, sums);
     if (grads.b_hr)
       for (int64_t k = of_h.begin; k < of_h.end; ++k) {
-        const W total = sum(outputs_by_column + k * ld_rows, rows);
+        const W total = sum_of<S>(outputs_by_column + k * ld_rows, rows);
         totals.b_hr[k] = add ? totals.b_hr[k] + total : total;
       }
     return true;
@@ -280,41 +280,6 @@ struct StepBlocks {
     if (!projected) return;
     turn(grad_outputs[block_of(s) % 2], ld_outputs, z.outputs, outputs_by_column);
     pack(units, [&](int64_t k) { return unprojected + k * z.hidden; }, unprojected_packed);
-  }
-
-  // Rows `own` of a (.., depth) times packed panels, stored or added to the rows that `target` names.
-  template <class Target>
-  void product(const S* a, int64_t lda, Part own, int64_t depth, const S* packed, const Panels<S>& panels, bool add,
-               Target target, W* sums) const {
-    // Block by block of rows: their targets lie on few pages, and the panels come in the order in which they lie.
-    for (int64_t top = own.begin; top < own.end; top += kBlockRows)
-      for (int64_t p = 0; p < panels.count; ++p) {
-        const int64_t first = panels.begin(p), width = panels.width(p), bottom = smaller(top + kBlockRows, own.end);
-        multiply_plain<S>(width, a + top * lda, lda, bottom - top, depth, packed + panels.offset(p, depth), nullptr,
-                          sums, [&](int64_t from, int64_t to) __attribute__((always_inline)) {
-                            for (int64_t row = top + from; row < top + to; ++row) fetch(target(row) + first, width);
-                          });
-        for (int64_t row = top; row < bottom; ++row)
-          for (int64_t column = first; column < panels.end(p); column += L) {
-            const int lanes = static_cast<int>(smaller<int64_t>(L, panels.columns - column));
-            Vec<S> v = load(sums + (row - top) * width + column - first);
-            auto* to = target(row) + column;
-            if (add) v += load_part(to, lanes);
-            store_part(to, v, lanes);
-          }
-      }
-  }
-
-  // In several short chains, which round less than a long one.
-  static W sum(const S* from, int64_t count) {
-    Vec<S> totals[4] = {};
-    int64_t i = 0;
-    for (; i + 4 * L <= count; i += 4 * L)
-      for (int chain = 0; chain < 4; ++chain) totals[chain] += load(from + i + chain * L);
-    for (int chain = 0; i < count; i += L, ++chain)
-      totals[chain] += load_part(from + i, static_cast<int>(smaller<int64_t>(L, count - i)));
-    Vec<S> total = (totals[0] + totals[1]) + (totals[2] + totals[3]);
-    return sums_of_lanes<1>(&total)[0];
   }
 };
 

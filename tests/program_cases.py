@@ -18,14 +18,14 @@ class Case:
         spec: without dtype and functions; each part has the expressions that it writes as ``writes``.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, rows: tuple[int, int] | None = None) -> None:
         self.random = random = Random(seed)
         self.numbers = np.random.default_rng(seed)
         self.heads = random.choice((1, 1, 1, 2, 3, 4))
         self.sizes = [random.choice(SIZES) * self.heads for _ in range(random.randint(1, 3))]
         if random.random() < 0.3:
             self.sizes[0] = random.choice(BIG) * self.heads
-        self._choose_rows()
+        self._choose_rows(rows)
         self.reverse = random.random() < 0.5
         self.forms: list[dict] = []
         self.arrays: list[Any] = []
@@ -33,11 +33,14 @@ class Case:
         self.written: list[tuple[int, int]] = []  # (array, block) of rows
         self._declare()
         phases = [self._phase(last=False) for _ in range(random.randint(0, 2))] + [self._phase(last=True)]
-        self.spec = {"sizes": len(self.sizes), "arrays": self.forms, "phases": phases}
+        self.spec = {"sizes": len(self.sizes), "arrays": self.forms, "phases": phases, "sums": [], "products": []}
+        for _ in range(random.randint(0, 3)):
+            self._behind()
 
-    def _choose_rows(self) -> None:
+    def _choose_rows(self, rows: tuple[int, int] | None) -> None:
         random = self.random
-        steps, batch = random.choice(((1, 1), (3, 1), (20, 1), (2, 2), (7, 3), (4, 12), (6, 25), (2, 70), (19, 5)))
+        shapes = ((1, 1), (3, 1), (20, 1), (2, 2), (7, 3), (4, 12), (6, 25), (2, 70), (19, 5))
+        steps, batch = rows or random.choice(shapes)
         self.batch_sizes = [batch] * steps
         self.packed = random.random() < 0.4
         if self.packed:
@@ -196,7 +199,8 @@ class Case:
         return "div", total, ("add", ("const", 1.0), ("mul", total, total))
 
     def round_matrices(self) -> None:
-        """Gives 8 bits to the matrices that are not transposed."""
+        """Gives 8 bits to the matrices that are not transposed; what is summed up over rows would spread roundings."""
+        self.spec |= {"sums": [], "products": []}
         terms = [
             term
             for phase in self.spec["phases"]
@@ -218,3 +222,37 @@ class Case:
         parts = [self._part(size, last) for size in sizes]
         self.written += self.fresh
         return {"meets": any(part["results"] for part in parts), "parts": parts}
+
+    def _behind(self) -> None:
+        """A sum or a product behind the loop, of an array of all steps that may have been written in it; perhaps added
+        to what the one before it has made."""
+        random = self.random
+        size, heads = random.randrange(len(self.sizes)), random.choice((1, self.heads))
+        of = [i for i, form in enumerate(self.forms) if form["kind"] == "step" and not form.get("single")]
+        grad = random.choice([i for i in of if self.forms[i]["size"] == size])
+        block = random.randrange(self.forms[grad]["blocks"])
+        blocks, row_block = random.randint(1, self.forms[grad]["blocks"] - block), random.randint(0, 2)
+        own = {"grad": {"array": grad, "block": block, "blocks": blocks}, "row_block": row_block, "heads": heads}
+        columns = random.randrange(len(self.sizes))
+        rows, width = (row_block + blocks) * self.sizes[size], self.sizes[columns] // heads
+        form = dict(size=size, blocks=row_block + blocks)
+        matrix = self._add("matrix", self._normal(rows, width), **form, columns_size=columns, columns_parts=heads)
+        again = random.random() < 0.5
+        if random.random() < 0.5:
+            values = random.choice(self._whole_of_all_steps(columns))
+            bias = self._add("unit", self._normal(rows), **form) if random.random() < 0.5 else None
+            self.spec["sums"].append({**own, "values": values, "to": matrix, "bias": bias, "add": again})
+            if random.random() < 0.3:
+                values = random.choice(self._whole_of_all_steps(columns))
+                self.spec["sums"].append({**own, "values": values, "to": matrix, "bias": bias, "add": True})
+            return
+        to = self._add("step", self._normal(self.rows, self.sizes[columns]), size=columns, blocks=1, output=True)
+        if random.random() < 0.5:
+            self.spaced.add(to)
+        self.spec["products"].append({**own, "matrix": matrix, "to": to, "add": again})
+        if random.random() < 0.3:
+            self.spec["products"].append({**own, "matrix": matrix, "to": to, "add": True})
+
+    def _whole_of_all_steps(self, size: int) -> list[dict]:
+        found = self._of(size, "step", "neighbour")
+        return [at for at in found if not self.forms[at["array"]].get("single")]

@@ -45,6 +45,10 @@ class Oracle:
                 self.arrays[i][:] = 0
         for step in range(len(self.times)):
             self.step(step)
+        for each in self.spec.get("sums", ()):
+            self.outer(each)
+        for each in self.spec.get("products", ()):
+            self.back(each)
 
     def rows(self, step: int) -> int:
         return self.batch_sizes[self.times[step]] if 0 <= step < len(self.times) else 0
@@ -85,6 +89,47 @@ class Oracle:
             return whole
         size = self.sizes[form["size"]]
         return whole[block * size : (block + 1) * size]
+
+    def all_rows(self, at: dict) -> Numbers:
+        """Blocks of an array of all steps, (N, columns), in the order of time."""
+        found = np.full(
+            (self.offsets[-1], at.get("blocks", 1) * self.sizes[self.spec["arrays"][at["array"]]["size"]]), np.nan
+        )
+        for step, time in enumerate(self.times):
+            for row in range(self.batch_sizes[time]):
+                blocks = range(at.get("block", 0), at.get("block", 0) + at.get("blocks", 1))
+                found[self.offsets[time] + row] = np.concatenate(
+                    [self.read(at["array"], block, step, row, {}) for block in blocks]
+                )
+        return found
+
+    def heads_behind(self, each: dict) -> Any:
+        """Its gradients as (N, gates, heads, units), and the rows of its matrix, as a view of that shape."""
+        grad = each["grad"]
+        size = self.sizes[self.spec["arrays"][grad["array"]]["size"]]
+        shape = grad.get("blocks", 1), each["heads"], size // each["heads"]
+        first = each["row_block"] * size
+
+        def rows(array: int) -> Numbers:
+            given = self.arrays[array]
+            return given[first : first + shape[0] * size].reshape(*shape, *given.shape[1:])
+
+        return self.all_rows(grad).reshape(-1, *shape), rows
+
+    def outer(self, each: dict) -> None:
+        grad, rows = self.heads_behind(each)
+        values = self.all_rows(each["values"])
+        values = values.reshape(len(values), each["heads"], -1)
+        for array, found in ((each["to"], np.einsum("nghz,nhk->ghzk", grad, values)), (each["bias"], grad.sum(0))):
+            if array is not None:
+                to = rows(array)
+                to[:] = to * each["add"] + found
+
+    def back(self, each: dict) -> None:
+        grad, rows = self.heads_behind(each)
+        to = self.arrays[each["to"]]
+        found = np.einsum("nghz,ghzk->nhk", grad, rows(each["matrix"])).reshape(to.shape)
+        to[:] = to * each["add"] + found
 
     def part(self, part: dict, step: int, row: int, held: dict) -> None:
         def read(at: dict) -> Numbers:

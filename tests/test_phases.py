@@ -31,7 +31,7 @@ def engine_spec(case: Case, dtype: str) -> tuple[dict, list[Compiled]]:
     spec["arrays"] = [
         {key: value for key, value in form.items() if key not in ("output", "updated")} for form in case.forms
     ]
-    spec["phases"] = []
+    spec |= {"phases": [], "sums": case.spec["sums"], "products": case.spec["products"]}
     for phase in case.spec["phases"]:
         parts = []
         for part in phase["parts"]:
@@ -125,6 +125,15 @@ def check(case: Case, dtype: torch.dtype, threads: tuple[int, ...] = (1, 2, 3), 
 @pytest.mark.parametrize("seed", range(60))
 def test_programs(seed: int) -> None:
     check(Case(seed), (torch.float32, torch.float64)[seed % 2])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_summed_up_over_many_rows(seed: int) -> None:
+    """More of them than are packed at once, of rows that begin and end at any step."""
+    case = Case(2000 + seed, rows=(14, 70))
+    while not (case.spec["sums"] or case.spec["products"]):
+        case._behind()
+    check(case, (torch.float32, torch.float64)[seed % 2], (1, 2))
 
 
 @pytest.mark.parametrize("isa", core.supported_isas()[1:])

@@ -37,7 +37,12 @@ def gated() -> dict[str, Any]:
             {"kind": "number", "name": "scale"},
             {"kind": "sequence", "size": 0, "name": "mask"},
             {"kind": "step", "size": 1, "name": "other"},
+            {"kind": "matrix", "size": 0, "blocks": 2, "columns_size": 0, "name": "of W"},
+            {"kind": "unit", "size": 0, "blocks": 2, "name": "of b"},
+            {"kind": "step", "size": 0, "name": "of x"},
         ],
+        "sums": [{"grad": {"array": 1}, "values": {"array": 5}, "to": 10, "row_block": 1, "bias": 11}],
+        "products": [{"grad": {"array": 1}, "matrix": 3, "row_block": 1, "to": 12}],
         "phases": [
             {
                 "parts": [
@@ -70,6 +75,7 @@ def gated() -> dict[str, Any]:
 
 FIRST, SECOND = ("phases", 0, "parts", 0), ("phases", 1, "parts", 0)
 TERM = (*FIRST, "results", 0, "terms", 0)
+SUM, PRODUCT = ("sums", 0), ("products", 0)
 REFUSED = [
     (("something",), 1, "no such field"),
     (("dtype",), "float16", "expected float32 or float64"),
@@ -112,7 +118,7 @@ REFUSED = [
     ((*FIRST, "operands", 0), {}, "expected either array or result"),
     ((*FIRST, "operands", 0), {"result": 1}, "from 0 to 0"),
     ((*FIRST, "operands", 0), {"result": 0, "array": 1}, "expected either array or result"),
-    ((*FIRST, "operands", 1), {"array": 10}, "from 0 to 9"),
+    ((*FIRST, "operands", 1), {"array": 13}, "from 0 to 12"),
     ((*FIRST, "operands", 1), {"array": 1, "block": 1}, "from 0 to 0"),
     ((*FIRST, "operands", 1), {"array": 3}, "functions do not read"),
     ((*FIRST, "operands", 1), {"array": 9}, "expected an array of size 0, other has size 1"),
@@ -139,6 +145,30 @@ REFUSED = [
     ((*TERM, "row_block"), 2, "expected blocks within the 2"),
     ((*TERM, "heads"), 2, "expected the columns_parts"),
     ((*TERM, "transpose"), True, "no such field"),
+    (("sums",), 5, "a list of dicts"),
+    ((*SUM, "rows"), 1, "no such field"),
+    ((*SUM, "grad"), 1, "expected a dict"),
+    ((*SUM, "grad", "array"), 13, "from 0 to 12"),
+    ((*SUM, "grad", "array"), 5, "is of the kind neighbour"),
+    ((*SUM, "grad", "array"), 9, "expected an array of size 1, of W has size 0"),
+    ((*SUM, "grad", "blocks"), 2, "from 1 to 1"),
+    ((*SUM, "values"), MISSING, "expected this field"),
+    ((*SUM, "values", "array"), 0, "is of the kind state"),
+    ((*SUM, "values", "array"), 8, "is of the kind sequence"),
+    ((*SUM, "values", "block"), 1, "from 0 to 0"),
+    ((*SUM, "values", "blocks"), 1, "no such field"),
+    ((*SUM, "to"), 2, "expected a matrix of floats"),
+    ((*SUM, "row_block"), 2, "expected blocks within the 2 of of W"),
+    ((*SUM, "heads"), 2, "expected the columns_parts of of W"),
+    ((*SUM, "bias"), 1, "expected a unit array"),
+    (("arrays", 11, "blocks"), 1, "expected blocks within the 1 of of b"),
+    (("arrays", 10, "columns_size"), 1, "expected an array of size 0, of W has size 1"),
+    ((*PRODUCT, "values"), {"array": 5}, "no such field"),
+    ((*PRODUCT, "to"), 5, "expected rows of one block"),
+    ((*PRODUCT, "to"), 9, "expected an array of size 1, W has size 0"),
+    ((*PRODUCT, "matrix"), 1, "expected a matrix of floats"),
+    ((*PRODUCT, "row_block"), 2, "expected blocks within the 2 of W"),
+    ((*PRODUCT, "add"), 1, "expected a bool"),
 ]
 
 
@@ -164,6 +194,9 @@ def test_a_spec_that_does_not_fit_is_refused(path: tuple, value: Any, message: s
 def test_matrices_of_int8_that_do_not_fit_are_refused() -> None:
     spec, given = gated(), arguments()
     spoil(spec, ("arrays", 3, "int8"), True)
+    with pytest.raises(ValueError, match="a matrix of floats, got a matrix of int8"):
+        core.Program(spec)
+    spoil(spec, ("products",), [])
     program = core.Program(spec)
     values, scales = torch.ones(12, 6, dtype=torch.int8), torch.ones(12)
     for matrix, message in [
@@ -187,6 +220,7 @@ def test_matrices_of_int8_that_do_not_fit_are_refused() -> None:
         (("dtype",), "float64", "float32"),
     ]:
         spec = gated()
+        spoil(spec, ("products",), [])
         spoil(spec, ("arrays", 3, "int8"), True)
         spoil(spec, path, value)
         with pytest.raises(ValueError, match=message):
@@ -210,6 +244,9 @@ def arguments() -> dict[str, Any]:
         torch.ones(1),
         torch.randn(batch, size),
         torch.randn(steps * batch, 5),
+        torch.empty(2 * size, size),
+        torch.empty(2 * size),
+        torch.empty(steps * batch, size),
     ]
     return {
         "steps": steps,
@@ -242,7 +279,7 @@ REFUSED_RUNS = [
     (("sizes",), [0, 5], "out of range"),
     (("sizes",), [7, 5], "multiple of 3 heads"),
     (("sizes",), [9, 5], "expected a CPU tensor"),
-    (("arrays",), [], "arrays: expected 10, got 0"),
+    (("arrays",), [], "arrays: expected 13, got 0"),
     (("arrays", 0), None, "h: expected a dict"),
     (("arrays", 0, "initial"), torch.randn(3, 6), "h.initial: expected a CPU tensor of float32 \\(4, 6\\)"),
     (("arrays", 0, "final"), torch.randn(4, 8)[:, :6], "h.final: expected"),
@@ -265,6 +302,10 @@ REFUSED_RUNS = [
     (("arrays", 6), torch.randn(5), "sum: expected"),
     (("arrays", 7), torch.randn(2), "scale: expected"),
     (("arrays", 8), torch.randn(12, 6), "mask: expected"),
+    (("arrays", 10), torch.randn(6, 6), "of W: expected"),
+    (("arrays", 10), None, "of W: expected a tensor, got None"),
+    (("arrays", 11), torch.randn(6), "of b: expected"),
+    (("arrays", 12), torch.randn(11, 6), "of x: expected"),
 ]
 
 

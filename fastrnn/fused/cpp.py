@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fastrnn.cell.int8 import Int8
-from fastrnn.compiler.arrays import Program
+from fastrnn.compiler.arrays import Array, Program
 from fastrnn.compiler.print_llvm import Operand
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address, Part, Result
 from fastrnn.fused import machine
+from fastrnn.fused.behind import Behind, arrays_behind
 from fastrnn.fused.functions import compile_functions
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import scan_with
@@ -50,13 +51,16 @@ class Engine(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def engine(compiled: Compiled, which: str, dtype: torch.dtype, int8: tuple[str, ...] = ()) -> Engine:
+def engine(
+    compiled: Compiled, which: str, dtype: torch.dtype, int8: tuple[str, ...] = (), behind: Behind | None = None
+) -> Engine:
     """The program "forward", "keeping" or "backward" of a cell in the core, its functions compiled; ``int8`` are the
     arrays that are matrices of 8 bits."""
     program: Program = getattr(compiled, which)
     functions = iter(compile_functions(program, dtype))
-    sizes = tuple(dict.fromkeys(s for a in program.arrays.values() for s in (a.size, a.columns) if s))
-    arrays = tuple(program.arrays)
+    every = program.arrays | (arrays_behind(compiled, behind) if behind else {})
+    sizes = tuple(dict.fromkeys(s for a in every.values() for s in (a.size, a.columns) if s))
+    arrays = tuple(every)
     phases = []
     for phase in program.phases:
         described = [_part(*next(functions), sizes, arrays) for _ in phase]
@@ -66,8 +70,9 @@ def engine(compiled: Compiled, which: str, dtype: torch.dtype, int8: tuple[str, 
     spec = dict(
         dtype=str(dtype).removeprefix("torch."),
         sizes=len(sizes),
-        arrays=[_array(program, name, sizes, name in int8) for name in arrays],
+        arrays=[_array(name, array, sizes, name in int8) for name, array in every.items()],
         phases=phases,
+        **(_behind(behind, arrays) if behind else {}),
     )
     assert _core is not None
     return Engine(_core.Program(spec), sizes, arrays)
@@ -78,8 +83,7 @@ def _reads_rows(result: Result) -> bool:
     return bool(result.mean) or any(term.operand.array != "x" for term in result.terms)
 
 
-def _array(program: Program, name: str, sizes: Sequence[str], int8: bool) -> dict[str, Any]:
-    array = program.arrays[name]
+def _array(name: str, array: Array, sizes: Sequence[str], int8: bool) -> dict[str, Any]:
     found: dict[str, Any] = dict(name=name, kind=array.kind)
     if array.kind == "number":
         return found
@@ -125,12 +129,31 @@ def _part(
     return dict(size=sizes.index(part.size), results=results, operands=described, function=function)
 
 
+def _behind(behind: Behind, arrays: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What the core sums up and multiplies behind the loop."""
+    sums: list[dict[str, Any]] = []
+    products: list[dict[str, Any]] = []
+    for each in behind.products:
+        values = dict(array=arrays.index(str(each.operand.array)), block=each.operand.block)
+        to = arrays.index(f"gradient of matrix:{each.name}")
+        bias = arrays.index(f"gradient of bias:{each.name}") if each.name in behind.biases else None
+        for run in each.runs:
+            grad = dict(array=arrays.index(run.array), block=run.block, blocks=run.count)
+            about = dict(grad=grad, row_block=run.row, heads=each.heads)
+            sums.append(dict(about, values=values, to=to, bias=bias, add=not each.fresh))
+            if behind.x and each.operand.array == "x":
+                matrix = arrays.index(f"matrix:{each.name}")
+                products.append(dict(about, matrix=matrix, to=arrays.index("gradient of x"), add=bool(products)))
+    return dict(sums=sums, products=products)
+
+
 def run(
-    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor
-) -> None:
+    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor,
+    behind: Behind | None,
+) -> None:  # fmt: skip
     """Runs a program over all steps; see :data:`fastrnn.fused.run.Run`."""
     int8 = tuple(name for name, place in places.items() if type(place) is Int8)
-    own = engine(compiled, which, like.dtype, int8)
+    own = engine(compiled, which, like.dtype, int8, behind)
     for name in int8:
         places[name] = places[name]._asdict()
     own.program.run(

@@ -18,6 +18,7 @@ from fastrnn.compiler.print_llvm import Operand
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Part, Result, Term
 from fastrnn.fused import machine
+from fastrnn.fused.behind import Behind, sum_behind
 from fastrnn.fused.functions import compile_functions
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import scan_with
@@ -181,8 +182,9 @@ def _threads() -> int:
 
 
 def run(
-    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor
-) -> None:
+    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor,
+    behind: Behind | None,
+) -> None:  # fmt: skip
     """Runs a program over all steps; see :data:`fastrnn.fused.run.Run`."""
     import numpy as np
 
@@ -219,6 +221,8 @@ def run(
     numba_start.start(driver(like.dtype), tables.team, table.tobytes(), fields["modes"])
     for given, total in tables.sums:
         given.copy_(total.sum(0))
+    if behind:
+        sum_behind(compiled, steps, behind, places, sizes)
 
 
 def scan(compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,7 +11,8 @@ from torch.autograd import Function
 
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
-from fastrnn.fused.gradients import history_of, of_group, of_matrices, of_x
+from fastrnn.fused.behind import Behind, behind
+from fastrnn.fused.gradients import of_group
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.layout import dense, inputs, layout, sizes_of
 from fastrnn.fused.reference import scan_by_torch
@@ -19,9 +20,10 @@ from fastrnn.saving import save, saved_by
 
 # Runs a program of a cell, "backward" or one of PROGRAMS, over all steps.  Its arguments are the compiled cell, the
 # program's name, the steps in the program's order, the number of units that each name stands for, where each array is,
-# and a tensor of the dtype and on the device of all.  Arrays are dense tensors; a neighbour's is a dict of ``history``
-# and ``initial``, a state's of ``initial`` and ``final``, each a tensor or None, and of rows there is none.
-Run = Callable[[Compiled, str, Steps, dict[str, int], dict[str, Any], Tensor], None]
+# a tensor of the dtype and on the device of all, and what "backward" sums up behind the loop.  Arrays are dense
+# tensors; a neighbour's is a dict of ``history`` and ``initial``, a state's of ``initial`` and ``final``, each a tensor
+# or None, and of rows there is none.
+Run = Callable[[Compiled, str, Steps, dict[str, int], dict[str, Any], Tensor, Behind | None], None]
 
 # Forward programs, by whether they keep what backward reads, and whether they make the products of x.
 PROGRAMS = {
@@ -79,7 +81,7 @@ def run_forward(
     kept = () if not keep else own.workspace if given.x is None else own.workspace_ahead
     workspace = {name: like.new_empty(rows, blocks * sizes[size]) for name, size, blocks in kept}
     which = PROGRAMS[keep, given.x is not None]
-    run(compiled, which, steps, sizes, places | workspace, like)
+    run(compiled, which, steps, sizes, places | workspace, like, None)
     return [*emitted, *ends], workspace
 
 
@@ -157,10 +159,10 @@ def run_backward(
     loop, program = compiled.loop, compiled.backward
     sizes, like, rows = sizes_of(compiled, given), given.states[0], steps.rows
     places = inputs(compiled, given, sizes) | workspace | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
-    histories = {name: history_of(compiled, name, emitted, workspace) for name in compiled.saving.histories}
-    for name, history in histories.items():
-        first = given.states[list(loop.states).index(name)]
-        places[f"before:{name}"] = dict(history=history, initial=dense(first))
+    for name in compiled.saving.histories:
+        node, first = loop.next[name], given.states[list(loop.states).index(name)]
+        behind_steps = f"out:{loop.emitted.index(node)}" if node in loop.emitted else f"history:{name}"
+        places[f"before:{name}"] = dict(history=places[behind_steps], initial=dense(first))
     for k, node in enumerate(loop.emitted):
         grad = grads[k]
         places[f"grad:{k}"] = like.new_zeros(rows, sizes[str(node.size)]) if grad is None else dense(grad)
@@ -177,7 +179,10 @@ def run_backward(
         elif name.startswith("sum:"):
             lead = (steps.batch,) if array.kind == "sequence" else ()
             results[name] = like.new_zeros(*lead, sizes[str(array.size)])
-    run(compiled, "backward", steps._replace(reverse=not steps.reverse), sizes, places | results, like)
+    own = behind(compiled, given, need_x)
+    sums = own.places(given)
+    order = steps._replace(reverse=not steps.reverse)
+    run(compiled, "backward", order, sizes, places | results | sums, like, own)
 
     def block(address: Address) -> Tensor:
         units = sizes[str(program.arrays[str(address.array)].size)]
@@ -187,6 +192,6 @@ def run_backward(
         None if tensor is None else of_group(compiled, number, block, results, sizes, tensor)
         for number, tensor in enumerate(given.groups)
     ]
-    of_weights, of_biases = of_matrices(compiled, steps, given, results, sizes, histories, emitted, workspace)
-    grad_x = of_x(compiled, given, results, sizes) if need_x and given.x is not None else None
-    return [grad_x, *groups, *of_states, *of_weights, *of_biases]
+    of_matrices = (sums.get(f"gradient of matrix:{name}") for name in given.matrices)
+    of_biases = (sums.get(f"gradient of bias:{name}") for name in given.biases)
+    return [sums.get("gradient of x"), *groups, *of_states, *of_matrices, *of_biases]

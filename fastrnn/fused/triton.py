@@ -23,6 +23,7 @@ from fastrnn.compiler.print_triton import identifier, print_triton, sizes_of, wo
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Part
 from fastrnn.fused import machine
+from fastrnn.fused.behind import Behind, sum_behind
 from fastrnn.fused.layer import Operands, Steps
 from fastrnn.fused.run import scan_with
 
@@ -119,8 +120,9 @@ _kept: list[Any] = []
 
 
 def run(
-    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor
-) -> None:
+    compiled: Compiled, which: str, steps: Steps, sizes: dict[str, int], places: dict[str, Any], like: Tensor,
+    behind: Behind | None,
+) -> None:  # fmt: skip
     """Runs a program over all steps; see :data:`fastrnn.fused.run.Run`."""
     import triton.language as tl
 
@@ -144,6 +146,8 @@ def run(
         )
     for name, tensor in partial.items():
         places[name] += tensor.sum(0)
+    if behind:
+        sum_behind(compiled, steps, behind, places, sizes)
 
 
 def _arguments(
