@@ -214,15 +214,13 @@ inline double work_behind(const Run& run) {
 template <class S>
 int plan_team_behind(const Run& run, const Team& team) {
   constexpr int64_t kPieces = 64;  // that anything of this size can be shared in
-  const double ahead = work_behind(run);
-  if (team.size() == 1 || ahead * run.rows < kCallWork) return 1;
   TeamWork work{};
-  work.ahead = ahead * kWorth<S>;
+  work.ahead = work_behind(run) * kWorth<S>;
   work.steps = 1, work.rows = run.rows;
   work.panels = kPieces;
   work.directions = 1;
   work.meet_by_units = true;
-  return plan_team(work, this_machine(team.size())).threads;
+  return plan_team(work, team).threads;
 }
 
 // False where fewer threads came than were asked for, and nothing was done.

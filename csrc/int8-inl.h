@@ -177,7 +177,6 @@ TeamPlan plan_int8(const Int8Forward& args, const Team& team) {
   const Sizes& z = args.sizes;
   const double state = kSize * Cell::kGates * z.hidden * z.outputs,
                inputs = (args.weights[0].f_ih ? 1 : kSize) * Cell::kGates * z.hidden * z.inputs;
-  if (team.size() == 1 || (state + inputs) * z.rows * z.directions < kCallWork) return {};
   TeamWork work{};
   work.recurrent = state, work.ahead = inputs;
   work.weight_bytes = state / kSize;
@@ -185,7 +184,7 @@ TeamPlan plan_int8(const Int8Forward& args, const Team& team) {
   work.panels = ceil_div(z.hidden, kLanes<float>);
   work.directions = z.directions;
   work.meet_by_units = true;
-  return plan_team(work, this_machine(team.size()));
+  return plan_team(work, team);
 }
 
 template <class Cell>

@@ -26,10 +26,14 @@ bool run_scans(Team& team, Scan* first, Scan* second, TeamPlan team_plan) {
 }
 
 template <class Scan, class Layer>
+TeamWork work_of(const Layer& args) {
+  return work_of<typename Scan::Number, typename Scan::Unit>(args, Scan::shared_panels(args.sizes), Scan::kIsBackward);
+}
+
+template <class Scan, class Layer>
 bool run_layer(const Layer& args, Team& team) {
   Scratch scratch;
-  const TeamPlan team_plan = plan_team<typename Scan::Number, typename Scan::Unit>(
-      args, Scan::shared_panels(args.sizes), Scan::kIsBackward, team);
+  const TeamPlan team_plan = plan_team(work_of<Scan>(args), team);
   const int64_t* offsets = make_offsets(args.sizes, scratch);
   Scan first(args, 0, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
   if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, team_plan);
@@ -39,24 +43,15 @@ bool run_layer(const Layer& args, Team& team) {
   return true;
 }
 
-// Multiply-adds of the whole call from which a wavefront over layers repays its threads, and of one step below which it
-// beats sharing the units of each layer, if a thread's cache holds a layer's weights.
-constexpr double kWavefrontCall = 1e6, kWavefrontStep = 1e6;
-
 // How many of the layers, from the first, to run in a wavefront.
 template <class Scan, class Layer>
 int wavefront_height(const Layer* layers, int count, const Team& team) {
-  using S = typename Scan::Number;
-  using Cell = typename Scan::Unit;
   const Sizes& z = layers->sizes;
-  const int threads = smaller(team.size(), most_in_company());
-  if (count < 2 || z.directions > 1 || threads < 2 || z.steps < 4) return 1;
-  const double step = double(Cell::kGates) * z.hidden * (z.outputs + z.inputs) * z.rows / z.steps;
-  const double state = double(Cell::kGates) * z.hidden * z.outputs * sizeof(S);
-  if (step * z.steps * count < kWavefrontCall || step >= kWavefrontStep || 4 * state >= 3. * cache_bytes()) return 1;
-  if (plan_team<S, Cell>(*layers, Scan::shared_panels(z), Scan::kIsBackward, team).groups > 1) return 1;
-  if (grouped<S>(z.outputs) != z.outputs) return 1;  // the layer above copies its x before it begins
-  return smaller(threads, count);
+  if (count < 2 || grouped<typename Scan::Number>(z.outputs) != z.outputs)
+    return 1;  // the layer above copies its x before it begins
+  const TeamWork work = work_of<Scan>(*layers);
+  if (!is_worth_a_team(work, team)) return 1;
+  return plan_wavefront(work, this_machine(team.size()), count, wavefront_rows(z));
 }
 
 template <class Scan, class Layer>

@@ -81,7 +81,8 @@ struct Place {
       : all{thread, plan.threads}, own{thread % plan.members(), plan.members()}, group(thread / plan.members()) {}
 };
 
-// Multiply-adds of a whole call below which nobody thinks of a team.
+// Multiply-adds of a whole call below which nobody thinks of a team, nor measures what one brings: any machine does
+// them in the 4 us and more that it takes to start one.
 constexpr double kCallWork = 2e5;
 
 // Multiply-adds of floats that one is worth; on tiles, with what is pointwise around it.
@@ -94,13 +95,12 @@ template <class S>
 constexpr double kWorth = kGroup<S> > 1 ? kWorthOfNarrow : sizeof(S) / sizeof(float);
 
 template <class S, class Cell, class A>
-TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, bool is_backward, const Team& team) {
+TeamWork work_of(const Inputs<S, A>& args, int64_t panels, bool is_backward) {
   const Sizes& z = args.sizes;
   constexpr double kSize = kWorth<S>;
   const double state = double(Cell::kGates) * z.hidden * z.outputs;
   // Backward, inputs and weights are multiplied with twice more, or thrice.
   const double ahead = double(Cell::kGates) * z.hidden * (is_backward ? 2. * z.inputs + z.outputs : 1. * z.inputs);
-  if (team.size() == 1 || (state + ahead) * z.rows * z.directions < kCallWork) return {};
   TeamWork work{};
   work.recurrent = state * kSize, work.ahead = ahead * kSize;
   work.weight_bytes = state * sizeof(S);
@@ -109,7 +109,15 @@ TeamPlan plan_team(const Inputs<S, A>& args, int64_t panels, bool is_backward, c
   work.panels = panels;
   work.directions = z.directions;
   work.meet_by_units = true, work.meet_by_rows = is_backward;
-  return plan_team(work, this_machine(team.size()));
+  return work;
+}
+
+inline bool is_worth_a_team(const TeamWork& work, const Team& team) {
+  return team.size() > 1 && (work.recurrent + work.ahead) * work.rows * work.directions >= kCallWork;
+}
+
+inline TeamPlan plan_team(const TeamWork& work, const Team& team) {
+  return is_worth_a_team(work, team) ? plan_team(work, this_machine(team.size())) : TeamPlan{};
 }
 
 // One thread's place in a wavefront over layers: each layer has a thread of its own, which follows the one before it by

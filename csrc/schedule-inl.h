@@ -280,17 +280,15 @@ TeamPlan plan_team(const Run& run, const Team& team) {
     for (const PhasePart& part : phase.parts) vectors = larger(vectors, ceil_div(run.sizes[part.size], kLanes<S>));
   }
   double packed;
-  const double row = row_work(run, &packed), rows = static_cast<double>(run.rows);
-  if (team.size() == 1 || row * rows < kCallWork) return {};
   TeamWork work{};
-  work.recurrent = row * sizeof(S) / sizeof(float);
+  work.recurrent = row_work(run, &packed) * kWorth<S>;
   work.weight_bytes = packed * sizeof(S);
   work.steps = run.steps, work.rows = run.rows, work.batch = run.batch_sizes ? 0 : run.batch;
   work.least_rows = packed > 0 ? kTileRows<S, kPlain> / 2 : 1;
   work.panels = vectors;
   work.directions = 1;
   work.meet_by_units = meets;
-  return plan_team(work, this_machine(team.size()));
+  return plan_team(work, team);
 }
 
 }  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -66,6 +66,20 @@ void add_teams(py::module_& m) {
         return predicted_time(work_of(work), machine_of(machine), {threads, side_by_side, groups});
       },
       "work"_a, "machine"_a, "threads"_a, "side_by_side"_a, "groups"_a);
+  m.def(
+      "plan_wavefront",
+      [](const py::dict& work, const py::dict& machine, int layers, int64_t piece) {
+        if (piece < 1) throw py::value_error("piece: expected at least one row");
+        return plan_wavefront(work_of(work), machine_of(machine), layers, piece);
+      },
+      "work"_a, "machine"_a, "layers"_a, "piece"_a);
+  m.def(
+      "predicted_wavefront",
+      [](const py::dict& work, const py::dict& machine, int height, int64_t piece) {
+        if (height < 1 || piece < 1) throw py::value_error("height, piece: expected at least one");
+        return predicted_wavefront(work_of(work), machine_of(machine), height, piece);
+      },
+      "work"_a, "machine"_a, "height"_a, "piece"_a);
   m.def("assume_rates", &assume_rates, "start"_a, "meeting"_a, "multiply_adds"_a, "read"_a);
   m.def("assume_late", &assume_late, "every"_a);
   m.def("assume_apart", &assume_apart, "apart"_a);

@@ -184,6 +184,24 @@ TeamPlan plan_team(const TeamWork& work, const Machine& machine) {
   return best;
 }
 
+double predicted_wavefront(const TeamWork& work, const Machine& machine, int height, int64_t piece) {
+  const double pieces = std::ceil(double(work.rows) / double(piece));
+  const double alone = predicted_time(work, machine, TeamPlan{});
+  return alone * (1 + (height - 1) / pieces) + pieces * machine.meeting + machine.start * levels(height);
+}
+
+int plan_wavefront(const TeamWork& work, const Machine& machine, int layers, int64_t piece) {
+  const int most = std::min({machine.threads, machine.threads_that_meet, layers});
+  if (work.directions > 1 || work.weight_bytes >= kCacheShare * machine.cache) return 1;
+  int best = 1;
+  double time = predicted_time(work, machine, plan_team(work, machine));  // of a layer
+  for (int height = 2; height <= most; ++height) {
+    const double predicted = predicted_wavefront(work, machine, height, piece) / height;
+    if (predicted < time * kGain) time = predicted, best = height;
+  }
+  return best;
+}
+
 void assume_rates(double start, double meeting, double multiply_adds, double read) {
   assumed = {start, meeting, multiply_adds, read};
 }

@@ -56,6 +56,16 @@ double predicted_time(const TeamWork& work, const Machine& machine, TeamPlan pla
 // keeps enough of them, and a thread's cache its share of the weights unless no share is smaller. A pure function.
 TeamPlan plan_team(const TeamWork& work, const Machine& machine);
 
+// How long `height` such layers take one upon the other in a wavefront, in us: each has a thread of its own, which
+// follows that of the layer below by `piece` rows of all steps.
+//   t (1 + (height - 1) piece / rows) + meeting rows / piece + start
+// with t as one layer takes alone.
+double predicted_wavefront(const TeamWork& work, const Machine& machine, int height, int64_t piece);
+
+// How many of `layers` to run in a wavefront; 1 where it takes no less time for each than the plan for one layer, or
+// where a thread's cache has no room for a layer's weights. A pure function.
+int plan_wavefront(const TeamWork& work, const Machine& machine, int layers, int64_t piece);
+
 // This machine, at this time, for a team of at most so many threads; the four rates are measured once.
 Machine this_machine(int threads);
 

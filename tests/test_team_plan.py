@@ -153,6 +153,34 @@ def test_in_company_threads_do_not_meet_but_share_rows_of_long_calls():
     assert teams.plan(short, on(machine, 2, 1)).threads == 1
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_wavefront_is_chosen_where_it_is_shorter(machine: dict[str, Any]):
+    chosen = 0
+    for work, count, layers in itertools.product(WORKS, (1, 2, 6), (2, 3, 8)):
+        own, piece = on(machine, count), max(12, work["rows"] // 8)
+        height = cpp._core.plan_wavefront(work, own, layers, piece)
+        assert 1 <= height <= min(count, layers)
+        one = teams.plan(work, own).predicted
+        times = [cpp._core.predicted_wavefront(work, own, n, piece) / n for n in range(2, min(count, layers) + 1)]
+        if work["directions"] > 1 or work["weight_bytes"] >= 0.75 * machine["cache"]:
+            assert height == 1
+        elif height > 1:
+            assert times[height - 2] == pytest.approx(min(times), rel=0.03) and times[height - 2] < one
+        elif times:
+            assert min(times) >= 0.97 * one
+        chosen += height > 1
+    assert chosen > 10, "the works tell nothing"
+
+
+def test_the_prediction_of_a_wavefront_is_the_formula():
+    machine, work = on(MACHINES[0], 4), teams.work_of("GRU", 96, 1, 64)
+    alone = time_of(work, machine, 1, False, 1)
+    assert cpp._core.predicted_wavefront(work, machine, 3, 12) == pytest.approx(alone * (1 + 2 / 8) + 8 * 0.3 + 16)
+    assert cpp._core.plan_wavefront(work, machine | {"threads_that_meet": 1}, 3, 12) == 1
+    with pytest.raises(ValueError, match="piece: expected at least one row"):
+        cpp._core.plan_wavefront(work, machine, 3, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "cpus"),
     [
