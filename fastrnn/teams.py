@@ -55,8 +55,19 @@ def plan(work: dict[str, Any], machine: dict[str, Any]) -> Plan:
     return Plan(*found, cpp._core.predicted_time(work, machine, *found))
 
 
+def wavefront(work: dict[str, Any], machine: dict[str, Any], layers: int) -> tuple[int, float]:
+    """How many of these layers, one upon the other, run at a time on a thread each, and the microseconds of a layer
+    that the model predicts; 1 where they run one after the other, by the plan of one."""
+    piece = max(12, work["rows"] // 8)  # wavefront_rows of csrc/plan-inl.h
+    height = cpp._core.plan_wavefront(work, machine, layers, piece)
+    if height == 1:
+        return 1, plan(work, machine).predicted
+    return height, cpp._core.predicted_wavefront(work, machine, height, piece) / height
+
+
 def table() -> str:
-    """Forward passes of layers on 1 to 128 CPUs of this kind: threads, what they share, predicted microseconds."""
+    """Forward passes of layers on 1 to 128 CPUs of this kind: threads, what they share, predicted microseconds; and how
+    many layers of a stack run at a time."""
     machine = cpp._core.this_machine(1)
     rates = ", ".join(f"{name} {value:.4g}" for name, value in machine.items() if "threads" not in name)
     lines = [f"CPUs for this process: {cpp._core.usable_cpus()}    {rates}"]
@@ -65,11 +76,18 @@ def table() -> str:
         "",
     ]
     lines.append(f"{'cell, T, B, H':18}" + "".join(f"{count:>17}" for count in THREADS))
+    machines = [machine | {"threads": count, "threads_that_meet": count} for count in THREADS]
     for cell in GATES:
         for steps, rows, hidden in SHAPES:
             work, shown = work_of(cell, steps, rows, hidden), ""
-            for count in THREADS:
-                found = plan(work, machine | {"threads": count, "threads_that_meet": count})
+            for found in (plan(work, each) for each in machines):
                 shown += f"{f'{found.threads} {found.kind}  {found.predicted:.0f}':>17}"
+            lines.append(f"{f'{cell} {steps},{rows},{hidden}':18}{shown}")
+    lines += ["", "of 4 layers, how many run in a wavefront (1: each by its own plan), us of a layer"]
+    for cell in GATES:
+        for steps, rows, hidden in SHAPES[:2]:
+            shown = ""
+            for height, predicted in (wavefront(work_of(cell, steps, rows, hidden), each, 4) for each in machines):
+                shown += f"{f'{height}  {predicted:.0f}':>17}"
             lines.append(f"{f'{cell} {steps},{rows},{hidden}':18}{shown}")
     return "\n".join(lines)

@@ -156,11 +156,15 @@ def test_in_company_threads_do_not_meet_but_share_rows_of_long_calls():
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_wavefront_is_chosen_where_it_is_shorter(machine: dict[str, Any]):
     chosen = 0
+    for work, layers in itertools.product(WORKS, (2, 3, 8)):
+        times = [teams.wavefront(work, on(machine, count), layers)[1] for count in COUNTS]
+        assert times == sorted(times, reverse=True), "more CPUs, and longer"
     for work, count, layers in itertools.product(WORKS, (1, 2, 6), (2, 3, 8)):
         own, piece = on(machine, count), max(12, work["rows"] // 8)
-        height = cpp._core.plan_wavefront(work, own, layers, piece)
+        height, predicted = teams.wavefront(work, own, layers)
         assert 1 <= height <= min(count, layers)
         one = teams.plan(work, own).predicted
+        assert predicted <= one
         times = [cpp._core.predicted_wavefront(work, own, n, piece) / n for n in range(2, min(count, layers) + 1)]
         if work["directions"] > 1 or work["weight_bytes"] >= 0.75 * machine["cache"]:
             assert height == 1
@@ -232,5 +236,5 @@ def test_rates_are_measured_and_of_this_world():
 def test_the_table_is_of_1_to_128_cpus():
     text = teams.table()
     assert "LSTM 100,1,512" in text and " 128" in text.splitlines()[3]
-    assert len(text.splitlines()) == 4 + len(teams.GATES) * len(teams.SHAPES)
+    assert len(text.splitlines()) == 6 + len(teams.GATES) * (len(teams.SHAPES) + 2)
     assert "team" in (main.__doc__ or "")
