@@ -194,12 +194,12 @@ int plan_wavefront(const TeamWork& work, const Machine& machine, int layers, int
   const int most = std::min({machine.threads, machine.threads_that_meet, layers});
   if (work.directions > 1 || work.weight_bytes >= kCacheShare * machine.cache) return 1;
   int best = 1;
-  double time = predicted_time(work, machine, plan_team(work, machine));  // of a layer
+  double time = predicted_time(work, machine, TeamPlan{});  // of a layer
   for (int height = 2; height <= most; ++height) {
     const double predicted = predicted_wavefront(work, machine, height, piece) / height;
     if (predicted < time * kGain) time = predicted, best = height;
   }
-  return best;
+  return time < predicted_time(work, machine, plan_team(work, machine)) ? best : 1;
 }
 
 void assume_rates(double start, double meeting, double multiply_adds, double read) {
