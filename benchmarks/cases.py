@@ -168,6 +168,15 @@ GROUPS: dict[str, tuple[Shape, ...]] = {
             for rows in (1, 2, 4)
         ),
     ),
+    # For a machine with other work, or with more threads than CPUs: `report.py --busy 2`, `--threads 8`.
+    "company": (
+        Shape("one row, steps as short as a meeting of threads", 100, 1, 128),
+        Shape("one row on large weights", 100, 1, 512),
+        Shape("many rows, short steps", 60, 32, 128),
+        Shape("many rows, longer steps", 40, 32, 256),
+        Shape("one step", 1, 1, 256),
+        Shape("all sizes odd", 30, 5, 200),
+    ),
     # Narrow products: torch.nn's bfloat16 is what they are compared with, float32 of the same shapes stands above.
     "bfloat16": (
         Shape("one step of one stream, bytes halved", 1, 1, 512, dtype="bfloat16", works=_INFER),

@@ -2,6 +2,7 @@
 
     python benchmarks/report.py --group measured --cells LSTM GRU --threads 1 --mode train
     python benchmarks/report.py --write standard           the standard groups, into benchmarks/results/standard.md
+    python benchmarks/report.py --group company --threads 2 --busy 2        beside two other programs
 
 Each peer first passes the correctness gate of its case; one that fails it ends the report, and no time is printed for
 it.  All peers of a case are then timed in turn in this process.  ``share`` is the time that the machine's own limit
@@ -29,7 +30,7 @@ from cases import CELLS, GROUPS, STANDARD, WORKS, Case, cases
 from measures import FIRST, Row, measures
 from peers import Peer, peers
 from problem import Problem
-from timing import peak_rate, product_rate, race, stream_rate
+from timing import company, peak_rate, product_rate, race, stream_rate
 
 from fastrnn.backends import BackendError
 
@@ -127,6 +128,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", help="names of the peers beside torch.nn; all that are live by default")
     parser.add_argument("--match", default="", help="only the cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each peer on each case")
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute all the while")
     parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md, NAME.json and the plot")
     return parser.parse_args(arguments)
 
@@ -144,12 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     widths = (34, 7, 14, 9, 10, 7, 6, 5, 14)
     print(*(f"{name:<{width}}" for name, width in zip(COLUMNS, widths, strict=True)))
     rows: list[Row] = []
-    for threads in options.threads:
-        for case in cases(options.group, options.cells, options.mode):
-            if options.match in str(case):
-                for row in measure(case, threads, sides, options.seconds):
-                    rows.append(row)
-                    print(*(f"{x:<{width}}" for x, width in zip(row.fields(), widths, strict=True)), flush=True)
+    with company(options.busy):
+        for threads in options.threads:
+            for case in cases(options.group, options.cells, options.mode):
+                if options.match in str(case):
+                    for row in measure(case, threads, sides, options.seconds):
+                        rows.append(row)
+                        print(*(f"{x:<{width}}" for x, width in zip(row.fields(), widths, strict=True)), flush=True)
     print(*means(rows), sep="\n")
     record("last", rows, limits, FOLDER / "out")
     if options.write:

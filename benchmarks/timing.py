@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -70,6 +72,18 @@ def race(
             samples[name].append(side.sample(number[name], clock))
             latest = side
     return samples
+
+
+@contextlib.contextmanager
+def company(processes: int) -> Iterator[None]:
+    """Beside other processes that compute all the while."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 @functools.cache

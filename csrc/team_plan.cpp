@@ -170,7 +170,8 @@ TeamPlan plan_team(const TeamWork& work, const Machine& machine) {
   };
   const auto shares_rows = [&](int groups, int members) {
     const bool fits = work.weight_bytes * share(work.panels, members) < kCacheShare * machine.cache;
-    return work.least_rows > 0 && work.batch >= groups * work.least_rows && (fits || 2 * members > work.panels);
+    const bool is_least = 2 * members > std::min<int64_t>(work.panels, machine.threads_that_meet);
+    return work.least_rows > 0 && work.batch >= groups * work.least_rows && (fits || is_least);
   };
   // More threads than this cannot bring what they cost to start.
   const int most = static_cast<int>(std::min<double>(machine.threads, 1 + alone / machine.start * 2));

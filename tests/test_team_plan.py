@@ -60,7 +60,7 @@ def ways_to_share(work: dict[str, Any], machine: dict[str, Any]) -> Iterator[tup
     panels = work["panels"]
     for groups, members in itertools.product(range(1, 129), range(1, min(128, panels) + 1)):
         share = -(-panels // members) / panels * work["weight_bytes"]
-        fits = share < 0.75 * machine["cache"] or 2 * members > panels
+        fits = share < 0.75 * machine["cache"] or 2 * members > min(panels, machine["threads_that_meet"])
         if groups == 1 or (groups * work["least_rows"] <= work["batch"] and fits):
             yield groups, members
 
@@ -70,7 +70,7 @@ def test_no_way_to_share_is_much_faster(machine: dict[str, Any]):
     for work, count in itertools.product(WORKS, (2, 6, 16, 64)):
         best = min(
             time_of(work, on(machine, count), groups * members, directions > 1, groups)
-            for groups, members in ways_to_share(work, machine)
+            for groups, members in ways_to_share(work, on(machine, count))
             for directions in {1, work["directions"]}
             if groups * members * directions <= count
         )
@@ -104,7 +104,7 @@ def test_every_thread_repays_what_it_costs(machine: dict[str, Any]):
             continue
         fewer = [
             time_of(work, on(machine, count), groups * members, found.side_by_side, groups)
-            for groups, members in ways_to_share(work, machine)
+            for groups, members in ways_to_share(work, on(machine, count))
             if groups * members < found.threads
         ]
         assert found.predicted < min(fewer), (work, count, found)
@@ -149,6 +149,8 @@ def test_in_company_threads_do_not_meet_but_share_rows_of_long_calls():
     rows = teams.work_of("LSTM", 60, 32, 128)
     assert teams.plan(rows, on(machine, 2, 1))[:3] == (2, False, 2)
     assert teams.plan(rows | {"meet_by_rows": True}, on(machine, 2, 1)).threads == 1
+    large = teams.work_of("LSTM", 60, 32, 512)  # for whose weights a cache has no room: alone it has none either
+    assert teams.plan(large, on(machine, 2)).kind == "u" and teams.plan(large, on(machine, 2, 1)).kind == "r"
     short = teams.work_of("LSTM", 2, 32, 128)  # less than the slice of another program
     assert teams.plan(short, on(machine, 2, 1)).threads == 1
 
