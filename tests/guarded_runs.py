@@ -22,9 +22,11 @@ from support import Case, gradients, make  # noqa: E402
 from torch import nn  # noqa: E402
 
 import fastrnn  # noqa: E402
+from fastrnn import Network, cells  # noqa: E402
 from fastrnn.backends import cpp  # noqa: E402
 from fastrnn.modes import CELLS  # noqa: E402
 
+ENGINE_CELLS = [cells.LSTM, cells.GRU, cells.PeepholeLSTM, cells.NAS, cells.SLSTM, cells.IndRNN, cells.LayerNormLSTM]
 LANES = (7, 8, 9, 15, 16, 17, 31, 32, 33, 65, 70)  # beside the ends of vectors and panels
 
 
@@ -81,6 +83,27 @@ def module(dice: random.Random) -> None:
             assert y.isfinite().all() and torch.equal(y, network(x)[0])
 
 
+def network(dice: random.Random) -> None:
+    """A layer of another cell, by the engine of programs, with all of its gradients."""
+    cell = dice.choice(ENGINE_CELLS)
+    inputs, hidden = dice.choice([1, 2, 3, *LANES]), dice.choice([1, 2, 3, *LANES])
+    hidden = hidden * 4 if cell is cells.SLSTM else hidden
+    steps, rows = dice.choice([1, 2, 11, 41]), dice.choice([1, 2, 5, 12, 13, 48])
+    print(cell.__name__, inputs, hidden, steps, rows, flush=True)
+    net = Network(cell, inputs, hidden, batch_first=dice.random() < 0.5)
+    for name, parameter in list(net.named_parameters()):
+        setattr(net, name, nn.Parameter(guard(parameter.detach())))
+    lengths = sorted((dice.randint(1, steps) for _ in range(rows)), reverse=True) if dice.random() < 0.4 else None
+    x = guard(torch.randn(*((rows, steps) if net.batch_first else (steps, rows)), inputs)).requires_grad_()
+    given = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=net.batch_first) if lengths else x
+    with fastrnn.use_backend("cpp"):
+        y, _ = net(given)
+        y = y.data if lengths else y
+        found = torch.autograd.grad(y, [x, *net.parameters()], guard(torch.randn_like(y)), allow_unused=True)
+    for result in (y, *found):
+        assert result is None or result.isfinite().all(), "part of a result was not written"
+
+
 if __name__ == "__main__":
     faulthandler.enable()
     count = int(sys.argv[1])
@@ -89,7 +112,7 @@ if __name__ == "__main__":
     for seed in range(count):
         torch.manual_seed(seed)
         torch.set_num_threads(own.choice([1, 2]))
-        own.choice([layer, layer, module])(own)
+        own.choice([layer, layer, module, network])(own)
     print("nothing beyond its memory was touched", flush=True)
     last = guarded.guarded((3,), torch.float32, behind=True)
     ctypes.string_at(last.data_ptr(), 13)  # the end, by which the test knows that the guards hold
