@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import random
+from collections import deque
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
-_pages: list[Any] = []  # never given back, so that what comes late is a fault, too
+# Given back long after their tensors, so that what comes late is a fault, too; a process has some 65,000 maps.
+_pages: deque[Any] = deque(maxlen=10_000)
 _dice = random.Random(0)
 
 
