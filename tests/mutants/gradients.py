@@ -121,7 +121,7 @@ FAULTS = [
         "csrc/behind-inl.h",
         "packed[i] + cut.head(piece) * panels.size(block_rows), panels, add,",
         "packed[i] + (PLANTED ? 0 : cut.head(piece)) * panels.size(block_rows), panels, add,",
-        "test_phases.py -k test_programs",
+        "test_phases.py -k programs",
     ),
     Fault(
         "pack-odd-rows",
