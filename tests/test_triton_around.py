@@ -113,6 +113,19 @@ def test_a_step_takes_four_launches_at_most(launches: Launches, case: Case, save
     assert found.hn.shape == (case.directions, 3, outputs)
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+def test_of_a_step_backward_multiplies_no_weights_with_each_other(launches: Launches, directions: int):
+    """There is no step before that would read W_hh W_hr; what y and hn hand in is added up before it is projected."""
+    inputs = on_device(Case("", steps=1, hidden=64, proj_size=32, directions=directions))
+    saved: Any = backend.forward(*inputs[:6], save=True).saved
+    launches.of_device.clear()
+    with launches:
+        backend.backward(*inputs[:6], saved, *inputs[6:], True, True, True)
+    before = ["add", *["mm"] * directions, "_to_copy", *["clone"] * (directions - 1), "scan", "tanh", "mul"]
+    each = ["mm", "addmm_", "mm", "mm", "sum", "clone", "mm"]
+    assert launches.of_device == [*before, *each * directions, "_to_copy"]
+
+
 @pytest.mark.parametrize("outputs", [7, 3], ids=["plain", "projected"])
 def test_the_first_states_are_one_piece_of_zeros(launches: Launches, outputs: int):
     sizes = checks.Sizes(5, 7, outputs, 1, 1)

@@ -134,21 +134,29 @@ def backward(
     own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size = own[0].w_hh.shape[0] // len(CELLS[mode].gates)
     dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)
-    dm, dmn, start = dy, grad_hn, h0
+    alone = rows.steps == 1
+    dm, dmn = dy, grad_hn
     if projections := [w.w_hr for w in own if w.w_hr is not None]:
+        if alone:  # h goes to both and nowhere else
+            dy, grad_hn = grad_hn if dy is None else dy if grad_hn is None else dy + grad_hn, None
         dm, dmn = (None if g is None else _times_each(g, projections) for g in (dy, grad_hn))
-        start = h0.new_zeros(*h0.shape[:2], hidden_size)
     if grad_cn is None:
         carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     else:
         carry = grad_cn.to(torch.float32, copy=True).contiguous()
-    recurrent = [_as_stored(mode, w) for w in _recurrent(own)]
-    d_ab = launch_backward(mode, rows, recurrent, saved, start, c0, dm, dmn, grad_cells, carry, path)
+    if alone:  # the kernel multiplies by it, but no step is there for the product
+        recurrent = [h0.new_empty(len(w.w_hh), hidden_size) for w in own]
+    else:
+        recurrent = [_as_stored(mode, w) for w in _recurrent(own)]
+    d_ab = launch_backward(mode, rows, recurrent, saved, h0, c0, dm, dmn, grad_cells, carry, path)
 
     flat, tokens = _rows_of(x, rows)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_state else None
     dx = torch.empty_like(flat, memory_format=torch.contiguous_format) if need_x and not tokens else None
     grads: list[Tensor] = []
+    m = None
+    if need_weights and projections:
+        m = (saved.gates[..., -hidden_size:] * saved.cells.tanh()).to(h0.dtype)
     for d, w in enumerate(own):
         width = w.w_hh.shape[0]
         d_a, d_b = d_ab[d, :, -width:], d_ab[d, :, :width]
@@ -165,8 +173,8 @@ def backward(
                 d_bias = d_a.sum(0)
                 # Where both sides have the same gates, the two gradients are equal.
                 grads += [d_bias, d_bias.clone() if width == d_ab.shape[2] else _as_gates(mode, d_b.sum(0))]
-            if w.w_hr is not None:
-                grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
+            if m is not None:
+                grads.append(_gradient_of_h(rows, d, w, d_b, dy, grad_hn).t() @ m[d])
     dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
     states = (dh0, dc0) if need_state else (None, None)
     return Backward(None if dx is None else dx.view(x.shape), *states, grads if need_weights else None)
@@ -247,13 +255,11 @@ def _as_gates(mode: str, grad: Tensor) -> Tensor:
     return grad.roll(-(len(grad) // len(cell.gates)) * cell.apart, 0) if cell.apart else grad
 
 
-def _projection_gradient(
-    rows: Rows, d: int, w: Weights, saved: Saved, d_b: Tensor, dy: Tensor | None, grad_hn: Tensor | None
-) -> Tensor:
-    """Gradient of W_hr: h of each step goes to y and to the next step's gates, or at a row's last step to hn."""
+def _gradient_of_h(rows: Rows, d: int, w: Weights, d_b: Tensor, dy: Tensor | None, grad_hn: Tensor | None) -> Tensor:
+    """Of a layer with a projection: h of each step goes to y and to the next step's gates, or at a row's last step to
+    hn."""
+    if rows.steps == 1 and dy is not None:  # hn's is in it
+        return dy[d]
     last = d_b.new_zeros(rows.sequences, w.w_hh.shape[1]) if grad_hn is None else grad_hn[d]
     dh = rows.before(d_b @ w.w_hh, last, 1 - d)
-    if dy is not None:
-        dh = dh + dy[d]
-    o = saved.gates[d, :, -saved.cells.shape[-1] :]
-    return dh.t() @ (o * saved.cells[d].tanh()).to(o.dtype)
+    return dh if dy is None else dh + dy[d]
