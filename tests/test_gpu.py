@@ -54,6 +54,14 @@ def test_values_at_sizes_of_models(case: Case, mode: str):
     assert same(found, run(backend, on_gpu(expected.inputs))), "two runs differ"
 
 
+@pytest.mark.parametrize("rows", [16, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_step_with_a_projection(dtype: torch.dtype, rows: int):
+    case = Case("", steps=1, rows=rows, inputs=200, hidden=1000, proj_size=260, directions=2, dtype=dtype)
+    expected = expect(case)
+    verify(run(backend, on_gpu(expected.inputs)), expected)
+
+
 def test_tf32_is_used_where_torch_allows_it_for_rnns_and_nowhere_else(monkeypatch: pytest.MonkeyPatch):
     seen: list[str] = []
 

@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path as Folder
 from typing import Any, NamedTuple
@@ -80,16 +81,53 @@ def test_every_path_is_right(monkeypatch: pytest.MonkeyPatch, path: Path, case: 
 
 ALONE = [
     Case("one step with a projection: h0 as it is, no product of all steps", steps=1, rows=17, proj_size=5),
-    Case("the same in both directions, units in several programs", steps=1, hidden=40, proj_size=33, directions=2),
+    Case("both directions, units in several programs", steps=1, hidden=40, proj_size=33, directions=2),
+    Case("both directions, tiles of rows and of columns and pieces of depth, with tails", steps=1, rows=35, inputs=70,
+         hidden=71, proj_size=67, directions=2),
+    Case("both directions, no bias", steps=1, proj_size=5, directions=2, bias=False),
     Case("packed", lengths=(1, 1), proj_size=1, bias=False),
+    Case("packed, both directions", lengths=(1, 1, 1), proj_size=5, directions=2),
+    Case("no rows", steps=1, rows=0, proj_size=5, directions=2),
     Case("bfloat16", steps=1, proj_size=16, hidden=32, dtype=torch.bfloat16),
-]
+    Case("bfloat16, both directions", steps=1, rows=17, proj_size=16, hidden=32, directions=2, dtype=torch.bfloat16),
+    Case("float16, both directions, packed", lengths=(1,) * 5, proj_size=7, directions=2, dtype=torch.float16),
+]  # fmt: skip
+
+
+def no_states(inputs: Inputs) -> Inputs:
+    """The zeros that a module begins with, and a gradient of y alone."""
+    assert inputs.c0 is not None
+    zeros = dict(h0=torch.zeros_like(inputs.h0), c0=torch.zeros_like(inputs.c0))
+    return inputs._replace(**zeros, grad_hn=None, grad_cn=None, grad_cells=None)
+
+
+def no_gradient_of_y(inputs: Inputs) -> Inputs:
+    return inputs._replace(grad_y=None)
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, every second of what lies there."""
+    return tensor.repeat_interleave(2, -1)[..., ::2]
+
+
+def of_many_steps(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, rows as far apart as those of one step of many, batch first."""
+    return tensor.repeat_interleave(2, -2)[..., ::2, :] if tensor.dim() == 3 else tensor
 
 
 @interpreted
-@pytest.mark.parametrize("case", ALONE, ids=str)
-def test_one_step_with_a_projection_is_right(case: Case):
-    expected = expect(case, all_seeds)
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        *((case, all_seeds) for case in ALONE),
+        (ALONE[1], no_states),
+        (ALONE[5], no_states),
+        (ALONE[1], no_gradient_of_y),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_one_step_with_a_projection_is_right(case: Case, change: Callable[[Inputs], Inputs]):
+    expected = expect(case, change)
     found = run(backend, expected.inputs)
     verify(found, expected)
     y, hn, *_ = backend.forward(*expected.inputs[:6], save=False)
@@ -97,12 +135,15 @@ def test_one_step_with_a_projection_is_right(case: Case):
     version = hn._version
     y.zero_()
     assert torch.equal(hn, found["hn"]) and hn._version == version  # of one product, yet each by itself
+    for layout in strided, of_many_steps:
+        verify(run(backend, expected.inputs.map(layout)), expected)
 
 
 TOKENS = [
     Case("more rows than tokens", "LSTM", directions=2),
     Case("fewer rows than tokens, packed", "GRU", lengths=RAGGED, inputs=40, directions=2),
     Case("projection, sums in float32", proj_size=5, bias=False, dtype=torch.bfloat16),
+    Case("one step with a projection", steps=1, proj_size=5, directions=2),
     Case("no rows", "RNN_TANH", rows=0),
 ]
 
@@ -221,10 +262,15 @@ def test_a_backend_on_one_path_runs_that_and_is_right(monkeypatch: pytest.Monkey
 
 
 BOTH = ("forward", "backward")
+PRODUCTS = ("input", "projection")
 # A variant for each path, cell, dtype, precision, form and target; not their product, which would take many minutes.
 VARIANTS = [
     *(Variant(kernel, "sm_90", "LSTM", 1024, 64, "bf16") for kernel in BOTH),
     *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16") for kernel in BOTH),
+    *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16", directions=2) for kernel in PRODUCTS),
+    *(Variant(kernel, "sm_90", "LSTM", 1024, 256, "fp32", "tf32", directions=2) for kernel in PRODUCTS),
+    *(Variant(kernel, "sm_80", "LSTM", 2048, 256, "fp32", directions=2) for kernel in PRODUCTS),
+    *(Variant(kernel, "gfx942", "LSTM", 100, 16, "fp16") for kernel in PRODUCTS),
     *(Variant(kernel, "sm_90", "GRU", 200, 16, "bf16", packed=True, directions=2) for kernel in BOTH),
     *(Variant(kernel, "sm_90", "LSTM", 64, 16, "fp32", "tf32") for kernel in BOTH),
     Variant("backward", "sm_90", "LSTM", 512, 64, "bf16", packed=True, cells=True),
@@ -266,7 +312,7 @@ def test_machine_code_stays_within_limits(variant: Variant):
     usage, path = usages(variant in FIRST)[variant], variant.path()
     registers = 512 if variant.target == "gfx942" else 255
     assert usage.registers <= registers
-    assert usage.spilled <= 64
+    assert usage.spilled <= (0 if variant.kernel in PRODUCTS else 64)
     assert usage.shared <= CHIPS[variant.target].shared_memory
     tensor_core = variant.dtype != "fp32" or variant.precision == "tf32"
     if path.name != "stream" and tensor_core and variant.target != "gfx942":
@@ -402,13 +448,14 @@ def test_a_new_length_or_batch_size_compiles_nothing():
     code = """
 from fastrnn.kernels.triton_scan import scan_forward
 from fastrnn.kernels.triton_scan_backward import scan_backward
-for kernel in (scan_forward, scan_backward):
+from fastrnn.kernels.triton_one_step import step_product
+for kernel in (scan_forward, scan_backward, step_product):
     numbers = [p for p in kernel.params if not p.is_constexpr and not p.name.startswith("p_")]
     print(*(p.name for p in numbers if p.do_not_specialize))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["tile_begin t_begin t_end T B N"] * 2
+    assert done.stdout.splitlines() == ["tile_begin t_begin t_end T B N"] * 2 + ["B"]
 
 
 def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
@@ -424,6 +471,17 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     assert "3.5.1 is too old" in str(backend.unavailable())
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "triton cannot be imported" in str(backend.unavailable())
+
+
+def test_tf32_of_a_product_follows_the_switch_for_matrix_products():
+    before, found = torch.get_float32_matmul_precision(), []
+    try:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            found.append(triton_launch.matmuls_may_use_tf32())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found == [False, True]
 
 
 def test_tf32_follows_the_switches_for_rnns_old_and_new():

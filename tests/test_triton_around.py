@@ -19,10 +19,9 @@ from fastrnn.backends import triton as backend
 from fastrnn.backends import triton_launch, triton_rows
 
 pytest.importorskip("triton", minversion="3.6")
-from fastrnn.kernels import triton_scan, triton_scan_backward
+from fastrnn.kernels import triton_one_step, triton_scan, triton_scan_backward
 
 ALLOCATES = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
-HIDDEN_VIEWS = ("unsafe_split",)  # whose schema does not say that they are
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
@@ -45,25 +44,23 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        views = name in HIDDEN_VIEWS or any(
-            r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
-        )
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         touched = [*tensors_in(list(args)), *tensors_in(list((kwargs or {}).values())), *tensors_in(out)]
         if any(tensor.device.type == "cpu" for tensor in touched):
             self.of_host.append(name)
-        elif not views and name not in ALLOCATES + HIDDEN_VIEWS and any(tensor.numel() for tensor in tensors_in(out)):
+        elif not views and name not in ALLOCATES and any(tensor.numel() for tensor in tensors_in(out)):
             self.of_device.append(name)
         return out
 
 
 class Kernel:
-    """Takes a scan's place and counts it."""
+    """Takes a kernel's place and counts it under this name."""
 
-    def __init__(self, seen: list[str]):
-        self.seen = seen
+    def __init__(self, seen: list[str], name: str):
+        self.seen, self.name = seen, name
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
-        return lambda *values, **options: self.seen.append("scan")
+        return lambda *values, **options: self.seen.append(self.name)
 
 
 @pytest.fixture
@@ -71,8 +68,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """As on a GPU whose kernels do nothing."""
     found = Launches()
     monkeypatch.setattr(triton_launch, "INTERPRETED", False)
-    monkeypatch.setattr(triton_scan, "scan_forward", Kernel(found.of_device))
-    monkeypatch.setattr(triton_scan_backward, "scan_backward", Kernel(found.of_device))
+    monkeypatch.setattr(triton_scan, "scan_forward", Kernel(found.of_device, "scan"))
+    monkeypatch.setattr(triton_scan_backward, "scan_backward", Kernel(found.of_device, "scan"))
+    monkeypatch.setattr(triton_one_step, "step_product", Kernel(found.of_device, "product"))
     return found
 
 
@@ -80,34 +78,52 @@ def on_device(case: Case) -> Inputs:
     return make(case).map(lambda tensor: tensor.to("meta"))
 
 
-@pytest.mark.parametrize("save", [False, True], ids=["infer", "train"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("mode", backend.MODES)
-def test_a_step_takes_a_product_for_each_direction_and_a_scan(
-    launches: Launches, mode: str, directions: int, dtype: torch.dtype, save: bool
-):
-    """With the zeros that a module begins with, at most four launches."""
-    inputs = on_device(Case("", mode, steps=1, directions=directions, dtype=dtype))
-    with launches:
-        backend.forward(*inputs[:6], save=save)
-    assert launches.of_device == ["addmm"] * directions + ["scan"]
+KINDS = [
+    Case("", mode, steps=1, hidden=64, proj_size=projected, directions=directions, bias=bias, dtype=dtype)
+    for mode in backend.MODES
+    for projected in ((0, 32) if mode == "LSTM" else (0,))
+    for directions in (1, 2)
+    for bias in (True, False)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+]
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize("save", [False, True], ids=["infer", "train"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_with_a_projection_takes_a_product_more(launches: Launches, dtype: torch.dtype, save: bool):
-    """W_hh is no product of two matrices, and of the state before there is none in a launch of its own."""
-    inputs = on_device(Case("", steps=1, hidden=64, proj_size=32, dtype=dtype))
+@pytest.mark.parametrize("case", [*KINDS, *(replace(case, lengths=(1, 1, 1)) for case in KINDS)], ids=str)
+def test_a_step_takes_four_launches_at_most(launches: Launches, case: Case, save: bool, given: bool):
+    """A product for each direction and the scan, with a projection a product more, but both directions in one, and
+    the zeros that a module begins with."""
+    inputs, outputs = on_device(case), case.proj_size or case.hidden
+    if not case.lengths:  # a step of many, batch first
+        inputs = inputs._replace(x=inputs.x.new_empty(3, 9, case.inputs)[:, 4:5].transpose(0, 1))
+    backend.Rows.of(inputs.x, inputs.batch_sizes)  # lengths are there from the call before
     with launches:
+        if not given:
+            sizes = checks.Sizes(case.inputs, case.hidden, outputs, 1, case.directions)
+            h0, c0 = paths.first_states(case.mode, inputs.x, 3, case.dtype, sizes)
+            inputs = inputs._replace(h0=h0, c0=c0)
         found = backend.forward(*inputs[:6], save=save)
-    assert launches.of_device == ["addmm", "scan", "bmm"]
-    assert found.y.shape == (1, 3, 32) and found.hn.shape == (1, 3, 32)
+    product = "addmm" if case.bias else "mm"
+    before = ["product"] if case.proj_size and case.directions == 2 else [product] * case.directions
+    expected = ["new_zeros"] * (not given) + before + ["scan"] + ["product"] * bool(case.proj_size)
+    assert launches.of_device == expected and len(expected) <= 4
+    assert not launches.of_host
+    assert found.y.shape == (*inputs.x.shape[:-1], case.directions * outputs)
+    assert found.hn.shape == (case.directions, 3, outputs)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_of_a_step_backward_multiplies_no_weights_with_each_other(launches: Launches, directions: int):
+    """There is no step before that would read W_hh W_hr; what y and hn hand in is added up before it is projected."""
+    inputs = on_device(Case("", steps=1, hidden=64, proj_size=32, directions=directions))
+    saved: Any = backend.forward(*inputs[:6], save=True).saved
     launches.of_device.clear()
-    inputs = on_device(Case("", steps=1, hidden=64, proj_size=32, directions=2, dtype=dtype))
     with launches:
-        backend.forward(*inputs[:6], save=save)
-    assert launches.of_device == ["addmm", "addmm", "scan", "mm", "mm", "clone", "cat"]
+        backend.backward(*inputs[:6], saved, *inputs[6:], True, True, True)
+    before = ["add", *["mm"] * directions, "_to_copy", *["clone"] * (directions - 1), "scan", "tanh", "mul"]
+    each = ["mm", "addmm_", "mm", "mm", "sum", "clone", "mm"]
+    assert launches.of_device == [*before, *each * directions, "_to_copy"]
 
 
 @pytest.mark.parametrize("outputs", [7, 3], ids=["plain", "projected"])

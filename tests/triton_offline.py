@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.backends.triton_paths import KIB, Chip, choose_path
+from fastrnn.backends.triton_paths import KIB, Chip, choose_path, product_path
 from fastrnn.modes import CELLS
 
 CHIPS = {
@@ -46,8 +46,10 @@ class Variant(NamedTuple):
     cells: bool = False
 
     def path(self):
-        shape = (self.mode, self.sequences, self.hidden, self.directions)
-        path = choose_path(CHIPS[self.target], *shape, DTYPES[self.dtype], self.precision)
+        chip, number = CHIPS[self.target], DTYPES[self.dtype]
+        if self.kernel in ("input", "projection"):  # to as many numbers
+            return product_path(chip, self.sequences, self.hidden, self.directions, number, self.precision)
+        path = choose_path(chip, self.mode, self.sequences, self.hidden, self.directions, number, self.precision)
         return path.backward() if self.kernel == "backward" else path
 
 
@@ -70,6 +72,7 @@ class Usage(NamedTuple):
 def compiled(variant: Variant) -> Any:
     """What Triton makes of a variant."""
     import triton
+    from fastrnn.kernels.triton_one_step import step_product
     from fastrnn.kernels.triton_scan import scan_forward
     from fastrnn.kernels.triton_scan_backward import scan_backward
     from triton.backends.compiler import GPUTarget
@@ -77,7 +80,7 @@ def compiled(variant: Variant) -> Any:
 
     from fastrnn.backends.triton_launch import constants_of, options_of
 
-    kernel: Any = {"forward": scan_forward, "backward": scan_backward}[variant.kernel]
+    kernel: Any = {"forward": scan_forward, "backward": scan_backward}.get(variant.kernel, step_product)
     cell, path = CELLS[variant.mode], variant.path()
     shape, number = (variant.mode, variant.hidden, variant.directions, path), DTYPES[variant.dtype]
     constants = constants_of(*shape, number, variant.precision, variant.packed)
@@ -85,9 +88,12 @@ def compiled(variant: Variant) -> Any:
         P=variant.hidden, SAVE=True, HAS_C=cell.has_cell_state, HAS_BIAS=True, HAS_Y=True, WHOLE=path.whole
     )
     constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True, HAS_DCELLS=variant.cells)
+    constants |= dict(K=variant.hidden, U=variant.hidden, COLUMNS=path.units)
     constants |= dict(WHOLE=path.whole, PTX=not variant.target.startswith("gfx"))
     absent = set() if variant.packed else {"p_offsets"}
     absent |= set() if variant.cells else {"p_dcells"}
+    absent |= {"input": {"p_y", "p_hn"}, "projection": {"p_bias", "p_bias_reverse"}}.get(variant.kernel, set())
+    constants |= dict(HAS_BIAS=variant.kernel != "projection")
     absent |= set() if cell.has_cell_state else {"p_c0"}
 
     def kind(name: str) -> str:
@@ -100,7 +106,8 @@ def compiled(variant: Variant) -> Any:
     names = [parameter.name for parameter in kernel.params]
     fixed = {name: None if name in absent else constants[name] for name in names if name in constants or name in absent}
     signature = {name: "constexpr" if name in fixed else kind(name) for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    even = [signature[name].startswith("*") or name.startswith("stride") for name in names]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(names)) if even[i]}
     compute, lanes = {"sm_80": (80, 32), "sm_90": (90, 32), "sm_100": (100, 32), "gfx942": ("gfx942", 64)}[
         variant.target
     ]

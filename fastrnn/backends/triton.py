@@ -6,7 +6,8 @@ recurrent state::
 
     gates = W_ih x + W_hh h_(t-1) = W_ih x + (W_hh W_hr) m_(t-1)         h = W_hr m, one product for all steps
 
-but of one step alone, whose h_(t-1) is h0: that is what the kernel multiplies by W_hh.
+but of one step alone, whose h_(t-1) is h0: that is what the kernel multiplies by W_hh.  There a product of both
+directions, of m by W_hr and of x by W_ih, is one launch of a kernel, :mod:`fastrnn.kernels.triton_one_step`.
 
 A float32 product uses TF32 where torch's switch for its kind allows it: the recurrent one as
 ``torch.backends.cudnn.allow_tf32`` or ``cudnn.rnn.fp32_precision`` say (by default it may), all others, which are
@@ -27,7 +28,13 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.backends.triton_launch import INTERPRETED, launch_backward, launch_forward, precision_of
+from fastrnn.backends.triton_launch import (
+    INTERPRETED,
+    launch_backward,
+    launch_forward,
+    launch_product,
+    precision_of,
+)
 from fastrnn.backends.triton_paths import Chip, names_that_fit
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.checks import is_tokens
@@ -74,35 +81,33 @@ def forward(
     cell, own, rows = CELLS[mode], split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size, projections = own[0].w_hh.shape[0] // len(cell.gates), [w.w_hr for w in own if w.w_hr is not None]
     flat, tokens = _rows_of(x, rows)
-    folded = bool(projections) and rows.steps > 1
+    alone = rows.steps == 1
+    folded = bool(projections) and not alone
 
     a = h0.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
-    for d, w in enumerate(own):
-        if tokens:
-            _gather(flat, w, a[d])
-        elif w.b_ih is None:
-            torch.mm(flat, w.w_ih.t(), out=a[d])
+    if projections and alone and len(own) == 2 and not tokens:
+        biases = [w.b_ih for w in own if w.b_ih is not None]
+        launch_product(flat.expand(2, *flat.shape), [w.w_ih for w in own], biases, hidden=a)
+    else:
+        for d, w in enumerate(own):
+            _input_product(flat, tokens, w, a[d])
+    for d, w in enumerate(own if folded else []):
+        first = rows.first(d)
+        if isinstance(first, slice):
+            a[d][first].addmm_(h0[d], w.w_hh.t())
         else:
-            torch.addmm(w.b_ih, flat, w.w_ih.t(), out=a[d])
-        if folded:
-            first = rows.first(d)
-            if isinstance(first, slice):
-                a[d][first].addmm_(h0[d], w.w_hh.t())
-            else:
-                a[d].index_add_(0, first, h0[d] @ w.w_hh.t())
+            a[d].index_add_(0, first, h0[d] @ w.w_hh.t())
     start = h0.new_zeros(*h0.shape[:2], hidden_size) if folded else h0.contiguous()
     recurrent = _recurrent(own) if folded or not projections else [w.w_hh.contiguous() for w in own]
     biases = [w.b_hh.contiguous() for w in own if w.b_hh is not None]
     states = start, None if c0 is None else c0.contiguous()
     y, hn, cn, saved = launch_forward(mode, rows, a, recurrent, biases, *states, not projections, save, path)
-    if projections:
-        matrices = [w_hr.t() for w_hr in projections]
-        if rows.steps == 1 and len(own) == 1:
-            y, hn, hidden = _copies_of_product(saved.hidden[0], matrices[0], 3 if save else 2)
-        else:
-            hidden = _times_each(saved.hidden, matrices)
-            hn = hidden.clone() if rows.steps == 1 else _times_each(hn, matrices)
-            y = torch.cat(tuple(hidden), -1)
+    if folded:
+        hidden, hn = (_times_each(values, [w_hr.t() for w_hr in projections]) for values in (saved.hidden, hn))
+        y, saved = torch.cat(tuple(hidden), -1), saved._replace(hidden=hidden)
+    elif projections:
+        y, hn, hidden = h0.new_empty(rows.total, len(own) * h0.shape[2]), h0.new_empty(h0.shape), h0.new_empty(h0.shape)
+        launch_product(saved.hidden, projections, [], y, hn, hidden if save else None)
         saved = saved._replace(hidden=hidden)
     y = y.view(*(x.shape if tokens else x.shape[:-1]), y.shape[-1]).detach()
     return Forward(y, hn, cn, saved if save else None)
@@ -129,21 +134,29 @@ def backward(
     own, rows = split_weights(weights, h0.shape[0]), Rows.of(x, batch_sizes)
     hidden_size = own[0].w_hh.shape[0] // len(CELLS[mode].gates)
     dy = None if grad_y is None else grad_y.reshape(rows.total, len(own), h0.shape[-1]).transpose(0, 1)
-    dm, dmn, start = dy, grad_hn, h0
+    alone = rows.steps == 1
+    dm, dmn = dy, grad_hn
     if projections := [w.w_hr for w in own if w.w_hr is not None]:
+        if alone:  # h goes to both and nowhere else
+            dy, grad_hn = grad_hn if dy is None else dy if grad_hn is None else dy + grad_hn, None
         dm, dmn = (None if g is None else _times_each(g, projections) for g in (dy, grad_hn))
-        start = h0.new_zeros(*h0.shape[:2], hidden_size)
     if grad_cn is None:
         carry = h0.new_zeros(len(own), rows.sequences, hidden_size, dtype=torch.float32)
     else:
         carry = grad_cn.to(torch.float32, copy=True).contiguous()
-    recurrent = [_as_stored(mode, w) for w in _recurrent(own)]
-    d_ab = launch_backward(mode, rows, recurrent, saved, start, c0, dm, dmn, grad_cells, carry, path)
+    if alone:  # the kernel multiplies by it, but no step is there for the product
+        recurrent = [h0.new_empty(len(w.w_hh), hidden_size) for w in own]
+    else:
+        recurrent = [_as_stored(mode, w) for w in _recurrent(own)]
+    d_ab = launch_backward(mode, rows, recurrent, saved, h0, c0, dm, dmn, grad_cells, carry, path)
 
     flat, tokens = _rows_of(x, rows)
     dh0 = torch.empty_like(h0, memory_format=torch.contiguous_format) if need_state else None
     dx = torch.empty_like(flat, memory_format=torch.contiguous_format) if need_x and not tokens else None
     grads: list[Tensor] = []
+    m = None
+    if need_weights and projections:
+        m = (saved.gates[..., -hidden_size:] * saved.cells.tanh()).to(h0.dtype)
     for d, w in enumerate(own):
         width = w.w_hh.shape[0]
         d_a, d_b = d_ab[d, :, -width:], d_ab[d, :, :width]
@@ -160,8 +173,8 @@ def backward(
                 d_bias = d_a.sum(0)
                 # Where both sides have the same gates, the two gradients are equal.
                 grads += [d_bias, d_bias.clone() if width == d_ab.shape[2] else _as_gates(mode, d_b.sum(0))]
-            if w.w_hr is not None:
-                grads.append(_projection_gradient(rows, d, w, saved, d_b, dy, grad_hn))
+            if m is not None:
+                grads.append(_gradient_of_h(rows, d, w, d_b, dy, grad_hn).t() @ m[d])
     dc0 = None if c0 is None else carry.to(h0.dtype, copy=True)
     states = (dh0, dc0) if need_state else (None, None)
     return Backward(None if dx is None else dx.view(x.shape), *states, grads if need_weights else None)
@@ -186,8 +199,18 @@ def _rows_of(x: Tensor, rows: Rows) -> tuple[Tensor, bool]:
     return (x.reshape(rows.total) if tokens else x.reshape(rows.total, x.shape[-1])), tokens
 
 
+def _input_product(flat: Tensor, tokens: bool, w: Weights, out: Tensor) -> None:
+    """W_ih x + b_ih (N, G*H)."""
+    if tokens:
+        _gather(flat, w, out)
+    elif w.b_ih is None:
+        torch.mm(flat, w.w_ih.t(), out=out)
+    else:
+        torch.addmm(w.b_ih, flat, w.w_ih.t(), out=out)
+
+
 def _gather(tokens: Tensor, w: Weights, out: Tensor) -> None:
-    """W_ih x + b_ih (N, G*H) of tokens: of a one-hot row, the product is a column of W_ih."""
+    """The same of tokens: of a one-hot row, the product is a column of W_ih."""
     columns = w.w_ih.t()
     # A gather out of columns reads a sector of memory an element: many rows repay a copy, which takes the bias along.
     if few := len(tokens) < len(columns):
@@ -221,13 +244,6 @@ def _times_each(values: Tensor, matrices: list[Tensor]) -> Tensor:
     return found
 
 
-def _copies_of_product(values: Tensor, matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``values @ matrix`` as y, hn and, of three, what is saved, each (1, B, P), by one launch; memory of their own."""
-    products = torch.bmm(values.expand(count, -1, -1), matrix.expand(count, -1, -1))
-    copies = torch.unsafe_split(products, 1)  # no views: a change of one in place is none of another
-    return copies[0], copies[1], copies[-1]
-
-
 # Of a GRU the backward kernel stores b_n, r, z, n: the side of the state and that of the input are one block each.
 def _as_stored(mode: str, weight: Tensor) -> Tensor:
     cell = CELLS[mode]
@@ -239,13 +255,11 @@ def _as_gates(mode: str, grad: Tensor) -> Tensor:
     return grad.roll(-(len(grad) // len(cell.gates)) * cell.apart, 0) if cell.apart else grad
 
 
-def _projection_gradient(
-    rows: Rows, d: int, w: Weights, saved: Saved, d_b: Tensor, dy: Tensor | None, grad_hn: Tensor | None
-) -> Tensor:
-    """Gradient of W_hr: h of each step goes to y and to the next step's gates, or at a row's last step to hn."""
+def _gradient_of_h(rows: Rows, d: int, w: Weights, d_b: Tensor, dy: Tensor | None, grad_hn: Tensor | None) -> Tensor:
+    """Of a layer with a projection: h of each step goes to y and to the next step's gates, or at a row's last step to
+    hn."""
+    if rows.steps == 1 and dy is not None:  # hn's is in it
+        return dy[d]
     last = d_b.new_zeros(rows.sequences, w.w_hh.shape[1]) if grad_hn is None else grad_hn[d]
     dh = rows.before(d_b @ w.w_hh, last, 1 - d)
-    if dy is not None:
-        dh = dh + dy[d]
-    o = saved.gates[d, :, -saved.cells.shape[-1] :]
-    return dh.t() @ (o * saved.cells[d].tanh()).to(o.dtype)
+    return dh if dy is None else dh + dy[d]

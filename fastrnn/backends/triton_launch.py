@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Saved
-from fastrnn.backends.triton_paths import MOST_ROWS, Chip, Path, choose_path
+from fastrnn.backends.triton_paths import MOST_ROWS, Chip, Path, choose_path, product_path
 from fastrnn.backends.triton_rows import Rows
 from fastrnn.modes import CELLS
 
@@ -98,6 +98,37 @@ def launch_backward(
     return grads
 
 
+def launch_product(
+    x: Tensor,
+    matrices: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    y: Tensor | None = None,
+    hn: Tensor | None = None,
+    hidden: Tensor | None = None,
+) -> None:
+    """``x`` (D, B, K), any strides, times the matrices (U, K) of each direction transposed, and biases (U,), or none,
+    added: into ``y`` (B, D*U) and ``hn`` and ``hidden`` (D, B, U), which are contiguous.  Of both directions in one
+    launch."""
+    from fastrnn.kernels import triton_one_step
+
+    count, (directions, sequences, width) = len(matrices[0]), x.shape
+    if sequences == 0:
+        return
+    precision = precision_of(x, matmuls_may_use_tf32)
+    path = product_path(Chip.of(x.device), sequences, count, directions, x.dtype, precision)
+    if x.stride(2) != 1 or x.stride(1) * path.rows >= 1 << 31:  # offsets within a tile are int32
+        x = x.contiguous()
+    matrices, biases = ([parameter.contiguous() for parameter in each] for each in (matrices, biases))
+    parameters = matrices[0], matrices[-1], *((biases[0], biases[-1]) if biases else (None, None))
+    constants = dict(K=width, U=count, DIRECTIONS=directions, HAS_BIAS=bool(biases))
+    constants |= dict(ROWS=path.rows, COLUMNS=path.units, DEPTH=path.depth)
+    constants |= dict(OPERAND=operand(x.dtype), PRECISION=precision)
+    kernel: Any = triton_one_step.step_product
+    with on_device(x.device):
+        grid = path.grid(sequences, count, directions)
+        kernel[grid](x, *parameters, y, hn, hidden, *x.stride()[:2], sequences, **constants, **options_of(path))
+
+
 def _launch(
     kernel: Any,
     mode: str,
@@ -151,9 +182,6 @@ def constants_of(
     mode: str, hidden_size: int, directions: int, path: Path, dtype: torch.dtype, precision: str, packed: bool
 ) -> dict[str, Any]:
     """What both kernels are compiled for.  T, B and N are not in it: a new length compiles nothing."""
-    import triton.language as tl
-
-    operand = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
     return dict(
         H=hidden_size,
         DIRECTIONS=directions,
@@ -169,10 +197,18 @@ def constants_of(
         SLICES=path.warps,
         CHAINS=path.chains,
         PACKED=packed,
-        OPERAND=tl.float32 if INTERPRETED else operand,
+        OPERAND=operand(dtype),
         PRECISION=precision,
         PROGRAMS=1 << (-(-hidden_size // path.units) - 1).bit_length(),
     )
+
+
+def operand(dtype: torch.dtype) -> Any:
+    """What a kernel's products take: see ``dot``."""
+    import triton.language as tl
+
+    served = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    return tl.float32 if INTERPRETED else served[dtype]
 
 
 def options_of(path: Path) -> dict[str, Any]:
@@ -181,16 +217,22 @@ def options_of(path: Path) -> dict[str, Any]:
     return dict(num_warps=path.warps, num_stages=path.stages, enable_fp_fusion=True, **cooperative)
 
 
-def precision_of(tensor: Tensor) -> str:
-    """Of the recurrent product, as in :func:`fastrnn.backends.triton_paths.choose_path`."""
-    tf32 = tensor.is_cuda and not torch.version.hip and tensor.dtype == torch.float32 and rnns_may_use_tf32()
-    return "tf32" if tf32 else "ieee"
-
-
 def rnns_may_use_tf32() -> bool:
     """torch's own switch for RNNs on CUDA, on unless the user says otherwise."""
     rnn = getattr(torch.backends.cudnn, "rnn", None)  # torch 2.9 and later, where reading allow_tf32 may raise
     return torch.backends.cudnn.allow_tf32 if rnn is None else rnn.fp32_precision == "tf32"
+
+
+def matmuls_may_use_tf32() -> bool:
+    """torch's own switch for matrix products on CUDA, off unless the user says otherwise."""
+    matmul: Any = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+
+
+def precision_of(tensor: Tensor, may_use_tf32: Callable[[], bool] = rnns_may_use_tf32) -> str:
+    """Of a product, by default the recurrent one, as in :func:`fastrnn.backends.triton_paths.choose_path`."""
+    tf32 = tensor.is_cuda and not torch.version.hip and tensor.dtype == torch.float32 and may_use_tf32()
+    return "tf32" if tf32 else "ieee"
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

@@ -93,6 +93,7 @@ MOST_ROWS = max(rows for rows, _ in SPREAD)
 PARTS = 4
 
 
+@functools.lru_cache(maxsize=1024)
 def choose_path(
     chip: Chip, mode: str, sequences: int, hidden_size: int, directions: int, dtype: torch.dtype, precision: str,
     name: str | None = None,
@@ -109,6 +110,12 @@ def choose_path(
         if name in (None, path.name):
             return path
     raise ValueError(f"expected a path of {names_that_fit(*scan)}, which serve this scan, got {name!r}")
+
+
+def product_path(chip: Chip, sequences: int, count: int, directions: int, dtype: torch.dtype, precision: str) -> Path:
+    """Of a product by itself, to ``count`` numbers a row: tiles as those of four gates whose weights stay nowhere."""
+    path = choose_path(chip, "LSTM", sequences, -(-count // 4), directions, dtype, precision, "stream")
+    return path.stepwise()._replace(units=4 * path.units)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -107,4 +107,28 @@ FAULTS = [
         "load_before(p_cells + o_from * H, n_from, p_cells + o_t * H, o_b,",
         "test_triton.py -k 'every_path and LSTM'",
     ),
+    Fault(
+        "triton-one-step-direction",
+        "the projection of a step takes the first direction's matrix for both",
+        "kernels/triton_one_step.py",
+        "p_w = tl.where(i_d == 0, p_w, p_w_reverse) + i_u.to(tl.int64) * K",
+        "p_w = p_w + i_u.to(tl.int64) * K",
+        "test_triton.py -k 'step_with_a_projection and D2'",
+    ),
+    Fault(
+        "triton-one-step-columns",
+        "the product of a step writes past its last columns, into the next row",
+        "kernels/triton_one_step.py",
+        "o_u < U - i_u",
+        "o_u < U",
+        "test_triton.py -k 'step_with_a_projection and B35'",
+    ),
+    Fault(
+        "triton-one-step-outer",
+        "of a step backward the gradient of hn is lost where y has one",
+        "fastrnn/backends/triton.py",
+        "dy if grad_hn is None else dy + grad_hn, None",
+        "dy, None",
+        "test_triton.py -k 'step_with_a_projection and P5'",
+    ),
 ]
