@@ -21,6 +21,7 @@ COMPILER = os.environ.get("CXX") or shutil.which("g++")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights"),  # of torch.nn's modules as well
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # where Inductor packs weights for oneDNN
 ]
 FORMS = ["torch.nn's", "default", "reverted", "compilable"]
 
