@@ -149,7 +149,10 @@ def freed(backend: str, when: str, every: str = "1") -> None:
                     storage = tensor.untyped_storage()
                     size, kept = storage.nbytes(), tensor.detach().clone()
                     if when == "backward":
-                        reads = "bias" not in victim and not victim.startswith("initial")
+                        unread = ["bias", "initial"]
+                        if backend == "reference":  # x has no gradient, nor has a cell's state
+                            unread += ["weight_ih", "weight_hh"][: 1 + ("Cell" in name)]
+                        reads = not any(each in victim for each in unread)
                         outputs = call(module, given)
                     storage.resize_(size // part if part else 0)
                     try:

@@ -162,6 +162,7 @@ def cells() -> list[Any]:
 @pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The tensor attributes .*_flat_weights")
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # no gradient leaves tokens
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo asks an argument for it
 def test_same_numbers_or_refused_by_name(name: str, row: Row):
     module = row.build()
     own = type(module).__name__
