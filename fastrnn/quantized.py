@@ -27,7 +27,7 @@ from fastrnn.checks import Sizes, shapes_misfit, steps_misfit
 from fastrnn.compilable import Compilable
 from fastrnn.dynamo import left_to_python, transformed
 from fastrnn.modes import CELLS
-from fastrnn.modules import run, unexpected
+from fastrnn.running import run, unexpected
 from fastrnn.storage import require_memory
 from fastrnn.walk import Path
 
@@ -44,7 +44,7 @@ def belongings(module: nn.Module, narrow: nn.Module) -> dict[str, Any]:
 
 
 class _Errors:
-    """What :func:`fastrnn.modules.run` calls where an argument has not the form of one, in torch.nn's words."""
+    """What :func:`fastrnn.running.run` calls where an argument has not the form of one, in torch.nn's words."""
 
     @staticmethod
     def forward(module: Any, input: Any, hx: Any) -> Any:

@@ -29,6 +29,7 @@ FLOORS = [
     {"paths"},
     {"embedding", "functional", "one_step", "recompute"},
     {"options"},
+    {"running"},
     {"modules"},
     {"cell_modules", "compilable", "jordan"},
     {"quantized"},
