@@ -55,7 +55,7 @@ class Gpu:
             own = SimpleNamespace(paths=lambda *shape: ["tile", "stream"], precision_of=lambda tensor: "ieee")
             return SimpleNamespace(forward=forward, backward=reference.backward, **vars(own))
 
-        for module in (backends, fastest, paths, fastrnn.ops):
+        for module in (backends, fastest, paths, fastrnn.ops, fastrnn.schemas):
             monkeypatch.setattr(module, "load", fake)
         monkeypatch.setattr(paths, "choose", lambda *layer: backends.requested() or "triton")
         monkeypatch.setattr(walk, "choose", lambda *layer: "reference")

@@ -22,9 +22,9 @@ import fastrnn
 from fastrnn import options
 from fastrnn.backends import cpp
 from fastrnn.kinds import Kind
+from fastrnn.narrow import Narrow
 from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
-from fastrnn.quantized import Narrow
 
 if reason := cpp.unavailable():
     pytest.skip(f"modules of 8 bits are among the rows, and {reason}", allow_module_level=True)
