@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +26,11 @@ else:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; with it the backend serves CPU tensors
 
 from fastrnn import backends  # noqa: E402
+
+if not GPU and importlib.util.find_spec("triton"):
+    from interpreted import quicken
+
+    quicken()
 
 
 class Target(NamedTuple):
