@@ -4,17 +4,60 @@ All but running (:mod:`fastrnn.running`) is inherited: construction, parameters,
 pickles, and so is every error.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 from torch._jit_internal import _overload_method
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import scripting
+from fastrnn import options, scripting
+from fastrnn.backends.cpp import fast_path
+from fastrnn.one_step import of_layer
 from fastrnn.options import Options
-from fastrnn.running import runs
+from fastrnn.running import run
 from fastrnn.scripting import Pair
 from fastrnn.sequences import Lengths
+
+
+def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: Python calls :func:`run`, TorchScript compiles the decorated forward.
+
+    TorchScript takes no keyword-only arguments, and looks for the source where :func:`functools.wraps` says it is, but
+    for the names of types, as of a pair, in the file where this function stands.
+    The older ONNX exporter passes all that the signature names by position: so the function takes all of it so, while
+    its signature, as the overloads, keeps for keywords what torch.nn has not.
+    """
+
+    def decorate(scripted: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(scripted)
+        def forward(self, input, hx=None, lengths=None, reset=None, embedding=None, return_cell_states=None):
+            if (
+                lengths is reset is embedding is return_cell_states is None
+                and not self.learn_initial_state
+                and not self.return_cell_states
+                and not self.recompute
+            ):
+                # a compiler sees no more of this than that it does not hold
+                if not torch.compiler.is_compiling():
+                    if (result := fast_path(self.__dict__, input, hx)) is not None:
+                        return result
+                    if torch.is_grad_enabled() and (result := of_layer(self, input, hx)) is not None:
+                        return result
+                return run(self, base, input, hx)
+            return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
+
+        own = inspect.signature(forward, follow_wrapped=False)
+        kinds = [
+            p if p.name in ("self", "input", "hx") else p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()
+        ]
+        vars(forward)["__signature__"] = own.replace(parameters=kinds)
+        return forward
+
+    return decorate
 
 
 class RNN(Options, nn.RNN):

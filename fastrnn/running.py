@@ -4,8 +4,6 @@ Arguments that make no network are given to torch.nn's forward, which raises.  T
 :func:`fastrnn.dynamo.observed` or :func:`fastrnn.paths.plan` leave it to torch.
 """
 
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +12,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import options
 from fastrnn.backends import BackendError, reference, requested
-from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import leaf, observed
 from fastrnn.embedding import folded
 from fastrnn.modes import CELLS
-from fastrnn.one_step import of_layer
 from fastrnn.paths import cast, casts, first_states, plan
 from fastrnn.storage import require_memory
 from fastrnn.walk import cell_states, walk
@@ -163,42 +158,6 @@ def run(
             cn = cn if c0 is None else cn.index_select(1, unsorted_indices)
     state = hn if c0 is None else (hn, cn)
     return (y, state, all_cells) if cells else (y, state)
-
-
-def runs(base: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: Python calls :func:`run`, TorchScript compiles the decorated forward.
-
-    TorchScript takes no keyword-only arguments, and looks for the source where :func:`functools.wraps` says it is.
-    The older ONNX exporter passes all that the signature names by position: so the function takes all of it so, while
-    its signature, as the overloads, keeps for keywords what torch.nn has not.
-    """
-
-    def decorate(scripted: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(scripted)
-        def forward(self, input, hx=None, lengths=None, reset=None, embedding=None, return_cell_states=None):
-            if (
-                lengths is reset is embedding is return_cell_states is None
-                and not self.learn_initial_state
-                and not self.return_cell_states
-                and not self.recompute
-            ):
-                # a compiler sees no more of this than that it does not hold
-                if not torch.compiler.is_compiling():
-                    if (result := fast_path(self.__dict__, input, hx)) is not None:
-                        return result
-                    if torch.is_grad_enabled() and (result := of_layer(self, input, hx)) is not None:
-                        return result
-                return run(self, base, input, hx)
-            return options.forward(run, self, base, input, hx, lengths, reset, embedding, return_cell_states)
-
-        own = inspect.signature(forward, follow_wrapped=False)
-        kinds = [
-            p if p.name in ("self", "input", "hx") else p.replace(kind=p.KEYWORD_ONLY) for p in own.parameters.values()
-        ]
-        vars(forward)["__signature__"] = own.replace(parameters=kinds)
-        return forward
-
-    return decorate
 
 
 def unexpected(module: nn.Module, given: dict[str, Any], advice: str) -> TypeError:

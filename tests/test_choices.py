@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import backends, by_torch, cell_modules, choices, fastest, paths, running, trials, tuning, walk
+from fastrnn import backends, by_torch, cell_modules, choices, fastest, modules, paths, trials, tuning, walk
 from fastrnn.backends import reference
 from fastrnn.choices import TORCH, Choice, Kind, Table
 
@@ -62,7 +62,7 @@ class Gpu:
         monkeypatch.setattr(paths, "rivalled", lambda h0, steps: True)
         monkeypatch.setattr(trials, "measure", functools.partial(trials.measure, clock=self.clock))
         monkeypatch.setattr(by_torch, "call", self.spy(by_torch.call))
-        for module in (running, cell_modules):  # of a CPU
+        for module in (modules, cell_modules):  # of a CPU
             monkeypatch.setattr(module, "fast_path", lambda *call: None)
 
     def forward(self, name: str, *layer: Any, **named: Any) -> Any:

@@ -73,11 +73,11 @@ class OfMeta(nn.GRU, metaclass=Meta):
 def reached(module: nn.Module, monkeypatch: pytest.MonkeyPatch, *args: torch.Tensor) -> bool:
     """Whether a call comes to ours, in Python: gradients are on."""
     import fastrnn.cell_modules
-    import fastrnn.running
+    import fastrnn.modules
 
     calls: list[object] = []
     with monkeypatch.context() as patched:
-        for where, name in ((fastrnn.running, "run"), (fastrnn.cell_modules, "step")):
+        for where, name in ((fastrnn.modules, "run"), (fastrnn.cell_modules, "step")):
             real = getattr(where, name)
             patched.setattr(where, name, lambda *a, real=real, **k: (calls.append(a), real(*a, **k))[1])
         module(*args)

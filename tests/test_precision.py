@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastrnn
-from fastrnn import running
+from fastrnn import modules
 from fastrnn.backends import load
 
 cpp = load("cpp")
@@ -23,7 +23,7 @@ def as_if_it_paid(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine that multiplies bfloat16; and torch's settings as they were."""
     if not cpp.NATIVE:
         monkeypatch.setattr(cpp, "NATIVE", True)
-        monkeypatch.setattr(running, "fast_path", lambda *call: None)  # it knew what machine it is on
+        monkeypatch.setattr(modules, "fast_path", lambda *call: None)  # it knew what machine it is on
     yield
     torch.set_float32_matmul_precision("highest")
     if cpp._precision is not None:
