@@ -1,4 +1,4 @@
-"""`RNNCell`, `LSTMCell` and `GRUCell`: torch.nn's as layers of one step; the plan is that of :mod:`fastrnn.modules`."""
+"""`RNNCell`, `LSTMCell` and `GRUCell`: torch.nn's as layers of one step; the plan is that of :mod:`fastrnn.running`."""
 
 # pyright: reportPrivateImportUsage=false
 import functools
@@ -13,8 +13,8 @@ from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import observed
 from fastrnn.modes import CELLS
-from fastrnn.modules import hand_over, is_state, theirs
 from fastrnn.paths import autocast_dtype, cast, first_states, plan
+from fastrnn.running import hand_over, is_state, theirs
 from fastrnn.scripting import copied
 from fastrnn.storage import require_memory
 from fastrnn.walk import is_by_torch

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import modules
+from fastrnn import modules, running
 from fastrnn.backends import choose, reference
 from fastrnn.checks import Sizes, is_tokens, shapes_misfit, weight_shapes
 from fastrnn.dynamo import constant, left_to_python, transformed
@@ -121,8 +121,8 @@ class Compilable(NoOptions, nn.RNNBase):
         """
         if isinstance(others, dict) and others:  # a proxy where torch.fx traces the module itself
             default = f"fastrnn.{type(self).__name__}, an instance of torch.nn's class with the options of fastrnn's"
-            raise modules.unexpected(self, others, f"fastrnn.convert(fastrnn.revert(model)) makes it a {default}")
-        return modules.run(self, self._base, input, hx, _plan if torch.compiler.is_compiling() else None)
+            raise running.unexpected(self, others, f"fastrnn.convert(fastrnn.revert(model)) makes it a {default}")
+        return running.run(self, self._base, input, hx, _plan if torch.compiler.is_compiling() else None)
 
     def __prepare_scriptable__(self) -> Any:
         own = f"{type(self).__module__}.{type(self).__name__}"

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import functional, options
 from fastrnn.checks import is_tokens, packed_rows
 from fastrnn.modes import OUTPUTS
-from fastrnn.modules import run
 from fastrnn.options import Options
+from fastrnn.running import run
 from fastrnn.sequences import Lengths
 
 
@@ -143,7 +143,7 @@ class JordanRNN(Options, nn.Module):
         self.reset_parameters()
         self._switch_on(learn_initial_state, False, recompute)
 
-    # What fastrnn.modules.run asks of a module, in torch.nn's words.
+    # What fastrnn.running.run asks of a module, in torch.nn's words.
     @property
     def mode(self) -> str:
         return f"JORDAN_{self.nonlinearity}_{self.output_nonlinearity}".upper()

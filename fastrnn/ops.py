@@ -1,8 +1,6 @@
-"""One layer as two operators of torch.library: their schemas, shapes without values, and derivatives.
+"""One layer, differentiable: the derivatives of the operators of :mod:`fastrnn.schemas`.
 
-``fastrnn::layer`` and ``fastrnn::layer_backward`` call the functions of a backend (:mod:`fastrnn.backends`) of the same
-meaning; what may be None there is an empty tensor of shape (0,), or an empty list, in what an operator returns.  The
-first derivative is a backend's; the derivative of that one, and so every higher one, comes from the equations
+The first derivative is a backend's; the derivative of that one, and so every higher one, comes from the equations
 (:func:`fastrnn.backends.reference.layer`).
 """
 
@@ -22,26 +20,10 @@ from fastrnn.backends import Backward, Saved, load, reference
 from fastrnn.checks import is_tokens
 from fastrnn.dynamo import observed
 from fastrnn.flops import tell_counters
-from fastrnn.modes import CELLS
 from fastrnn.saving import check_unread, save, saved_by, unread
-
-_library = torch.library.Library("fastrnn", "FRAGMENT")
-_library.define(
-    "layer(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, str mode, str backend, bool save)"
-    " -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells, Tensor hidden)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "layer_backward(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, Tensor gates, Tensor cells,"
-    " Tensor hidden, Tensor? grad_y, Tensor? grad_hn, Tensor? grad_cn, Tensor? grad_cells, str mode,"
-    " str backend, bool need_x, bool need_state, bool need_weights)"
-    " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_layer_op, _backward_op = torch.ops.fastrnn.layer.default, torch.ops.fastrnn.layer_backward.default
+from fastrnn.schemas import Gradients, backward_op, layer_op, library
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
-Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 
 def layer(
@@ -59,70 +41,8 @@ def layer(
     else:
         if not torch.compiler.is_compiling():
             tell_counters()
-        out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, cells or torch.is_grad_enabled())
+        out = layer_op(x, batch_sizes, h0, c0, weights, mode, backend, cells or torch.is_grad_enabled())
     return out[0], out[1], out[2], out[4]
-
-
-def _forward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
-    backend: str, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    y, hn, cn, saved = load(backend).forward(mode, x, batch_sizes, h0, c0, weights, save)
-    return y, hn, cn, *(saved or (h0.new_empty(0) for _ in Saved._fields))
-
-
-def _backward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
-    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
-    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_state: bool, need_weights: bool,
-) -> Gradients:  # fmt: skip
-    # An operator runs with autograd's dispatch keys switched off, and `reference` differentiates its own equations.
-    autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
-    # A backward called inside autocast differentiates what ran outside of it.
-    with autograd, torch._C._DisableAutocast():
-        found = load(backend).backward(
-            mode, x, batch_sizes, h0, c0, weights, Saved(gates, cells, hidden), grad_y, grad_hn, grad_cn, grad_cells,
-            need_x, need_state, need_weights,
-        )  # fmt: skip
-    return _or_empty(found.x, h0), _or_empty(found.h0, h0), _or_empty(found.c0, h0), found.weights or []
-
-
-def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
-
-
-def _fake_forward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], mode: str,
-    backend: str, save: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    cell, (directions, rows, outputs) = CELLS[mode], h0.shape
-    lead = x.shape if is_tokens(x) else x.shape[:-1]
-    hidden_size = weights[1].shape[0] // len(cell.gates)
-    steps = lead[0] if batch_sizes is not None else lead[0] * lead[1]
-    wide = torch.float32 if h0.dtype in (torch.bfloat16, torch.float16) else h0.dtype
-    y = h0.new_empty(*lead, directions * outputs)
-    cn = h0.new_empty(0) if c0 is None else h0.new_empty(directions, rows, hidden_size)
-    gates, cells, hidden = h0.new_empty(0), h0.new_empty(0), h0.new_empty(0)
-    if save:
-        hidden = h0.new_empty(directions, steps, outputs)
-        if cell.saved:
-            gates = h0.new_empty(directions, steps, len(cell.saved) * hidden_size)
-        if cell.has_cell_state or cell.output:
-            cells = h0.new_empty(directions, steps, hidden_size, dtype=wide)
-    return y, h0.new_empty(directions, rows, outputs), cn, gates, cells, hidden
-
-
-def _fake_backward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], gates: Tensor,
-    cells: Tensor, hidden: Tensor, grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None,
-    grad_cells: Tensor | None, mode: str, backend: str, need_x: bool, need_state: bool, need_weights: bool,
-) -> Gradients:  # fmt: skip
-    return (
-        h0.new_empty(x.shape if need_x else 0),
-        h0.new_empty(h0.shape if need_state else 0),
-        h0.new_empty(c0.shape if need_state and c0 is not None else 0),
-        [weight.new_empty(weight.shape) for weight in weights] if need_weights else [],
-    )
 
 
 class _Layer(Function):
@@ -145,7 +65,7 @@ class _Layer(Function):
             out, hidden_outputs = (y, hn, cn, None, None if c0 is None else cells, None), ()
         else:
             with torch._C._AutoDispatchBelowAutograd():
-                out = _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, True)
+                out = layer_op(x, batch_sizes, h0, c0, weights, mode, backend, True)
             _, _, cn, gates, cells, hidden = out
             hidden_outputs = (gates, hidden) if c0 is not None else (gates, cells, hidden)
         ctx.mode, ctx.backend, ctx.eager = mode, backend, eager
@@ -214,7 +134,7 @@ def gradients(
             return profiling.backward(mode, seeds[0], x, weights, own)
         return run(need_x, need_state, need_weights)
     tell_counters()
-    grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
+    grad_x, grad_h0, grad_c0, grad_weights = backward_op(
         x, batch_sizes, h0, c0, weights, *saved, *seeds, mode, backend, need_x, need_state, need_weights
     )
     states = (grad_h0, None if c0 is None else grad_c0) if need_state else (None, None)
@@ -252,7 +172,7 @@ class _LayerBackward(Function):
         *seeds, x, h0, c0 = tensors[:7]
         weights = tensors[7:]
         with torch._C._AutoDispatchBelowAutograd():
-            grad_x, grad_h0, grad_c0, grad_weights = _backward_op(
+            grad_x, grad_h0, grad_c0, grad_weights = backward_op(
                 x, batch_sizes, h0, c0, weights, gates, cells, hidden, *seeds, mode, backend, need_x,
                 need_state, need_weights,
             )  # fmt: skip
@@ -344,7 +264,7 @@ def _autograd_forward(
     if needs_grad(x, h0, c0, *weights):
         return _Layer.apply(mode, backend, False, x, batch_sizes, h0, c0, *weights)
     with torch._C._AutoDispatchBelowAutograd():
-        return _layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
+        return layer_op(x, batch_sizes, h0, c0, weights, mode, backend, save)
 
 
 def _autograd_backward(
@@ -359,16 +279,11 @@ def _autograd_backward(
         )
         return found[0], found[1], found[2], list(found[3:])
     with torch._C._AutoDispatchBelowAutograd():
-        return _backward_op(
+        return backward_op(
             x, batch_sizes, h0, c0, weights, gates, cells, hidden, grad_y, grad_hn, grad_cn, grad_cells, mode, backend,
             need_x, need_state, need_weights,
         )  # fmt: skip
 
 
-for _name, _run, _fake, _autograd in (
-    ("layer", _forward, _fake_forward, _autograd_forward),
-    ("layer_backward", _backward, _fake_backward, _autograd_backward),
-):
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    _library.impl(_name, _autograd, "Autograd")
-    torch.library.register_fake(f"fastrnn::{_name}", _fake, lib=_library)
+library.impl("layer", _autograd_forward, "Autograd")
+library.impl("layer_backward", _autograd_backward, "Autograd")

@@ -18,11 +18,11 @@ from fastrnn.cell import Input
 from fastrnn.cell.int8 import Int8, quantize
 from fastrnn.cell.kinds import Dense, Heads
 from fastrnn.dynamo import left_to_python
+from fastrnn.narrow import Narrow, as_float, floats, stays_float
 from fastrnn.network import Network, NetworkCell
 from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
 from fastrnn.network.plain import plain_call, plain_step
-from fastrnn.quantized import Narrow, as_float, floats, stays_float
 from fastrnn.storage import require_memory
 
 

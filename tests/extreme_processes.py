@@ -242,7 +242,7 @@ def tokens() -> None:
 
 def eight_bits() -> None:
     """A matrix of more than 2^31 bytes; of h = 0, the last 64 units by themselves."""
-    from fastrnn.backends import cpp
+    from fastrnn.backends import cpp, cpp_tensors
 
     inputs, hidden, last = 131072, 4160, 64
     integers = torch.zeros(4 * hidden, inputs, dtype=torch.int8)
@@ -255,7 +255,7 @@ def eight_bits() -> None:
         scales, w_hh = torch.full((4 * units,), 1e-5), torch.zeros(4 * units, units, dtype=torch.int8)
         state = torch.zeros(1, 2, units)
         y, hn, cn = torch.empty(1, 2, units), torch.empty_like(state), torch.empty_like(state)
-        sizes = cpp.layer_sizes("LSTM", x, None, state, w_ih)
+        sizes = cpp_tensors.layer_sizes("LSTM", x, None, state, w_ih)
         weights = [scales, w_ih, scales, w_hh]
         cpp.forward_int8(layer=sizes, x=x, h0=state, c0=state, weights=weights, y=y, hn=hn, cn=cn)
         found.append(y[..., units - last :])

@@ -1,7 +1,7 @@
 """Every option and every class of ours beside everything that takes a module: the same numbers, or refused by name.
 
-Rows come from the record (`fastrnn.kinds`, `fastrnn.options`), columns from `neighbours.py`.  A class, an option or a
-function of ours that has none fails here.
+Rows come from the record (`fastrnn.kinds`, `fastrnn.options`), columns from `neighbours_ours.py` and
+`neighbours_torch.py`.  A class, an option or a function of ours that has none fails here.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import itertools
 import sys
 from typing import Any
 
-import neighbours
+import neighbours_torch  # noqa: F401  (adds columns)
 import pytest
 import torch
 from neighbours import BUILT, COLUMNS, DROPS, KINDS, Row, called, seed
+from neighbours_ours import public
 from torch import nn
 
 import fastrnn
 from fastrnn import options
 from fastrnn.backends import cpp
 from fastrnn.kinds import Kind
+from fastrnn.narrow import Narrow
 from fastrnn.network.calls import OneStep, Sequences
 from fastrnn.network.definition import Definition
-from fastrnn.quantized import Narrow
 
 if reason := cpp.unavailable():
     pytest.skip(f"modules of 8 bits are among the rows, and {reason}", allow_module_level=True)
@@ -212,7 +213,7 @@ def test_every_option_is_in_the_record():
 
 
 def test_every_function_of_ours_that_takes_modules_is_a_column():
-    found = neighbours.public(fastrnn, fastrnn.init, fastrnn.interop, fastrnn.diagnostics)
+    found = public(fastrnn, fastrnn.init, fastrnn.interop, fastrnn.diagnostics)
     assert len(found) >= 12 and found <= COLUMNS.keys()
     assert {*REFUSED, *CALLS} <= COLUMNS.keys() and SLOW.keys() <= COLUMNS.keys()
 

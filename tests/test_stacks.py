@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn.backends import cpp
+from fastrnn.backends import cpp_tensors
 
 core = pytest.importorskip("fastrnn._core", reason="the compiled core is missing")
 
@@ -224,7 +224,7 @@ def test_the_core_refuses_layers_that_are_not_one_upon_the_other():
     def call(x: Tensor, hidden: int) -> dict[str, Any]:
         weights = [torch.randn(3 * hidden, x.shape[2]), torch.randn(3 * hidden, hidden)]
         h0 = torch.zeros(1, x.shape[1], hidden)
-        sizes = cpp.layer_sizes("GRU", x, None, h0, weights[0])
+        sizes = cpp_tensors.layer_sizes("GRU", x, None, h0, weights[0])
         given = dict(layer=sizes, x=x, tokens=False, h0=h0, c0=None, weights=weights)
         results = dict(y=torch.empty(*x.shape[:2], hidden), hn=h0.clone(), cn=None)
         return given | results | dict(gates=None, cells=None, hidden=None)

@@ -1,21 +1,16 @@
-"""The Triton backend without a GPU: every path through the interpreter, the table of paths, and the machine code that
-the kernels become, compiled for GPUs that need not be there."""
+"""The Triton backend without a GPU: every path through the interpreter, and the table of paths."""
 
 from __future__ import annotations
 
-import functools
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path as Folder
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from support import RAGGED, Case, Inputs, expect, make, run, verify
-from triton_offline import CHIPS, DTYPES, Usage, Variant, compile_all
+from triton_offline import CHIPS, DTYPES
 
 from fastrnn import backends
 from fastrnn.backends import triton as backend
@@ -261,141 +256,6 @@ def test_a_backend_on_one_path_runs_that_and_is_right(monkeypatch: pytest.Monkey
     assert seen == [name, name]
 
 
-BOTH = ("forward", "backward")
-PRODUCTS = ("input", "projection")
-# A variant for each path, cell, dtype, precision, form and target; not their product, which would take many minutes.
-VARIANTS = [
-    *(Variant(kernel, "sm_90", "LSTM", 1024, 64, "bf16") for kernel in BOTH),
-    *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16") for kernel in BOTH),
-    *(Variant(kernel, "sm_90", "LSTM", 512, 64, "bf16", directions=2) for kernel in PRODUCTS),
-    *(Variant(kernel, "sm_90", "LSTM", 1024, 256, "fp32", "tf32", directions=2) for kernel in PRODUCTS),
-    *(Variant(kernel, "sm_80", "LSTM", 2048, 256, "fp32", directions=2) for kernel in PRODUCTS),
-    *(Variant(kernel, "gfx942", "LSTM", 100, 16, "fp16") for kernel in PRODUCTS),
-    *(Variant(kernel, "sm_90", "GRU", 200, 16, "bf16", packed=True, directions=2) for kernel in BOTH),
-    *(Variant(kernel, "sm_90", "LSTM", 64, 16, "fp32", "tf32") for kernel in BOTH),
-    Variant("backward", "sm_90", "LSTM", 512, 64, "bf16", packed=True, cells=True),
-    *(Variant(kernel, "sm_90", "GRU", 64, 16, "fp32", "ieee") for kernel in BOTH),
-    *(Variant(kernel, "sm_90", "LSTM", 2048, 16, "fp16") for kernel in BOTH),
-    *(Variant(kernel, "sm_80", "GRU", 256, 64, "fp32", "tf32") for kernel in BOTH),
-    *(Variant(kernel, "sm_80", "RNN_RELU", 17, 16, "fp16") for kernel in BOTH),
-    *(Variant(kernel, "sm_100", "LSTM", 512, 16, "bf16") for kernel in BOTH),
-    *(Variant(kernel, "gfx942", "LSTM", 256, 16, "bf16") for kernel in BOTH),
-    *(Variant(kernel, "gfx942", "GRU", 64, 16, "fp16", packed=True) for kernel in BOTH),
-    *(Variant(kernel, "gfx942", "RNN_TANH", 1024, 64, "fp32") for kernel in BOTH),
-    *(Variant(kernel, "gfx942", "LSTM", 1024, 256, "fp32") for kernel in BOTH),
-]
-
-
-EXPONENTIALS = {"LSTM": 5, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 0}  # of a value, in a step forward
-
-
-# Those of the quick suite: all take a minute to compile.
-FIRST = [variant for variant in VARIANTS if variant[1:4] in {("sm_90", "LSTM", 512), ("sm_80", "RNN_RELU", 17)}]
-FIRST += [variant for variant in VARIANTS if variant[1:4] == ("gfx942", "GRU", 64)]
-
-
-@functools.cache
-def usages(first: bool) -> dict[Variant, Usage]:
-    variants = [variant for variant in VARIANTS if (variant in FIRST) == first]
-    return dict(zip(variants, compile_all(variants), strict=True))
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(variant, marks=() if variant in FIRST else pytest.mark.slow) for variant in VARIANTS],
-    ids=lambda variant: "-".join(map(str, variant[:6])),
-)
-def test_machine_code_stays_within_limits(variant: Variant):
-    """Spills: some bytes of a program whose weights take half of all registers are known and allowed, an array
-    that went to memory is hundreds.  Reloads: weights stay in registers wherever there is a tensor core.  Exponentials:
-    each value's are computed once, not by every warp."""
-    usage, path = usages(variant in FIRST)[variant], variant.path()
-    registers = 512 if variant.target == "gfx942" else 255
-    assert usage.registers <= registers
-    assert usage.spilled <= (0 if variant.kernel in PRODUCTS else 64)
-    assert usage.shared <= CHIPS[variant.target].shared_memory
-    tensor_core = variant.dtype != "fp32" or variant.precision == "tf32"
-    if path.name != "stream" and tensor_core and variant.target != "gfx942":
-        assert usage.reloads == 0
-    if variant.target != "gfx942":
-        each = EXPONENTIALS[variant.mode] if variant.kernel == "forward" else int(variant.mode == "LSTM")
-        assert usage.exponentials <= each * -(-path.rows * path.units // (32 * path.warps))
-
-
-class Most(NamedTuple):
-    """What a thread's step of the time loop may take: instructions, barriers of the program, bytes spilled; x is loaded
-    by 16 bytes each."""
-
-    instructions: int
-    barriers: int
-    spilled: int
-
-
-# Of an LSTM in bfloat16 on sm_90.  What spills is stored before the loop, of which one access is a pointer's.
-STEPS = {
-    ("forward", 512, 16): Most(400, 12, 0),
-    ("forward", 1024, 16): Most(560, 16, 0),
-    ("forward", 1024, 64): Most(1100, 40, 0),
-    ("backward", 1024, 64): Most(700, 40, 24),
-    ("forward", 128, 16): Most(700, 12, 0),
-    ("backward", 128, 16): Most(810, 44, 0),
-}
-
-
-@pytest.mark.parametrize(
-    "step", [pytest.param(step, marks=() if step[1] in (512, 128) else pytest.mark.slow) for step in STEPS], ids=str
-)
-def test_a_step_is_short(step: tuple[str, int, int]):
-    kernel, hidden, sequences = step
-    (usage,), most = compile_all([Variant(kernel, "sm_90", "LSTM", hidden, sequences, "bf16")]), STEPS[step]
-    assert 0 < usage.instructions <= most.instructions
-    assert 0 < usage.barriers <= most.barriers
-    # Triton 3.6 gives a thread fewer registers.
-    assert usage.spilled <= most.spilled + (16 if triton.__version__ < "3.9" else 0)
-    assert set(usage.loads) == (set() if hidden == 128 else {128})
-
-
-OTHER_CHIPS = [(target, step) for target in ("sm_80", "sm_100", "gfx942") for step in STEPS]
-
-
-@functools.cache
-def spills(target: str, quick: bool) -> dict[tuple[str, int, int], int]:
-    steps = [step for step in STEPS if (step[1] == 512) == quick]
-    found = compile_all([Variant(kernel, target, "LSTM", *shape, "bf16") for kernel, *shape in steps])
-    return {step: usage.spilled for step, usage in zip(steps, found, strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("target", "step"),
-    [pytest.param(*case, marks=() if case[1][1] == 512 else pytest.mark.slow) for case in OTHER_CHIPS],
-    ids=str,
-)
-def test_on_other_chips_next_to_nothing_spills(target: str, step: tuple[str, int, int]):
-    """All of them compile, too: Triton 3.6 and later have a compiler of sm_100's machine code."""
-    assert spills(target, step[1] == 512)[step] <= max(16, STEPS[step].spilled)
-
-
-def test_of_the_barrier_one_thread_a_flag_polls_and_fences_once():
-    """Relaxed loads in a loop, then one fence, and no invalidation of the cache in the loop."""
-    code = """
-import sys
-sys.path[:0] = ["tests"]
-import triton_offline
-print(triton_offline.compiled(triton_offline.Variant("forward", "sm_90", "LSTM", 256, 16, "bf16")).asm["ptx"])
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True,
-        cwd=Folder(__file__).parents[1],
-    )  # fmt: skip
-    poll = done.stdout.index("ld.relaxed.gpu.global.s32")
-    assert done.stdout.count("ld.relaxed") == 1 and "ld.acquire" not in done.stdout
-    loop, fence = done.stdout.index("bra AGAIN", poll), done.stdout.index("fence.acq_rel.gpu", poll)
-    barrier = done.stdout.index("bar.sync", poll)
-    assert poll < loop < fence < barrier
-    assert done.stdout.count("fence.acq_rel.gpu") == 1
-
-
 class Kernel:
     """A kernel that notes its launches, on a device that refuses cooperative ones with ``error``."""
 
@@ -442,20 +302,6 @@ def test_a_refused_cooperative_launch_becomes_one_a_step(monkeypatch: pytest.Mon
     with pytest.warns(RuntimeWarning, match="step by step"):
         assert launch(kernel, 3) == [(*step, False) for step in one_each]
     assert launch(kernel, 3) == [(*step, False) for step in one_each]  # it is not asked again
-
-
-def test_a_new_length_or_batch_size_compiles_nothing():
-    code = """
-from fastrnn.kernels.triton_scan import scan_forward
-from fastrnn.kernels.triton_scan_backward import scan_backward
-from fastrnn.kernels.triton_one_step import step_product
-for kernel in (scan_forward, scan_backward, step_product):
-    numbers = [p for p in kernel.params if not p.is_constexpr and not p.name.startswith("p_")]
-    print(*(p.name for p in numbers if p.do_not_specialize))
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["tile_begin t_begin t_end T B N"] * 2 + ["B"]
 
 
 def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):

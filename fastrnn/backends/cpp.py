@@ -1,9 +1,9 @@
 """The C++ kernels, on a CPU.
 
-Thin: dense tensors and sizes go in, :mod:`fastrnn._core` checks them and runs.  float32 and float64 run as they are,
-and bfloat16, too: products of bfloat16, which a machine that does not multiply it widens on the fly, all else in
-float32.  float16 runs in float32 between a conversion of what comes and one of what goes.  Interface:
-:mod:`fastrnn.backends`.
+Thin: dense tensors and sizes (:mod:`fastrnn.backends.cpp_tensors`) go in, :mod:`fastrnn._core` checks them and runs.
+float32 and float64 run as they are, and bfloat16, too: products of bfloat16, which a machine that does not multiply it
+widens on the fly, all else in float32.  float16 runs in float32 between a conversion of what comes and one of what
+goes.  Interface: :mod:`fastrnn.backends`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from fastrnn.backends import Backward, Forward, Saved
-from fastrnn.checks import is_tokens
-from fastrnn.modes import CELLS, OUTPUTS, TORCH_MODES
-from fastrnn.storage import require_memory
+from fastrnn.backends import cpp_tensors as tensors
+from fastrnn.modes import CELLS
 
 _missing = ""
 _KERNELS: dict[torch.dtype, tuple[Callable, Callable]] = {}  # forward and backward of layers one upon the other
@@ -37,18 +36,7 @@ try:
 except ImportError as _error:  # a pure-Python installation: `choose` asks unavailable() before it calls anything here
     _missing = str(_error)
 
-# mode -> the numbers of fastrnn::Mode in csrc/cell_table.h, which has torch's in their order, and of
-# fastrnn::Activation in csrc/scan.h
-_MODES = {mode: (number, 0) for number, mode in enumerate(TORCH_MODES)}
-_MODES |= {
-    f"JORDAN_{kind}_{output.upper()}": (k, g)
-    for k, kind in enumerate(("TANH", "RELU"))
-    for g, output in enumerate(OUTPUTS)
-}
-
 FastPath = Callable[..., Any]
-# What ``_core`` calls a layer: see there.
-Layer = dict[str, int | Tensor | None]
 Guard = tuple[Callable[[], Any], tuple[Any, ...]]
 
 MODES = tuple(CELLS)
@@ -132,24 +120,6 @@ def thread_source() -> str:
     return _core.thread_source()
 
 
-def layer_sizes(mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_ih: Tensor) -> Layer:
-    """The sizes of a layer, as :mod:`fastrnn._core` takes them."""
-    directions, batch, outputs = h0.shape
-    gate_rows, inputs = w_ih.shape
-    hidden = gate_rows // len(CELLS[mode].gates)
-    if batch_sizes is None:
-        steps, rows = x.shape[0], x.shape[0] * batch
-    else:
-        steps, rows = batch_sizes.shape[0], x.shape[0]
-    threads = torch.get_num_threads()
-    number, activation = _MODES[mode]
-    return {
-        "mode": number, "activation": activation, "threads": threads, "steps": steps, "batch": batch, "rows": rows,
-        "inputs": inputs, "hidden_size": hidden, "outputs": outputs, "directions": directions,
-        "batch_sizes": batch_sizes,
-    }  # fmt: skip
-
-
 def forward(
     mode: str,
     x: Tensor,
@@ -163,80 +133,18 @@ def forward(
     """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
-        wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
+        wide = tensors.wide(x), batch_sizes, tensors.wide(h0), tensors.wide(c0), [tensors.wide(w) for w in weights]
         y, hn, cn, saved = forward(mode, *wide, save)
         if saved is not None:
             saved = Saved(saved.gates.to(dtype), saved.cells, saved.hidden.to(dtype))
         return Forward(y.to(dtype), hn.to(dtype), cn.to(dtype), saved)
-    y, saved = _room(mode, x, h0, weights, save)
-    hn = _like(h0)
-    cn = h0.new_empty(0) if c0 is None else _like(c0)
+    y, saved = tensors.room(mode, x, h0, weights, save)
+    hn = tensors.like(h0)
+    cn = h0.new_empty(0) if c0 is None else tensors.like(c0)
     if h0.shape[1]:
-        inputs = _inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
+        inputs = tensors.inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
         kernels[0]([{**inputs, **saved, "y": y, "hn": hn, "cn": cn}])
-    return Forward(y, hn, cn, _saved(h0, saved) if save else None)
-
-
-def _room(
-    mode: str, x: Tensor, h0: Tensor, weights: Sequence[Tensor], save: bool, hidden: bool = True
-) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """Where a layer's y goes, and what it saves, by the fields of :class:`fastrnn.backends.Saved`."""
-    directions, _, outputs = h0.shape
-    lead = x.shape if is_tokens(x) else x.shape[:-1]
-    y = h0.new_empty((*lead, directions * outputs))
-    if not save:
-        return y, dict.fromkeys(Saved._fields)
-    cell, rows = CELLS[mode], y.numel() // y.shape[-1]
-    hidden_size = weights[0].shape[0] // len(cell.gates)
-    gates = h0.new_empty((directions, rows, len(cell.saved) * hidden_size)) if cell.saved else None
-    cells = None
-    if cell.has_cell_state or cell.output:
-        wide = torch.float32 if h0.dtype is torch.bfloat16 else h0.dtype
-        cells = h0.new_empty((directions, rows, hidden_size), dtype=wide)
-    all_h = h0.new_empty((directions, rows, outputs)) if hidden else None
-    return y, {"gates": gates, "cells": cells, "hidden": all_h}
-
-
-def _saved(like: Tensor, saved: dict[str, Tensor | None]) -> Saved:
-    return Saved(**{name: like.new_empty(0) if t is None else t for name, t in saved.items()})
-
-
-def _inputs(
-    mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor],
-    narrow: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """What a layer reads, forward and backward, as :mod:`fastrnn._core` takes it."""
-    layer = layer_sizes(mode, x, batch_sizes, h0, weights[0])
-    own = [_operand(w, narrow) for w in weights]
-    return {
-        "layer": layer, "x": _operand(x, narrow), "tokens": is_tokens(x), "h0": _dense(h0), "c0": _dense(c0),
-        "weights": own,
-    }  # fmt: skip
-
-
-def _like(tensor: Tensor) -> Tensor:
-    """Dense memory of this shape, uninitialised."""
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _dense(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Any:
-    """The numbers as the kernels read them, dense and of this dtype or their own: the tensor itself where it is so, of
-    whose memory the core takes care; else a copy."""
-    if tensor is None or tensor.is_contiguous() and dtype in (None, tensor.dtype):
-        return tensor
-    require_memory(tensor)
-    return tensor.to(dtype or tensor.dtype).contiguous()
-
-
-def _operand(tensor: Tensor, narrow: bool) -> Tensor:
-    """x, a matrix of weights or a bias as the kernels read it: where products are ``narrow``, all but tokens and biases
-    in bfloat16."""
-    return _dense(tensor, torch.bfloat16 if narrow and tensor.dim() > 1 and tensor.is_floating_point() else None)
-
-
-def _wide(tensor: Any) -> Any:
-    """The tensor in float32; tokens and None as they are."""
-    return _dense(tensor, torch.float32) if tensor is not None and tensor.is_floating_point() else tensor
+    return Forward(y, hn, cn, tensors.saved(h0, saved) if save else None)
 
 
 def backward(
@@ -259,39 +167,24 @@ def backward(
     """See :mod:`fastrnn.backends`; ``narrow``: of float32 tensors, but with products of bfloat16."""
     kernels, dtype = _MIXED if narrow else _KERNELS.get(h0.dtype), h0.dtype
     if kernels is None:
-        wide = _wide(x), batch_sizes, _wide(h0), _wide(c0), [_wide(weight) for weight in weights]
-        saved_layers = Saved(_wide(saved.gates), saved.cells, _wide(saved.hidden))
-        seeds = _wide(grad_y), _wide(grad_hn), _wide(grad_cn), grad_cells
+        wide = tensors.wide(x), batch_sizes, tensors.wide(h0), tensors.wide(c0), [tensors.wide(w) for w in weights]
+        saved_layers = Saved(tensors.wide(saved.gates), saved.cells, tensors.wide(saved.hidden))
+        seeds = tensors.wide(grad_y), tensors.wide(grad_hn), tensors.wide(grad_cn), grad_cells
         found = backward(mode, *wide, saved_layers, *seeds, need_x, need_state, need_weights)
         grad_x, grad_h0, grad_c0 = (None if grad is None else grad.to(dtype) for grad in found[:3])
         return Backward(grad_x, grad_h0, grad_c0, found.weights and [g.to(dtype) for g in found.weights])
-    grad_x = _like(x) if need_x else None
+    grad_x = tensors.like(x) if need_x else None
     grad_h0 = grad_c0 = None
     if need_state:
-        grad_h0 = _like(h0)
-        grad_c0 = None if c0 is None else _like(c0)
-    grads = [_like(w) for w in weights] if need_weights else None
+        grad_h0 = tensors.like(h0)
+        grad_c0 = None if c0 is None else tensors.like(c0)
+    grads = [tensors.like(w) for w in weights] if need_weights else None
     if h0.shape[1] == 0:  # no rows: nothing ran
         return Backward(grad_x, grad_h0, grad_c0, grads and [g.zero_() for g in grads])
-    inputs = _inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
-    seeds = _seeds(grad_y, grad_hn, grad_cn, grad_cells)
-    kernels[1]([{**inputs, **saved._asdict(), **seeds, **_results(grad_x, grad_h0, grad_c0, grads)}])
+    inputs = tensors.inputs(mode, x, batch_sizes, h0, c0, weights, narrow)
+    seeds = tensors.seeds(grad_y, grad_hn, grad_cn, grad_cells)
+    kernels[1]([{**inputs, **saved._asdict(), **seeds, **tensors.results(grad_x, grad_h0, grad_c0, grads)}])
     return Backward(grad_x, grad_h0, grad_c0, grads)
-
-
-def _seeds(
-    grad_y: Tensor | None, grad_hn: Tensor | None, grad_cn: Tensor | None, grad_cells: Tensor | None
-) -> dict[str, Tensor | None]:
-    """The gradients of what a layer gave."""
-    seeds = {"grad_y": grad_y, "grad_hn": grad_hn, "grad_cn": grad_cn, "grad_cells": grad_cells}
-    return {name: _dense(seed) for name, seed in seeds.items()}
-
-
-def _results(
-    grad_x: Tensor | None, grad_h0: Tensor | None, grad_c0: Tensor | None, grad_weights: list[Tensor] | None
-) -> dict[str, Any]:
-    """Where the gradients of what a layer read go."""
-    return {"grad_x": grad_x, "grad_h0": grad_h0, "grad_c0": grad_c0, "grad_weights": grad_weights}
 
 
 def forward_stack(
@@ -304,19 +197,19 @@ def forward_stack(
     Returns the y of each layer, hn and cn of all, and what each saves, whose ``hidden`` is its y but for the last.
     """
     each = len(weights) // h0.shape[0]
-    hn = _like(h0)
-    cn = h0.new_empty(0) if c0 is None else _like(c0)
+    hn = tensors.like(h0)
+    cn = h0.new_empty(0) if c0 is None else tensors.like(c0)
     calls, ys, saved_layers = [], [], []
     for i in range(h0.shape[0]):
         own, h, c = weights[i * each : (i + 1) * each], h0[i : i + 1], None if c0 is None else c0[i : i + 1]
         last = i + 1 == h0.shape[0]
-        y, saved = _room(mode, x, h, own, save, hidden=last)
+        y, saved = tensors.room(mode, x, h, own, save, hidden=last)
         if save and not last:
             saved["hidden"] = y.view(1, -1, y.shape[-1])
         ends = {"hn": hn[i : i + 1], "cn": None if c0 is None else cn[i : i + 1]}
-        calls.append({**_inputs(mode, x, batch_sizes, h, c, own), **saved, **ends, "y": y})
+        calls.append({**tensors.inputs(mode, x, batch_sizes, h, c, own), **saved, **ends, "y": y})
         ys.append(y)
-        saved_layers.append(_saved(h0, saved))
+        saved_layers.append(tensors.saved(h0, saved))
         x = y
     _KERNELS[h0.dtype][0](calls)
     return ys, hn, cn, saved_layers if save else None
@@ -342,28 +235,28 @@ def backward_stack(
     """The gradients of what :func:`forward_stack` read, from those of the last y, of hn and cn and of the last layer's
     cells; ``need_weights`` is for each layer, and the gradients of those that need none are None."""
     count, each = h0.shape[0], len(weights) // h0.shape[0]
-    grad_x = _like(x) if need_x else None
-    grad_h0 = _like(h0) if need_state else None
-    grad_c0 = _like(c0) if need_state and c0 is not None else None
+    grad_x = tensors.like(x) if need_x else None
+    grad_h0 = tensors.like(h0) if need_state else None
+    grad_c0 = tensors.like(c0) if need_state and c0 is not None else None
     # Gradients of what lies between layers, each of which lives until the layer below is done: a wavefront is at most
     # as high as there are threads.
     buffers = [torch.empty_like(ys[0]) for _ in range(min(count - 1, torch.get_num_threads() + 1))]
     grads: list[Any] = [None] * len(weights)
 
     def of_layer(states: Tensor | None, i: int) -> Tensor | None:
-        return None if states is None else _dense(states[i : i + 1])
+        return None if states is None else tensors.dense(states[i : i + 1])
 
-    calls, grad = [], _dense(grad_y)
+    calls, grad = [], tensors.dense(grad_y)
     for i in reversed(range(count)):
         own = weights[i * each : (i + 1) * each]
         own_grads = None
         if need_weights[i]:
-            own_grads = [_like(w) for w in own]
+            own_grads = [tensors.like(w) for w in own]
             grads[i * each : (i + 1) * each] = own_grads
-        inputs = _inputs(mode, ys[i - 1] if i else x, batch_sizes, h0[i : i + 1], of_layer(c0, i), own)
-        seeds = _seeds(grad, of_layer(grad_hn, i), of_layer(grad_cn, i), grad_cells if i + 1 == count else None)
+        inputs = tensors.inputs(mode, ys[i - 1] if i else x, batch_sizes, h0[i : i + 1], of_layer(c0, i), own)
+        seeds = tensors.seeds(grad, of_layer(grad_hn, i), of_layer(grad_cn, i), grad_cells if i + 1 == count else None)
         grad = buffers[i % len(buffers)] if i else grad_x
-        results = _results(grad, of_layer(grad_h0, i), of_layer(grad_c0, i), own_grads)
+        results = tensors.results(grad, of_layer(grad_h0, i), of_layer(grad_c0, i), own_grads)
         calls.append({**inputs, **saved[i]._asdict(), **seeds, **results})
     _KERNELS[h0.dtype][1](calls)
     return Backward(grad_x, grad_h0, grad_c0, grads)

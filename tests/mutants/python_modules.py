@@ -70,7 +70,7 @@ FAULTS = [
     Fault(
         "cell-states-packed",
         "the cell states of a packed batch come in the order in which it was sorted",
-        "fastrnn/modules.py",
+        "fastrnn/running.py",
         "all_cells = PackedSequence(all_cells, batch_sizes, sorted_indices, unsorted_indices)",
         "all_cells = PackedSequence(all_cells, batch_sizes)",
         "test_cell_states.py",
@@ -78,7 +78,7 @@ FAULTS = [
     Fault(
         "modules-order-of-c",
         "the last c of a packed batch comes in the order in which it was sorted",
-        "fastrnn/modules.py",
+        "fastrnn/running.py",
         "cn = cn if c0 is None else cn.index_select(1, unsorted_indices)",
         "cn = cn if c0 is None else cn",
         "test_modules.py",
