@@ -155,7 +155,7 @@ def shapes_misfit(
             problem = f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})"
             return ValueError(problem) if weight is weights[0] else Unfit(problem)
         if weight.device != device:
-            error = Misplaced if weight.device == weights[0].device else Scattered
+            error = Scattered if any(w.device != weight.device for w in weights) else Misplaced
             return error(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
     count = sizes.num_layers * sizes.directions
     states = ("hidden[0]", h0, sizes.outputs), ("hidden[1]", c0, sizes.hidden)

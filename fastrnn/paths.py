@@ -67,6 +67,8 @@ def plan(
     negative = False  # stored with the wrong sign, as the imaginary part of a conjugate is; only operators know of it
     for tensor in tensors:
         if type(tensor) is not Parameter:
+            if tensor is None:
+                return TypeError("a network wants all of its parameters, got None in the place of one")
             if type(tensor) is not Tensor:
                 return _torch_or_error(f"it got a {type(tensor).__name__}, not a plain Tensor")
             if tensor.layout is not torch.strided:

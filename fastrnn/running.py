@@ -24,7 +24,7 @@ from fastrnn.walk import cell_states, walk
 
 def hand_over(module: Any, base: type[Any], input: Any, hx: Any, problem: Exception | None) -> Any:
     """torch.nn's forward, which raises its own error where our ``problem`` is one of its own, too."""
-    if isinstance(problem, Unfit) and issubclass(base, nn.RNNBase):  # cells look for themselves
+    if isinstance(problem, (Unfit, TypeError)) and issubclass(base, nn.RNNBase):  # cells look for themselves
         raise problem
     packed = isinstance(input, PackedSequence)
     unchecked = packed and issubclass(base, nn.LSTM)

@@ -10,10 +10,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from memory_programs import LONG
+from torch import nn
 
+import fastrnn
 from fastrnn import backends
 
 PROGRAMS = Path(__file__).with_name("memory_programs.py")
@@ -48,6 +52,27 @@ def test_storage_that_was_freed_or_cut_short(backend: str, every: int, when: str
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_parameter_on_the_meta_device(every: int):
     run("elsewhere", str(every))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("place", range(4))
+def test_with_weights_that_are_not_all_there_no_function_of_torch_is_called(kind: str, place: int, monkeypatch: Any):
+    """Another thread may be about to put them back, and torch's functions survive no change of what they read."""
+
+    def called(*_: Any) -> Any:
+        raise AssertionError("torch.nn's forward was called")
+
+    base: Any = getattr(nn, kind)
+    missing, moved = (getattr(fastrnn, kind)(3, 4) for _ in range(2))
+    name = missing._flat_weights_names[place]
+    delattr(missing, name)
+    missing._init_flat_weights()
+    setattr(moved, name, nn.Parameter(getattr(moved, name).to("meta")))
+    monkeypatch.setattr(base, "forward", called)
+    with pytest.raises(TypeError, match="wants all of its parameters"):
+        missing(torch.randn(5, 2, 3))
+    with pytest.raises(RuntimeError, match="not at the same device: cpu, meta"):
+        moved(torch.randn(5, 2, 3))
 
 
 def test_weights_that_change_while_they_are_read():

@@ -160,4 +160,4 @@ for kernel in (scan_forward, scan_backward, step_product):
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["tile_begin t_begin t_end T B N"] * 2 + ["B"]
+    assert done.stdout.splitlines() == ["tile_begin t_begin t_end T B N"] * 2 + ["B"]
