@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     magnitude: float = 1.0
     small: bool = False
-    seldom: bool = False
+    seldom: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         form = "packed" + ".".join(map(str, self.lengths)) if self.lengths else f"T{self.steps}-B{self.rows}"

@@ -6,8 +6,10 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from support import (
     RAGGED,
     Case,
     Inputs,
+    Results,
     assert_close,
     differentiate,
     expect,
@@ -37,6 +40,22 @@ FEW = [
     Case("no saved gates, packed", "RNN_RELU", lengths=RAGGED, small=True),
 ]
 few = pytest.mark.parametrize("case", FEW, ids=str)
+
+
+def few_with(name: str, values: Sequence[Any], ids: Callable[[Any], str] = str) -> pytest.MarkDecorator:
+    """Few cases with each of these values; where Triton is interpreted each case and each value once, a NaN with relu,
+    and the other pairs in the slow suite."""
+    often = [case for case in FEW if case.small and not case.seldom]
+
+    def seldom(case: Case, turn: int) -> bool:
+        return case not in often or (often.index(case) + turn) % len(often) != len(often) - 1
+
+    pairs = [
+        pytest.param(replace(case, seldom=seldom(case, turn)), value, id=f"{ids(value)}-{case}")
+        for turn, value in enumerate(values)
+        for case in FEW
+    ]
+    return pytest.mark.parametrize(("case", name), pairs)
 
 
 def forward(target, inputs: Inputs, save: bool = True):
@@ -75,28 +94,32 @@ def test_the_cell_state_of_a_narrow_dtype_is_saved_in_float32(target, case: Case
     assert forward(target, make(case).map(target.move)).saved.cells.dtype == torch.float32
 
 
-@pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
-@pytest.mark.parametrize("hidden", [1, 16, 37])
-def test_bfloat16_is_rounded_as_torch_rounds_it(target, hidden: int):
-    """To the bit: relu(x + b) of every kind of number but the subnormal ones, which AVX512-BF16 takes for zeros."""
+def numbers_of_every_kind(hidden: int) -> Inputs:
+    """relu(x + b) in bfloat16, of every kind of number but the subnormal ones, which AVX512-BF16 takes for zeros."""
     bits = torch.arange(0x80, 0x7F81, 7, dtype=torch.int16)  # from the smallest normal number to the first NaN
     x = torch.cat([bits, torch.tensor([0x7F7F, 0x7F80, 0x7FC0], dtype=torch.int16)]).view(torch.bfloat16)
     x = x.reshape(1, -1, 1)
     weights = [x.new_ones(hidden, 1), x.new_zeros(hidden, hidden)]
     weights += [x[0, : 50 * hidden : 50, 0].contiguous(), x.new_zeros(hidden)]
     h0 = x.new_zeros(1, x.shape[1], hidden)
-    y = target.module.forward("RNN_RELU", x, None, h0, None, weights, save=False).y
-    right = (x.float() + weights[2].float()).bfloat16()
-    torch.testing.assert_close(y, right, rtol=0, atol=0, equal_nan=True)
-    assert not torch.equal(
-        y, (x.float() + weights[2].float()).view(torch.int32).bitwise_and(-65536).view(torch.float32).bfloat16()
-    )
+    return Inputs("RNN_RELU", x, None, h0, None, weights, torch.ones_like(h0), None, None)
 
 
-@few
-@pytest.mark.parametrize(
-    "needs", [(True, True, False), (False, True, True), (True, False, True), (False, False, False)], ids=str
-)
+def assert_rounded(y: Tensor, inputs: Inputs) -> None:
+    """To the bit, as torch rounds."""
+    wide = inputs.x.float() + inputs.weights[2].float()
+    torch.testing.assert_close(y, wide.bfloat16(), rtol=0, atol=0, equal_nan=True)
+    assert not torch.equal(y, wide.view(torch.int32).bitwise_and(-65536).view(torch.float32).bfloat16())
+
+
+@pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
+@pytest.mark.parametrize("hidden", [1, 16, 37])
+def test_bfloat16_is_rounded_as_torch_rounds_it(target, hidden: int):
+    inputs = numbers_of_every_kind(hidden)
+    assert_rounded(forward(target, inputs, save=False).y, inputs)
+
+
+@few_with("needs", [(True, True, False), (False, True, True), (True, False, True), (False, False, False)])
 def test_only_what_is_needed_is_returned(target, case: Case, needs: tuple[bool, bool, bool]):
     inputs, exact, budgets = expect(case)
     found = run(target.module, inputs.map(target.move), *needs)
@@ -123,8 +146,7 @@ def expanded(inputs: Inputs) -> Inputs:
     return inputs._replace(grad_y=inputs.x.new_ones(()).expand(inputs.grad_y.shape), grad_hn=None, grad_cn=None)
 
 
-@few
-@pytest.mark.parametrize("change", [only_y, only_hn, only_cn, expanded])
+@few_with("change", [only_y, only_hn, only_cn, expanded], lambda change: change.__name__)
 def test_absent_and_expanded_gradients(target, case: Case, change: Callable[[Inputs], Inputs]):
     expected = expect(case, change)
     verify(run(target.module, expected.inputs.map(target.move)), expected)
@@ -161,8 +183,10 @@ def every_other(tensor: Tensor) -> Tensor:
     return torch.stack([tensor, torch.full_like(tensor, float("nan"))], -1)[..., 0]
 
 
-@few
-@pytest.mark.parametrize("layout", [transposed, inside_a_larger_one, every_other])
+LAYOUTS = [transposed, inside_a_larger_one, every_other]
+
+
+@few_with("layout", LAYOUTS, lambda layout: layout.__name__)
 def test_any_strides(target, case: Case, layout: Callable[[Tensor], Tensor]):
     expected = expect(case)
     verify(run(target.module, expected.inputs.map(target.move).map(layout)), expected)
@@ -222,16 +246,18 @@ def test_any_number_of_threads(target, case: Case):
         assert target.name != "cpp" or equal(results, found[0]), "the C++ backend promises the same bits"
 
 
-# The Triton interpreter computes with NumPy, which warns of what this test is about.
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-@few
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_spreads_as_in_torch_and_only_within_its_row(target, case: Case, value: float):
-    clean = expect(case)
-    inputs = clean.inputs._replace(x=clean.inputs.x.clone())
-    inputs.x.view(-1, case.inputs)[len(case.lengths) or case.rows, 0] = value  # the first row's second step
-    exact = differentiate(inputs.map(Tensor.double))
-    found = run(target.module, inputs.map(target.move))
+NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+
+
+def with_one(value: float, case: Case) -> Inputs:
+    """In the second step of the first row."""
+    inputs = make(case)
+    inputs.x.view(-1, case.inputs)[len(case.lengths) or case.rows, 0] = value
+    return inputs
+
+
+def assert_spread_within_its_row(found: Results, value: float, case: Case) -> None:
+    clean, exact = expect(case), differentiate(with_one(value, case).map(Tensor.double))
     for name in ("y", "hn", "cn"):
         assert_close(found[name], exact[name], clean.budgets[name], case.dtype, name)
     for name in ("grad h0", "grad c0") if "grad c0" in found else ("grad h0",):
@@ -241,6 +267,13 @@ def test_what_is_not_finite_spreads_as_in_torch_and_only_within_its_row(target, 
         for name in ("grad h0", "grad x"):
             budget = 8 * torch.finfo(case.dtype).eps * max(1.0, exact[name].abs().max().item())
             assert_close(found[name], exact[name], max(budget, clean.budgets[name]), case.dtype, name)
+
+
+# The Triton interpreter computes with NumPy, which warns of what this test is about.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@few_with("value", NOT_FINITE)
+def test_what_is_not_finite_spreads_as_in_torch_and_only_within_its_row(target, case: Case, value: float):
+    assert_spread_within_its_row(run(target.module, with_one(value, case).map(target.move)), value, case)
 
 
 @pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
@@ -256,25 +289,55 @@ def test_bfloat16_of_any_number_of_rows(target, mode: str, inputs: int, hidden: 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @few
 def test_nothing_stays_behind_from_an_earlier_call(target, case: Case):
-    larger = make(replace(case, hidden=case.hidden + 20, lengths=(), steps=9, rows=7, inputs=9))
+    larger = make(replace(case, hidden=case.hidden + 20, lengths=(), steps=7, rows=5, inputs=9))
     run(target.module, larger.map(lambda tensor: torch.full_like(tensor, float("nan"), device=target.device)))
     expected = expect(case)
     verify(run(target.module, expected.inputs.map(target.move)), expected)
+
+
+# Each input twice, the second time to the same bits.
+ELSEWHERE = """
+import sys
+import torch
+from support import run
+from fastrnn.backends import cpp
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)  # NaN in what nobody has written
+found = []
+for inputs in torch.load(sys.argv[1], weights_only=False):
+    found.append(run(cpp, inputs))
+    for name, tensor in run(cpp, inputs).items():
+        assert torch.equal(tensor.view(torch.uint8), found[-1][name].view(torch.uint8)), name
+torch.save(found, sys.argv[2])
+"""
 
 
 @pytest.mark.parametrize("target", [("cpp", "cpu")], ids=["cpp"], indirect=True)
 @pytest.mark.parametrize(
     "isa", ["avx512_amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "generic", "neon_bf16", "neon_dotprod"]
 )
-def test_every_instruction_set(target, isa: str):
-    """FASTRNN_ISA is read once, when the core is loaded: each instruction set takes a process of its own."""
+def test_every_instruction_set(target, isa: str, tmp_path: Path):
+    """FASTRNN_ISA is read once, when the core is loaded: each takes a process, whose results are judged here."""
     core = importlib.import_module("fastrnn._core")
     if isa not in core.supported_isas():
         pytest.skip(f"this CPU or this build has no {isa}")
-    names = "test_values or test_any_strides or test_what_is_not_finite or test_two_runs or test_bfloat16_is_rounded"
-    tests = f"cpp and (float32 or bfloat16) and ({names})"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
-    done = subprocess.run(command, env=os.environ | {"FASTRNN_ISA": isa}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    cases = [case for case in CASES if case.dtype in (torch.float32, torch.bfloat16)]
+    laid_out = [(case, layout) for case in FEW for layout in LAYOUTS]
+    spoilt = [(value, case) for value in NOT_FINITE for case in FEW]
+    rounded = [numbers_of_every_kind(hidden) for hidden in (1, 16, 37)]
+    given = [expect(case).inputs for case in cases] + [expect(case).inputs.map(layout) for case, layout in laid_out]
+    given += [with_one(*pair) for pair in spoilt] + rounded
+    torch.save(given, tmp_path / "given")
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "given"), str(tmp_path / "found")]
+    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = iter(torch.load(tmp_path / "found"))
+    for case in [*cases, *(case for case, _ in laid_out)]:
+        verify(next(found), expect(case))
+    for value, case in spoilt:
+        assert_spread_within_its_row(next(found), value, case)
+    for inputs in rounded:
+        assert_rounded(next(found)["y"], inputs)
+    assert next(found, None) is None
