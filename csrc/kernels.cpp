@@ -16,9 +16,18 @@ namespace FASTRNN_NAMESPACE {
 // Rows of a step from which tiles repay. A call of fewer goes to AVX512-BF16 with all of its products.
 constexpr int64_t kRowsForTiles = 4;
 
-template <class Layer>
-bool repays_tiles(const Layer* layers) {
-  return layers->sizes.batch >= kRowsForTiles;
+template <class A>
+void by_tiles(const Forward<bfloat16, A>* layers, int count) {
+  forward<bfloat16>(layers, count);
+}
+template <class A>
+void by_tiles(const Backward<bfloat16, A>* layers, int count) {
+  backward<bfloat16>(layers, count);
+}
+
+template <auto Kernels::* kWhich, class Layer>
+void where_tiles_repay(const Layer* layers, int count) {
+  layers->sizes.batch >= kRowsForTiles ? by_tiles(layers, count) : (avx512_bf16::table().*kWhich)(layers, count);
 }
 #endif
 
@@ -34,18 +43,10 @@ const Kernels& table() {
 #endif
     kernels.name = FASTRNN_TEXT(FASTRNN_NAMESPACE);
 #if defined(__AMX_BF16__)  // changes products of bfloat16 alone
-    kernels.forward_bfloat16 = [](const Forward<bfloat16>* layers, int count) {
-      repays_tiles(layers) ? forward<bfloat16>(layers, count) : avx512_bf16::table().forward_bfloat16(layers, count);
-    };
-    kernels.forward_mixed = [](const Forward<bfloat16, float>* layers, int count) {
-      repays_tiles(layers) ? forward<bfloat16>(layers, count) : avx512_bf16::table().forward_mixed(layers, count);
-    };
-    kernels.backward_bfloat16 = [](const Backward<bfloat16>* layers, int count) {
-      repays_tiles(layers) ? backward<bfloat16>(layers, count) : avx512_bf16::table().backward_bfloat16(layers, count);
-    };
-    kernels.backward_mixed = [](const Backward<bfloat16, float>* layers, int count) {
-      repays_tiles(layers) ? backward<bfloat16>(layers, count) : avx512_bf16::table().backward_mixed(layers, count);
-    };
+    kernels.forward_bfloat16 = where_tiles_repay<&Kernels::forward_bfloat16>;
+    kernels.forward_mixed = where_tiles_repay<&Kernels::forward_mixed>;
+    kernels.backward_bfloat16 = where_tiles_repay<&Kernels::backward_bfloat16>;
+    kernels.backward_mixed = where_tiles_repay<&Kernels::backward_mixed>;
 #else
 #if !defined(FASTRNN_BASE)  // who has a base changes products of int8 and, perhaps, of bfloat16
     kernels.forward_float = forward<float>;
