@@ -1,8 +1,6 @@
 // Scratch memory of large calls: kept for the next one of whatever thread, within a bound, never of two calls at once.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -16,6 +14,7 @@
 #include <fstream>
 #endif
 
+#include "checks.h"
 #include "runtime.h"
 
 namespace {
@@ -23,15 +22,6 @@ namespace {
 using fastrnn::Scratch;
 
 constexpr int64_t kMiB = 1 << 20;
-std::atomic<int> checks{0}, failures{0};
-
-void check(bool passed, const std::string& what) {
-  ++checks;
-  if (passed) return;
-  ++failures;
-  std::printf("FAILED %s\n", what.c_str());
-}
-
 // Bytes of the process that lie in memory, and how often it had to wait for a page; 0 where nothing tells.
 int64_t resident() {
 #if defined(FASTRNN_COUNTS_PAGES)
@@ -126,6 +116,5 @@ int main() {
   threads_share();
   bounded();
   at_once();
-  std::printf("%d checks, %d failed\n", checks.load(), failures.load());
-  return failures ? 1 : 0;
+  return count_up("scratch");
 }

@@ -1,13 +1,13 @@
 // Layers one upon the other, which threads take as a wavefront, on every instruction set that this machine runs: bit
 // for bit as layer by layer, forward and backward, and nothing outside an output written.
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "guarded.h"
 #include "runtime.h"
 #include "scan.h"
@@ -137,15 +137,6 @@ Values run(const Kernels& kernels, const Case& c, bool train, bool together, int
   return all;
 }
 
-int checks = 0, failures = 0;
-
-void check(bool passed, const std::string& what) {
-  ++checks;
-  if (passed) return;
-  ++failures;
-  std::printf("FAILED %s\n", what.c_str());
-}
-
 template <class S>
 void check_stack(const Kernels& kernels, const Case& c, const char* dtype) {
   const std::string name =
@@ -174,6 +165,5 @@ int main() {
       check_stack<double>(**k, c, "double");
       check_stack<bfloat16>(**k, c, "bfloat16");
     }
-  std::printf("stack: %d passed, %d failed\n", checks - failures, failures);
-  return failures != 0;
+  return count_up("stack");
 }

@@ -18,6 +18,7 @@
 #endif
 
 #include "barrier.h"
+#include "checks.h"
 #include "machine.h"
 #include "runtime.h"
 #include "threads.h"
@@ -27,15 +28,6 @@ namespace {
 using fastrnn::Barrier;
 using fastrnn::Seat;
 using fastrnn::Team;
-
-std::atomic<int> checks{0}, failures{0};
-
-void check(bool passed, const std::string& what) {
-  ++checks;
-  if (passed) return;
-  ++failures;
-  std::printf("FAILED %s\n", what.c_str());
-}
 
 constexpr int kMost = 16;
 
@@ -196,6 +188,5 @@ int main() {
 #if !defined(_WIN32)
   check_fork();
 #endif
-  std::printf("threads of %s: %d passed, %d failed\n", fastrnn::thread_source(), checks.load(), failures.load());
-  return failures != 0;
+  return count_up((std::string("threads of ") + fastrnn::thread_source()).c_str());
 }
