@@ -24,17 +24,21 @@ export PIP_NO_INPUT := 1
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# Each of two processes takes one half of the tests in their order, in which neighbours share what they compute, and what
+# the other has not come to.
+SHARED := -n 2 --dist worksteal
+
 demo: .venv/installed  ## train a character model with torch.nn and with fastrnn, side by side
 	$(BIN)/python examples/char_language_model.py $(ARGS)
 
 test: .venv/installed  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 fuzz: .venv/installed  ## 10^5 generated networks and calls against torch.nn and the equations (ARGS=--help)
 	PYTHONPATH=tests OMP_NUM_THREADS=2 $(BIN)/python -m fuzz $(ARGS)
 
 test-slow: .venv/installed  ## run the tests that take minutes each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) -m slow $(ARGS)
 
 bench: .venv/installed  ## time fastrnn against torch.nn and others
 	$(BIN)/python benchmarks/report.py $(ARGS)
@@ -137,7 +141,7 @@ cross: .venv-cross/installed  ## compile all of csrc for Windows and macOS; nati
 
 # On Linux the registry's build of this torch brings the CUDA libraries along: about 3 GB to fetch, 6 GB on disk.
 test-oldest: .venv-oldest/installed  ## run the tests with the oldest supported torch (OLDEST_PYTHON=python3.10)
-	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest $(SHARED) $(ARGS)
 
 .venv-oldest/installed: constraints-oldest.txt $(SOURCES)
 	test -x $(OLDEST)/python || $(OLDEST_PYTHON) -m venv .venv-oldest

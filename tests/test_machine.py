@@ -80,8 +80,8 @@ def test_processes_that_write_at_once_leave_one_whole_file(cache: Path):
         address = machine.addresses({ANSWER!r}, ["f"])[0]
         assert ctypes.CFUNCTYPE(ctypes.c_int64)(address)() == 42
     """)
-    running = [subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ)) for _ in range(3)]
-    assert [each.wait(120) for each in running] == [0, 0, 0]
+    running = [subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ)) for _ in range(2)]
+    assert [each.wait(120) for each in running] == [0, 0]
     assert len(list(cache.iterdir())) == 1
 
 

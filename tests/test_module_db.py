@@ -130,7 +130,8 @@ def test_gradcheck(target, module_db, name: str):
 @names
 def test_gradgradcheck(target, module_db, name: str):
     """Of the samples with biases, in the order of time, of few rows, and without gradients that are None: what this
-    leaves out costs another minute, and test_ops.py has it of the operators."""
+    leaves out costs another minute, and test_ops.py has it of the operators.  It comes from the same equations whatever
+    the backend: all but one have two samples each."""
     checked = 0
     for sample in samples(target, module_db[name]):
         arguments, options = sample.forward_input.args, sample.constructor_input.kwargs
@@ -141,6 +142,8 @@ def test_gradgradcheck(target, module_db, name: str):
         with fastrnn.use_backend(target.name):
             assert torch.autograd.gradgradcheck(outputs, inputs, fast_mode=True, check_undefined_grad=False)
         checked += 1
+        if checked == 2 and target.name != "cpp":
+            break
     assert checked >= 2
 
 
