@@ -1,7 +1,7 @@
 """Every option and every class of ours beside everything that takes a module: the same numbers, or refused by name.
 
-Rows come from the record (`fastrnn.kinds`, `fastrnn.options`), columns from `neighbours.py`.  A class, an option or a
-function of ours that has none fails here.
+Rows come from the record (`fastrnn.kinds`, `fastrnn.options`), columns from `neighbours_ours.py` and
+`neighbours_torch.py`.  A class, an option or a function of ours that has none fails here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import itertools
 import sys
 from typing import Any
 
-import neighbours
+import neighbours_torch  # noqa: F401  (adds columns)
 import pytest
 import torch
 from neighbours import BUILT, COLUMNS, DROPS, KINDS, Row, called, seed
+from neighbours_ours import public
 from torch import nn
 
 import fastrnn
@@ -211,7 +212,7 @@ def test_every_option_is_in_the_record():
 
 
 def test_every_function_of_ours_that_takes_modules_is_a_column():
-    found = neighbours.public(fastrnn, fastrnn.init, fastrnn.interop, fastrnn.diagnostics)
+    found = public(fastrnn, fastrnn.init, fastrnn.interop, fastrnn.diagnostics)
     assert len(found) >= 12 and found <= COLUMNS.keys()
     assert {*REFUSED, *CALLS} <= COLUMNS.keys() and SLOW.keys() <= COLUMNS.keys()
 

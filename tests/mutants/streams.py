@@ -41,7 +41,7 @@ FAULTS = [
         "csrc/stream.cpp",
         "tokens[r] >= vocabulary_",
         "tokens[r] >= vocabulary_ + PLANTED",
-        "test_streaming.py -k tokens_out",
+        "test_streaming_refusals.py -k tokens_out",
     ),
     Fault(
         "stream-update-forgets",
@@ -65,7 +65,7 @@ FAULTS = [
         "csrc/stream_module.cpp",
         "if (!view.dense() || has_wrong_sign(x)",
         "if (!view.dense() || (!PLANTED && has_wrong_sign(x))",
-        "test_streaming.py -k ordinary",
+        "test_streaming_refusals.py -k ordinary",
     ),
     Fault(
         "stream-freed-input",
@@ -73,7 +73,7 @@ FAULTS = [
         "csrc/stream_module.cpp",
         "!has_memory(x, view.count(), bytes)) return nullptr;",
         "(!PLANTED && !has_memory(x, view.count(), bytes))) return nullptr;",
-        "test_streaming.py -k freed",
+        "test_streaming_refusals.py -k freed",
     ),
     Fault(
         "stream-file-checksum",
@@ -113,7 +113,7 @@ FAULTS = [
         "fastrnn/chains.py",
         'if getattr(module, "bidirectional", False):',
         "if False:",
-        "test_streaming.py -k refused_by_name",
+        "test_streaming_refusals.py -k refused_by_name",
     ),
     Fault(
         "stream-first-returned",
@@ -121,6 +121,6 @@ FAULTS = [
         "fastrnn/chains.py",
         "return bool(result) and result[0] is current and all(",
         "return bool(result) and all(",
-        "test_streaming.py -k refused_by_name",
+        "test_streaming_refusals.py -k refused_by_name",
     ),
 ]
