@@ -6,6 +6,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ if GPU:
 else:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported; with it the backend serves CPU tensors
 
-from fastrnn import backends  # noqa: E402
+from fastrnn import backends, choices  # noqa: E402
 
 if not GPU and importlib.util.find_spec("triton"):
     from interpreted import quicken
@@ -110,3 +111,13 @@ def keras() -> ModuleType:
         return importlib.import_module("keras")
     except ImportError as error:
         pytest.skip(f"these tests compare with Keras: {error}")
+
+
+@pytest.fixture
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Where choices of the fastest path are kept: no test reads or leaves some elsewhere."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("FASTRNN_CACHE_DIR", str(tmp_path))
+    choices.table.cache_clear()
+    yield tmp_path
+    choices.table.cache_clear()
