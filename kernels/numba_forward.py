@@ -68,23 +68,25 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
             call(a.barrier)
 
         direct = a.packed_hh == 0
+        # Where there is no room for all rows, a step of a block has that of a whole batch: a row keeps its place from
+        # block to block, since threads that have their own rows do not wait for each other.
+        whole = a.block_rows == rows
         work = gates * hidden * outputs
         first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
         first_panel, last_panel = share(panels, member, members)
-        # Steps whose inputs one weight panel meets at a time; rows in front of those of the block in x, and not in z.
-        together, skipped = max(1, BLOCK // max(1, end - first)), 0
+        # Steps whose inputs one weight panel meets at a time.
+        together = max(1, BLOCK // max(1, end - first))
         for i in range(steps):
             # The product with the inputs of a block of steps.  A thread makes what it reads itself: nobody waits.
             for begun in range(i, min(i + a.block_steps, steps) if i % a.block_steps == 0 else i, together):
                 behind = min(i + a.block_steps, steps)
-                if a.block_rows < rows:
-                    skipped = starts[steps - behind if d else i]
                 for top in range(first, end, BLOCK):
                     for p in range(first_panel, last_panel):
                         for k in range(begun, min(begun + together, behind)):
                             t = steps - 1 - k if d else k
                             n, count = starts[t] + top, min(min(end, sizes[t]) - top, BLOCK)
-                            out, source = at(z, (p * a.block_rows + n - skipped) * width), at(x, n * inputs)
+                            place = n if whole else (k - i) * batch + top
+                            out, source = at(z, (p * a.block_rows + place) * width), at(x, n * inputs)
                             for r in range(count):
                                 copy(at(out, r * width), at(bias, p * width), width, width)
                             out = at(out, input_slot * units)
@@ -100,10 +102,11 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                                 product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
             t, active, coming, before, going = neighbours(sizes, starts, steps, i, d)
             start, last = starts[t], min(active, end)
+            place = start if whole else i % a.block_steps * batch
             middle = max(first, min(coming, last))
             previous = at(y, before * y_row)
             for p in range(first_panel, last_panel):
-                out = at(z, (p * a.block_rows + start - skipped) * width)
+                out = at(z, (p * a.block_rows + place) * width)
                 o, h = at(out, first * width), at(previous, first * y_row)
                 begun, new = at(out, middle * width), at(h0, middle * outputs)
                 if direct:

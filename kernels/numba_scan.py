@@ -57,7 +57,7 @@ def _table(workspaces: str, addresses: str) -> Table:
 # Tensors are those of fastrnn.backends, for all directions.  0 stands for those that are not wanted: cells, states,
 # gates (then own_gates).  Of a cell without c, cells are the arguments of the projection.
 # The gates of block_steps steps are computed at a time, from the first in the order of the loop; there is room for
-# block_rows rows, those of a block or all.
+# block_rows rows: all, or for each step of a block as many as the batch has.
 # packed_ih, packed_hh: 0 to use the weights where they lie.  full (B, H), short (B, P in whole panels): what a
 # projection begins and ends with.
 FORWARD = _table(

@@ -198,6 +198,22 @@ def test_the_same_bits_on_any_number_of_threads(all_shared: None, case: Case, to
             assert torch.equal(value, found[0][name]), name
 
 
+def test_threads_with_rows_of_their_own_keep_out_of_each_other_s_packed_blocks(all_shared: None):
+    """One runs ahead of another by more than a block of steps: seen in two calls of five where their places overlap."""
+    lengths = torch.linspace(600, 75, 32).long()
+    case = Case("blocks", lengths=tuple(lengths.tolist()), inputs=16, hidden=64)
+    inputs, before = make(case), torch.get_num_threads()
+    assert len(inputs.x) > 4 * numba_plan.BLOCK_ROWS
+    try:
+        torch.set_num_threads(1)
+        alone = numba_backend.forward(*inputs[:6], save=False).y
+        torch.set_num_threads(2)
+        for _ in range(20):
+            assert torch.equal(numba_backend.forward(*inputs[:6], save=False).y, alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_more_threads_than_cpus():
     before = torch.get_num_threads()
     try:
