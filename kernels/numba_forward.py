@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from .numba_barrier import meet
 from .numba_cells import Cell
 from .numba_functions import like
 from .numba_scan import BLOCK, DIGEST, MODE_BYTES, neighbours, panels_of, partition, vectors_of, widths
@@ -26,8 +27,11 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         a = carray(table, 1)[0]
         steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
         projected, d, y_row = a.projected, a.direction, a.directions * outputs
-        team = call(a.team_size) if a.barrier else np.int32(1)
-        me = call(a.thread_number) if a.barrier else np.int32(0)
+        came, me = (np.int64(call(a.team_size)), np.int64(call(a.thread_number))) if a.barrier else (1, 0)
+        team = min(came, a.team)
+        if me >= team:
+            return
+        barrier = pointer(a.work + a.barrier, np.int64)
         own_mode = a.work + a.modes + me * MODE_BYTES
         if me:  # computes in the calling thread's floating-point mode, and has its own back at the end
             call_with(a.get_mode, own_mode)
@@ -64,8 +68,7 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         if projected:
             first, last = share(output_panels, me, team)
             pack_gates(packed_hr, pointer(a.w_hr, real), first, last, 1, columns, outputs, hidden, 0, lanes)
-        if a.barrier:
-            call(a.barrier)
+        meet(barrier, team)
 
         direct = a.packed_hh == 0
         # Where there is no room for all rows, a step of a block has that of a whole batch: a row keeps its place from
@@ -137,8 +140,7 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                         copy(at(cn, r * hidden + u), c_here, count, count)
                     if a.cells:
                         copy(at(cells, n * hidden + u), c_here, count, count)
-            if members > 1:
-                call(a.barrier)
+            stay = meet(barrier, team) if members > 1 else team
             if projected:
                 first_short, last_short = share(output_panels, member, members)
                 for p in range(first_short, last_short):
@@ -152,14 +154,20 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                             v = source[j] + (b_hr[p * columns + j] if a.b_hr else like(0.0, source[j]))
                             source[j] = output(v)
                         copy(at(y, (start + r) * y_row + p * columns), source, count, count)
-                if members > 1:
-                    call(a.barrier)
+                stay = meet(barrier, team) if members > 1 else team
             for r in range(first + member, last, members):
                 source = at(y, (start + r) * y_row)
                 if a.states:
                     copy(at(states, (start + r) * outputs), source, outputs, outputs)
                 if r >= going:
                     copy(at(hn, r * outputs), source, outputs, outputs)
+            if me >= stay:
+                break
+            if stay < team:
+                team = stay
+                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+                first_panel, last_panel = share(panels, member, members)
+                together = max(1, BLOCK // max(1, end - first))
         if me:
             call_with(a.set_mode, own_mode)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn import backends
-from fastrnn.backends import numba_plan, numba_start
+from fastrnn.backends import numba_company, numba_plan, numba_start
 
 numba_backend = backends.load("numba")
 pytestmark = pytest.mark.skipif(numba_backend.unavailable() is not None, reason=str(numba_backend.unavailable()))
@@ -181,15 +181,20 @@ def all_shared(fresh_plans: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numba_start, "usable_cpus", lambda: 8)
 
 
+@pytest.mark.parametrize("late_every", [0, 3], ids=["", "threads leave"])
 @pytest.mark.parametrize("tokens", [False, True], ids=["", "tokens"])
 @pytest.mark.parametrize("case", SHARED, ids=str)
-def test_the_same_bits_on_any_number_of_threads(all_shared: None, case: Case, tokens: bool):
+def test_the_same_bits_on_any_number_of_threads(
+    all_shared: None, case: Case, tokens: bool, late_every: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(numba_company, "late_every", late_every)
     inputs, before, found = make(case), torch.get_num_threads(), []
     if tokens:
         inputs = inputs._replace(x=tokens_of(inputs))
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
+            numba_company.forget_company()
             found.append(run(numba_backend, inputs, not tokens, True, True))
     finally:
         torch.set_num_threads(before)
