@@ -86,14 +86,25 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                 for r in range(me, active, team):
                     h = at(saved_h, (before + r) * outputs) if r < coming else at(h0, r * outputs)
                     pack_row(h_panels, starts[t] + r, rows, h, outputs, columns)
-        meet(barrier, team)
+        stay = meet(barrier, team)
 
         work = gates * hidden * outputs
         first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
         first_panel, last_panel = share(panels, member, members)
         first_short, last_short = share(output_panels, member, members)
         first_full, last_full = share(full_panel_count, member, members)
+        if members == 1:  # who has rows of its own waits for nobody
+            stay = team
         for i in range(steps - 1, -1, -1):
+            if me >= stay:
+                call_with(a.set_mode, own_mode)
+                return
+            if stay < team:
+                team = stay
+                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+                first_panel, last_panel = share(panels, member, members)
+                first_short, last_short = share(output_panels, member, members)
+                first_full, last_full = share(full_panel_count, member, members)
             t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.direction)
             start, last = starts[t], min(active, end)
             if projected:
@@ -174,15 +185,6 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                     o = at(dh, first * dh_row + c * columns)
                     product(4, to_before, o, dh_row, d, width, 1, w, columns, wide, True)
             stay = meet(barrier, team) if members > 1 else team
-            if me >= stay:
-                call_with(a.set_mode, own_mode)
-                return
-            if stay < team:
-                team = stay
-                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
-                first_panel, last_panel = share(panels, member, members)
-                first_short, last_short = share(output_panels, member, members)
-                first_full, last_full = share(full_panel_count, member, members)
         meet(barrier, team)
 
         # The products over the rows of all steps.

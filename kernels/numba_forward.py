@@ -68,7 +68,7 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         if projected:
             first, last = share(output_panels, me, team)
             pack_gates(packed_hr, pointer(a.w_hr, real), first, last, 1, columns, outputs, hidden, 0, lanes)
-        meet(barrier, team)
+        stay = meet(barrier, team)
 
         direct = a.packed_hh == 0
         # Where there is no room for all rows, a step of a block has that of a whole batch: a row keeps its place from
@@ -79,7 +79,16 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         first_panel, last_panel = share(panels, member, members)
         # Steps whose inputs one weight panel meets at a time.
         together = max(1, BLOCK // max(1, end - first))
+        if members == 1:  # who has rows of its own waits for nobody
+            stay = team
         for i in range(steps):
+            if me >= stay:
+                break
+            if stay < team:
+                team = stay
+                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+                first_panel, last_panel = share(panels, member, members)
+                together = max(1, BLOCK // max(1, end - first))
             # The product with the inputs of a block of steps.  A thread makes what it reads itself: nobody waits.
             for begun in range(i, min(i + a.block_steps, steps) if i % a.block_steps == 0 else i, together):
                 behind = min(i + a.block_steps, steps)
@@ -161,13 +170,6 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                     copy(at(states, (start + r) * outputs), source, outputs, outputs)
                 if r >= going:
                     copy(at(hn, r * outputs), source, outputs, outputs)
-            if me >= stay:
-                break
-            if stay < team:
-                team = stay
-                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
-                first_panel, last_panel = share(panels, member, members)
-                together = max(1, BLOCK // max(1, end - first))
         if me:
             call_with(a.set_mode, own_mode)
 

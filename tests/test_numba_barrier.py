@@ -206,7 +206,7 @@ def test_teams_beside_programs_that_want_the_same_cpus(program: str):
     """Each in a process of its own, which ends itself where it waits for ever: ``numba_meetings.py``."""
     command = [sys.executable, str(Path(__file__).with_name("numba_meetings.py")), program]
     own = os.environ | {"FASTRNN_CPUS": "4"}
-    done = subprocess.run(command, env=own, text=True, capture_output=True, timeout=200, check=False)
+    done = subprocess.run(command, env=own, text=True, capture_output=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
 
 
