@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from .numba_barrier import meet
 from .numba_cells import Cell
 from .numba_functions import like
 from .numba_scan import BLOCK, DEPTH, DIGEST, MODE_BYTES, neighbours, panels_of, partition, widths
@@ -37,8 +38,11 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         a = carray(table, 1)[0]
         steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
         projected, dy_row = a.projected, a.directions * outputs
-        team = call(a.team_size) if a.barrier else np.int32(1)
-        me = call(a.thread_number) if a.barrier else np.int32(0)
+        came, me = (np.int64(call(a.team_size)), np.int64(call(a.thread_number))) if a.barrier else (1, 0)
+        team = min(came, a.team)
+        if me >= team:
+            return
+        barrier = pointer(a.work + a.barrier, np.int64)
         own_mode = a.work + a.modes + me * MODE_BYTES
         if me:  # computes in the calling thread's floating-point mode, and has its own back at the end
             call_with(a.get_mode, own_mode)
@@ -82,15 +86,25 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                 for r in range(me, active, team):
                     h = at(saved_h, (before + r) * outputs) if r < coming else at(h0, r * outputs)
                     pack_row(h_panels, starts[t] + r, rows, h, outputs, columns)
-        if a.barrier:
-            call(a.barrier)
+        stay = meet(barrier, team)
 
         work = gates * hidden * outputs
         first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
         first_panel, last_panel = share(panels, member, members)
         first_short, last_short = share(output_panels, member, members)
         first_full, last_full = share(full_panel_count, member, members)
+        if members == 1:  # who has rows of its own waits for nobody
+            stay = team
         for i in range(steps - 1, -1, -1):
+            if me >= stay:
+                call_with(a.set_mode, own_mode)
+                return
+            if stay < team:
+                team = stay
+                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+                first_panel, last_panel = share(panels, member, members)
+                first_short, last_short = share(output_panels, member, members)
+                first_full, last_full = share(full_panel_count, member, members)
             t, active, coming, before, _ = neighbours(sizes, starts, steps, i, a.direction)
             start, last = starts[t], min(active, end)
             if projected:
@@ -101,13 +115,13 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                         dh[k] = d_output(d, saved_h[n * outputs + j])
                     pack_row(y_panels, start + r, rows, at(dh, r * dh_row), outputs, columns)
                 if members > 1:
-                    call(a.barrier)
+                    meet(barrier, team)
                 for p in range(first_full, last_full):
                     o, w = at(d_full, first * full_row + p * columns), at(packed_hr, p * outputs * columns)
                     d = at(dh, first * dh_row)
                     product(4, last - first, o, full_row, d, dh_row, 1, w, columns, outputs, False)
                 if members > 1:
-                    call(a.barrier)
+                    meet(barrier, team)
                 for r in range(first + member, last, members):
                     copy(at(dh, r * dh_row), dh, 0, dh_row)
             for p in range(first_panel, last_panel):
@@ -162,7 +176,7 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                     if a.dc:
                         copy(at(dc, r * hidden + u), dc_here, count, count)
             if members > 1:
-                call(a.barrier)
+                meet(barrier, team)
             # Of rows that begin here, dh is that of h0.
             to_before = (last if a.need_state else max(first, min(coming, last))) - first
             for c in range(first_short, last_short if to_before else 0):
@@ -170,10 +184,8 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                     w, d = at(packed_hh, (c * panels + p) * wide * columns), at(dz, (p * rows + start + first) * width)
                     o = at(dh, first * dh_row + c * columns)
                     product(4, to_before, o, dh_row, d, width, 1, w, columns, wide, True)
-            if members > 1:
-                call(a.barrier)
-        if a.barrier:
-            call(a.barrier)
+            stay = meet(barrier, team) if members > 1 else team
+        meet(barrier, team)
 
         # The products over the rows of all steps.
         if a.dx:
@@ -190,8 +202,7 @@ def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
             first, last = share(rows, me, team)
             for n in range(first, last):
                 pack_row(full_panels, n, rows, at(full, n * hidden), hidden, columns)
-            if a.barrier:
-                call(a.barrier)
+            meet(barrier, team)
             if a.db_hr:
                 first, last = share(output_panels, me, team)
                 for p in range(first, last):

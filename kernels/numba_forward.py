@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from .numba_barrier import meet
 from .numba_cells import Cell
 from .numba_functions import like
 from .numba_scan import BLOCK, DIGEST, MODE_BYTES, neighbours, panels_of, partition, vectors_of, widths
@@ -26,8 +27,11 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         a = carray(table, 1)[0]
         steps, batch, rows, inputs, hidden, outputs = a.steps, a.batch, a.rows, a.inputs, a.hidden, a.outputs
         projected, d, y_row = a.projected, a.direction, a.directions * outputs
-        team = call(a.team_size) if a.barrier else np.int32(1)
-        me = call(a.thread_number) if a.barrier else np.int32(0)
+        came, me = (np.int64(call(a.team_size)), np.int64(call(a.thread_number))) if a.barrier else (1, 0)
+        team = min(came, a.team)
+        if me >= team:
+            return
+        barrier = pointer(a.work + a.barrier, np.int64)
         own_mode = a.work + a.modes + me * MODE_BYTES
         if me:  # computes in the calling thread's floating-point mode, and has its own back at the end
             call_with(a.get_mode, own_mode)
@@ -64,27 +68,37 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
         if projected:
             first, last = share(output_panels, me, team)
             pack_gates(packed_hr, pointer(a.w_hr, real), first, last, 1, columns, outputs, hidden, 0, lanes)
-        if a.barrier:
-            call(a.barrier)
+        stay = meet(barrier, team)
 
         direct = a.packed_hh == 0
+        # Where there is no room for all rows, a step of a block has that of a whole batch: a row keeps its place from
+        # block to block, since threads that have their own rows do not wait for each other.
+        whole = a.block_rows == rows
         work = gates * hidden * outputs
         first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
         first_panel, last_panel = share(panels, member, members)
-        # Steps whose inputs one weight panel meets at a time; rows in front of those of the block in x, and not in z.
-        together, skipped = max(1, BLOCK // max(1, end - first)), 0
+        # Steps whose inputs one weight panel meets at a time.
+        together = max(1, BLOCK // max(1, end - first))
+        if members == 1:  # who has rows of its own waits for nobody
+            stay = team
         for i in range(steps):
+            if me >= stay:
+                break
+            if stay < team:
+                team = stay
+                first, end, member, members = partition(sizes, steps, rows, batch, work, me, team)
+                first_panel, last_panel = share(panels, member, members)
+                together = max(1, BLOCK // max(1, end - first))
             # The product with the inputs of a block of steps.  A thread makes what it reads itself: nobody waits.
             for begun in range(i, min(i + a.block_steps, steps) if i % a.block_steps == 0 else i, together):
                 behind = min(i + a.block_steps, steps)
-                if a.block_rows < rows:
-                    skipped = starts[steps - behind if d else i]
                 for top in range(first, end, BLOCK):
                     for p in range(first_panel, last_panel):
                         for k in range(begun, min(begun + together, behind)):
                             t = steps - 1 - k if d else k
                             n, count = starts[t] + top, min(min(end, sizes[t]) - top, BLOCK)
-                            out, source = at(z, (p * a.block_rows + n - skipped) * width), at(x, n * inputs)
+                            place = n if whole else (k - i) * batch + top
+                            out, source = at(z, (p * a.block_rows + place) * width), at(x, n * inputs)
                             for r in range(count):
                                 copy(at(out, r * width), at(bias, p * width), width, width)
                             out = at(out, input_slot * units)
@@ -100,10 +114,11 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                                 product(vectors, count, out, width, source, inputs, 1, w, wide, inputs, True)
             t, active, coming, before, going = neighbours(sizes, starts, steps, i, d)
             start, last = starts[t], min(active, end)
+            place = start if whole else i % a.block_steps * batch
             middle = max(first, min(coming, last))
             previous = at(y, before * y_row)
             for p in range(first_panel, last_panel):
-                out = at(z, (p * a.block_rows + start - skipped) * width)
+                out = at(z, (p * a.block_rows + place) * width)
                 o, h = at(out, first * width), at(previous, first * y_row)
                 begun, new = at(out, middle * width), at(h0, middle * outputs)
                 if direct:
@@ -134,8 +149,7 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                         copy(at(cn, r * hidden + u), c_here, count, count)
                     if a.cells:
                         copy(at(cells, n * hidden + u), c_here, count, count)
-            if members > 1:
-                call(a.barrier)
+            stay = meet(barrier, team) if members > 1 else team
             if projected:
                 first_short, last_short = share(output_panels, member, members)
                 for p in range(first_short, last_short):
@@ -149,8 +163,7 @@ def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:
                             v = source[j] + (b_hr[p * columns + j] if a.b_hr else like(0.0, source[j]))
                             source[j] = output(v)
                         copy(at(y, (start + r) * y_row + p * columns), source, count, count)
-                if members > 1:
-                    call(a.barrier)
+                stay = meet(barrier, team) if members > 1 else team
             for r in range(first + member, last, members):
                 source = at(y, (start + r) * y_row)
                 if a.states:

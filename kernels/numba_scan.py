@@ -2,11 +2,11 @@
 
 A kernel is a C callback over one table of sizes and addresses (:data:`FORWARD`, :data:`BACKWARD`), for one direction
 of one layer.  What it works in has its places in ``work``, so many bytes behind the start of it, or 0 for no place.
-Every thread of a team runs it (``team_size``, ``thread_number`` and ``barrier`` are the addresses of the team's
-functions, ``get_mode`` and ``set_mode`` those of fegetenv and fesetenv, or 0 for a thread alone).  ``modes`` has room
-for every thread's floating-point mode; that of the calling thread, the first, stands there on entry.  Matrices are
-dense; the rows of all steps stand below one another, those of step t from ``starts[t]``.  States of the rows that a
-step does not reach stay as they are.
+Every thread of a team runs it (``team_size`` and ``thread_number`` are the addresses of the team's functions,
+``get_mode`` and ``set_mode`` those of fegetenv and fesetenv, or 0 for a thread alone), ``team`` of them at most do
+work, and meet in ``barrier`` (:mod:`.numba_barrier`).  ``modes`` has room for every thread's floating-point mode; that
+of the calling thread, the first, stands there on entry.  Matrices are dense; the rows of all steps stand below one
+another, those of step t from ``starts[t]``.  States of the rows that a step does not reach stay as they are.
 
 Gates are kept in panels of U units with all their slots, (panels, N, slots, U): a tile of the product then holds every
 gate of its units, and the pointwise code finds them at constant distances, so that LLVM vectorises it without testing
@@ -49,15 +49,15 @@ class Table(NamedTuple):
 
 
 def _table(workspaces: str, addresses: str) -> Table:
-    sizes = "team_size thread_number barrier get_mode set_mode steps batch rows inputs hidden outputs directions "
-    sizes += "direction projected tokens scratch modes " + workspaces
+    sizes = "team team_size thread_number get_mode set_mode steps batch rows inputs hidden outputs directions "
+    sizes += "direction projected tokens scratch modes barrier " + workspaces
     return Table((*sizes.split(),), (*("work sizes starts x h0 c0 " + addresses).split(),))
 
 
 # Tensors are those of fastrnn.backends, for all directions.  0 stands for those that are not wanted: cells, states,
 # gates (then own_gates).  Of a cell without c, cells are the arguments of the projection.
 # The gates of block_steps steps are computed at a time, from the first in the order of the loop; there is room for
-# block_rows rows, those of a block or all.
+# block_rows rows: all, or for each step of a block as many as the batch has.
 # packed_ih, packed_hh: 0 to use the weights where they lie.  full (B, H), short (B, P in whole panels): what a
 # projection begins and ends with.
 FORWARD = _table(
@@ -102,13 +102,19 @@ def first_row(sizes, steps, rows, batch, part, parts):
 
 
 @device
+def groups_of(batch, work, team):
+    """In how many groups a team shares the rows, and how many threads of a group share units, at a meeting a step."""
+    groups = max(1, min(team, (batch + SPLIT_ROWS - 1) // SPLIT_ROWS))
+    return groups, team // groups if work * batch >= SPLIT_WORK * groups else 1
+
+
+@device
 def partition(sizes, steps, rows, batch, work, me, team):
     """A thread's part of every step: its rows, and which of how many threads it is that share these rows' units.
 
     Rows are independent, so threads that have their own need no barrier; units are shared where rows are too few.
     """
-    groups = min(team, (batch + SPLIT_ROWS - 1) // SPLIT_ROWS)
-    members = team // groups if work * batch >= SPLIT_WORK * groups else 1
+    groups, members = groups_of(batch, work, team)
     group = me // members
     first = first_row(sizes, steps, rows, batch, group, groups)
     last = first_row(sizes, steps, rows, batch, group + 1, groups)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 FAULTS = (
     "the round is a release only",
@@ -43,6 +43,7 @@ class Thread:
     buffer: tuple[Store, ...] = ()
 
 
+AnyThread = TypeVar("AnyThread", bound=Thread)
 Memory = tuple[tuple[str, int], ...]
 State = tuple[Memory, tuple[Thread, ...]]
 
@@ -58,7 +59,7 @@ def load(memory: dict[str, int], thread: Thread, name: str) -> int:
     return memory.get(name, 0)
 
 
-def flushes(thread: Thread) -> Iterator[tuple[Store, Thread]]:
+def flushes(thread: AnyThread) -> Iterator[tuple[Store, AnyThread]]:
     """The stores that may reach memory next."""
     for i, store in enumerate(thread.buffer):
         before = thread.buffer[:i]

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn.backends import cpp, numba_start
+from fastrnn.backends import cpp, numba_company, numba_start
 
 PATIENCE = 200  # seconds after which a process that waits for ever says where, and ends itself
 ASKED = (2, 3, 4)
@@ -220,8 +220,10 @@ def teams(backend: str, seed: str, *callers: str) -> None:
             continue
         for asked in ASKED:
             torch.set_num_threads(asked)
-            for late in (0, 3) if backend == "cpp" else (0,):
+            for late in (0, 3):
                 cpp._core.assume_late(late)
+                numba_company.late_every = late
+                numba_company.forget_company()  # of the machine's own, in which teams are small
                 wrong = globals()[caller](check)
                 assert not wrong, f"{backend}, {caller}, {asked} threads, late {late}: {sorted(set(wrong))}"
 

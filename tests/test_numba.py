@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastrnn import backends
-from fastrnn.backends import numba_plan, numba_start
+from fastrnn.backends import numba_company, numba_plan, numba_start
 
 numba_backend = backends.load("numba")
 pytestmark = pytest.mark.skipif(numba_backend.unavailable() is not None, reason=str(numba_backend.unavailable()))
@@ -181,21 +181,42 @@ def all_shared(fresh_plans: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numba_start, "usable_cpus", lambda: 8)
 
 
+@pytest.mark.parametrize("late_every", [0, 3], ids=["", "threads leave"])
 @pytest.mark.parametrize("tokens", [False, True], ids=["", "tokens"])
 @pytest.mark.parametrize("case", SHARED, ids=str)
-def test_the_same_bits_on_any_number_of_threads(all_shared: None, case: Case, tokens: bool):
+def test_the_same_bits_on_any_number_of_threads(
+    all_shared: None, case: Case, tokens: bool, late_every: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(numba_company, "late_every", late_every)
     inputs, before, found = make(case), torch.get_num_threads(), []
     if tokens:
         inputs = inputs._replace(x=tokens_of(inputs))
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
+            numba_company.forget_company()
             found.append(run(numba_backend, inputs, not tokens, True, True))
     finally:
         torch.set_num_threads(before)
     for results in found[1:]:
         for name, value in results.items():
             assert torch.equal(value, found[0][name]), name
+
+
+def test_threads_with_rows_of_their_own_keep_out_of_each_other_s_packed_blocks(all_shared: None):
+    """One runs ahead of another by more than a block of steps: seen in two calls of five where their places overlap."""
+    lengths = torch.linspace(600, 75, 32).long()
+    case = Case("blocks", lengths=tuple(lengths.tolist()), inputs=16, hidden=64)
+    inputs, before = make(case), torch.get_num_threads()
+    assert len(inputs.x) > 4 * numba_plan.BLOCK_ROWS
+    try:
+        torch.set_num_threads(1)
+        alone = numba_backend.forward(*inputs[:6], save=False).y
+        torch.set_num_threads(2)
+        for _ in range(20):
+            assert torch.equal(numba_backend.forward(*inputs[:6], save=False).y, alone)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_no_more_threads_than_cpus():

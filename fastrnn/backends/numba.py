@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn.backends import Backward, Forward, Saved, numba_start
+from fastrnn.backends import Backward, Forward, Saved, numba_company, numba_start
 from fastrnn.backends.numba_plan import Plan, Shape, plan, starts_of
 from fastrnn.checks import is_tokens
 from fastrnn.modes import CELLS, split_weights
@@ -63,7 +63,8 @@ def _plan(
     first = x.shape[0]
     steps, rows = (first, first * batch) if batch_sizes is None else (batch_sizes.shape[0], first)
     tokens, threads = is_tokens(x), numba_start.threads()
-    shape = Shape(steps, batch, rows, inputs, gate_rows, outputs, directions, len(weights), tokens, threads)
+    meeting = min(threads, numba_company.most_in_company())
+    shape = Shape(steps, batch, rows, inputs, gate_rows, outputs, directions, len(weights), tokens, threads, meeting)
     found = plan(mode, which, dtype, shape, *wanted)
     return found, dtype, found.even_steps if batch_sizes is None else starts_of(batch_sizes)
 
@@ -85,7 +86,7 @@ def forward(
     require_memory(x, batch_sizes, h0, c0, *weights)
     plan, dtype, (sizes, starts) = _plan(mode, "forward", x, batch_sizes, h0, weights, save)
     narrow, (directions, batch, outputs) = h0.dtype, h0.shape
-    steps, _, rows, inputs, *_, tokens, _ = plan.shape
+    steps, rows, inputs, tokens = plan.shape.steps, plan.shape.rows, plan.shape.inputs, plan.shape.tokens
     hidden = plan.hidden
     lead = (steps, batch) if batch_sizes is None else (rows,)
     x = _checked(x, inputs) if tokens else _dense(x, dtype)

@@ -19,6 +19,8 @@ from fastrnn.modes import CELLS, split_weights
 
 # Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
 SERIAL_WORK = 1 << 20
+# In company, from so many on a call of threads that meet now and then repays the slices that it may have to wait.
+COMPANY_WORK = 1 << 28
 # Up to one row of all steps for so many inputs and outputs, within these limits, the weights are read where they lie;
 # for more rows, copying them into panels pays.
 DIRECT_COLUMNS, DIRECT_ROWS = 16, (4, 32)
@@ -30,7 +32,9 @@ BLOCK_ROWS = 512
 
 
 class Shape(NamedTuple):
-    """The sizes of a call.  ``parameters`` counts those of all directions, ``tokens`` says whether x holds tokens."""
+    """The sizes of a call.  ``parameters`` counts those of all directions, ``tokens`` says whether x holds tokens.
+
+    ``threads`` that there are, and as many of them as may meet at every step: fewer in company."""
 
     steps: int
     batch: int
@@ -42,6 +46,7 @@ class Shape(NamedTuple):
     parameters: int
     tokens: bool
     threads: int
+    meeting: int
 
 
 def starts_of(sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +68,8 @@ class Plan:
 
     def __init__(self, mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> None:
         self.kernel = kernel = numba_start.kernel(mode, which, dtype)
-        from fastrnn.kernels.numba_scan import MODE_BYTES  # which imports Numba
+        from fastrnn.kernels.numba_barrier import WORDS  # which imports Numba
+        from fastrnn.kernels.numba_scan import MODE_BYTES, groups_of
 
         self.shape, self.gates, self.slots = shape, kernel.cell.gates, kernel.cell.slots
         self.hidden: int = shape.gate_rows // self.gates
@@ -80,6 +86,11 @@ class Plan:
         self.even_steps: tuple[Tensor, Tensor] = starts_of(torch.full((shape.steps,), shape.batch, device="cpu"))
         work = shape.rows * shape.gate_rows * (shape.outputs + (0 if shape.tokens else shape.inputs))
         self.team: int = shape.threads if work > SERIAL_WORK else 1
+        groups, members = groups_of(shape.batch, shape.gate_rows * shape.outputs, self.team)
+        if which == "forward" and groups * members == 1:
+            self.team = 1  # backward the products of all steps are shared out, whatever a step is
+        if members > 1 or work < COMPANY_WORK:
+            self.team = min(self.team, shape.meeting)
         self.block_steps: int = max(1, BLOCK_ROWS // max(1, shape.batch))
         # Of a pass whose gates are saved there is room for all.
         every_row = which == "backward" or wanted[0]
@@ -88,13 +99,18 @@ class Plan:
 
         sizes = shape._asdict() | {"hidden": self.hidden, "projected": self.projected}
         sizes |= {"block_steps": self.block_steps, "block_rows": self.block_rows}
+        sizes["team"] = self.team
         sizes["need_state"] = which == "backward" and wanted[1]
         self.workspace_size: int = 0  # values in all
         own = {"scratch": self.team * 8 * kernel.columns, "modes": self.team * MODE_BYTES // dtype.itemsize}
+        own["barrier"] = 8 * WORDS // dtype.itemsize if self.team > 1 else 0
         for name, count in (own | workspaces).items():
             sizes[name] = self.workspace_size * dtype.itemsize if count else 0
             self.workspace_size += (count + 15) // 16 * 16  # each on cache lines of its own
+        # Always as many start: a region of fewer makes the runtime end threads, which it starts again for the next one.
+        self.started: int = shape.threads if self.team > 1 else 1
         self.modes: int = sizes["modes"]
+        self.barrier: int = sizes["barrier"]
         own_gates = sizes.get("own_gates", 0) // dtype.itemsize
         self.gates_place: slice[int, int, None] = slice(own_gates, own_gates + workspaces.get("own_gates", 0))
         sizes |= numba_start.team_functions(self.team)
@@ -147,9 +163,8 @@ class Plan:
         """Runs the kernel for one direction.  ``tensors`` stand in the order of its table's addresses."""
         own = [weights[k].data_ptr() if k >= 0 else 0 for k in self.places[direction]]
         others = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        numba_start.start(
-            self.kernel, self.team, self.heads[direction] + self.pack(*own, *others), others[0] + self.modes
-        )
+        table, work = self.heads[direction] + self.pack(*own, *others), others[0]
+        numba_start.start(self.kernel, self.started, table, work + self.modes, work + self.barrier)
 
     def to_saved(self, work: Tensor) -> Tensor:
         gates = work[self.gates_place].view(self.panels, self.shape.rows, self.slots, self.kernel.units)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastrnn.backends import numba_company
+
 # Seconds of compilation after which a line says what is going on.  Loading from Numba's cache takes a tenth of one.
 PATIENCE = 1.0
 
@@ -32,7 +34,7 @@ def _openmp() -> ctypes.CDLL | None:
             library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD if name else ctypes.DEFAULT_MODE)
         except (OSError, TypeError, AttributeError):  # not loaded; or Windows, where torch's has none of these calls
             continue
-        if hasattr(library, "GOMP_parallel") and hasattr(library, "GOMP_barrier"):
+        if hasattr(library, "GOMP_parallel"):
             return library
     return None
 
@@ -96,7 +98,7 @@ def compile_callback(function: Callable[..., Any], signature: Any, options: dict
 def team_functions(team: int) -> dict[str, int]:
     """The addresses of the functions by which the threads of a team know of one another, and of those that get and set
     a thread's floating-point mode; 0 for a thread alone."""
-    names = {"team_size": "omp_get_num_threads", "thread_number": "omp_get_thread_num", "barrier": "GOMP_barrier"}
+    names = {"team_size": "omp_get_num_threads", "thread_number": "omp_get_thread_num"}
     modes = {"get_mode": "fegetenv", "set_mode": "fesetenv"}
     openmp = _openmp() if team > 1 else None
     if openmp is None:
@@ -124,15 +126,20 @@ class Kernel(NamedTuple):
     columns: int
 
 
-def start(kernel: Any, team: int, table: bytes, mode: int) -> None:
+def start(kernel: Any, team: int, table: bytes, mode: int, barrier: int = 0) -> None:
     """Runs a compiled callback (its ``address``, and ``call``) on a team of threads; ctypes releases the GIL meanwhile.
-    ``mode`` is the address where a team reads the floating-point mode of this thread."""
+    ``mode`` is the address where a team reads the floating-point mode of this thread, ``barrier`` that where it meets,
+    or 0 for a team that does not."""
     library = _openmp() if team > 1 else None
     if library is None:
         kernel.call(table)
     else:
         _process().fegetenv(ctypes.c_void_p(mode))
+        if barrier:
+            numba_company.begin(barrier)
         library.GOMP_parallel(ctypes.c_void_p(kernel.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
+        if barrier:
+            numba_company.end(barrier)
 
 
 @functools.cache

@@ -36,6 +36,14 @@ FAULTS = [
         "test_layer.py -k 'values and numba and T1 and RNN_TANH'",
     ),
     Fault(
+        "numba-company",
+        "what a team learned of company is not heeded by the next call",
+        "fastrnn/backends/numba_company.py",
+        "    if late:\n        note_company(late, threads)\n",
+        "    if late < 0:\n        note_company(late, threads)\n",
+        "test_numba_barrier.py -k 'next_call'",
+    ),
+    Fault(
         "triton-input-bias",
         "both biases of a GRU's candidate gate are added before the reset gate",
         "kernels/triton_scan.py",
