@@ -47,6 +47,8 @@ def plan_team(work: dict[str, Any], machine: dict[str, Any]) -> tuple[int, bool,
 def predicted_time(
     work: dict[str, Any], machine: dict[str, Any], threads: int, side_by_side: bool, groups: int
 ) -> float:
+def plan_wavefront(work: dict[str, Any], machine: dict[str, Any], layers: int, piece: int) -> int: ...
+def predicted_wavefront(work: dict[str, Any], machine: dict[str, Any], height: int, piece: int) -> float: ...
     """Microseconds that the work takes by a plan; ``groups`` divides ``threads``."""
 
 def assume_rates(start: float, meeting: float, multiply_adds: float, read: float) -> None:
