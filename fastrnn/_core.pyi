@@ -47,9 +47,13 @@ def plan_team(work: dict[str, Any], machine: dict[str, Any]) -> tuple[int, bool,
 def predicted_time(
     work: dict[str, Any], machine: dict[str, Any], threads: int, side_by_side: bool, groups: int
 ) -> float:
-def plan_wavefront(work: dict[str, Any], machine: dict[str, Any], layers: int, piece: int) -> int: ...
-def predicted_wavefront(work: dict[str, Any], machine: dict[str, Any], height: int, piece: int) -> float: ...
     """Microseconds that the work takes by a plan; ``groups`` divides ``threads``."""
+
+def plan_wavefront(work: dict[str, Any], machine: dict[str, Any], layers: int, piece: int) -> int:
+    """How many of ``layers``, each this work, run at a time on a thread each, following one another by ``piece`` rows."""
+
+def predicted_wavefront(work: dict[str, Any], machine: dict[str, Any], height: int, piece: int) -> float:
+    """Microseconds that ``height`` such layers take together."""
 
 def assume_rates(start: float, meeting: float, multiply_adds: float, read: float) -> None:
     """For tests: the plan counts with these rates in the place of those measured; zeros for these again."""
