@@ -50,7 +50,7 @@ def predicted_time(
     """Microseconds that the work takes by a plan; ``groups`` divides ``threads``."""
 
 def plan_wavefront(work: dict[str, Any], machine: dict[str, Any], layers: int, piece: int) -> int:
-    """How many of ``layers``, each this work, run at a time on a thread each, following one another by ``piece`` rows."""
+    """How many of ``layers``, each this work, run at a time on a thread each, ``piece`` rows behind one another."""
 
 def predicted_wavefront(work: dict[str, Any], machine: dict[str, Any], height: int, piece: int) -> float:
     """Microseconds that ``height`` such layers take together."""
