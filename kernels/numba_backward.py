@@ -11,20 +11,9 @@ from numba import carray
 from .numba_barrier import meet
 from .numba_cells import Cell
 from .numba_functions import like
+from .numba_pointers import at, call, call_with, pointer
 from .numba_scan import BLOCK, DEPTH, DIGEST, MODE_BYTES, neighbours, panels_of, partition, widths
-from .numba_tiles import (
-    ROWS_OF_4,
-    add_columns,
-    at,
-    call,
-    call_with,
-    copy,
-    pack_gate_rows,
-    pack_row,
-    pointer,
-    product,
-    share,
-)
+from .numba_tiles import ROWS_OF_4, add_columns, copy, pack_gate_rows, pack_row, product, share
 
 
 def backward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:

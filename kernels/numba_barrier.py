@@ -31,7 +31,7 @@ from .numba_atomics import (
     time_by,
 )
 from .numba_functions import device
-from .numba_tiles import at, call
+from .numba_pointers import at, call
 
 # A barrier is so many words of 64 bits, in three cache lines, all zero at first but the first line: how to wait.
 WORDS = 24

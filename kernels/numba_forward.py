@@ -11,8 +11,9 @@ from numba import carray
 from .numba_barrier import meet
 from .numba_cells import Cell
 from .numba_functions import like
+from .numba_pointers import at, call, call_with, pointer
 from .numba_scan import BLOCK, DIGEST, MODE_BYTES, neighbours, panels_of, partition, vectors_of, widths
-from .numba_tiles import at, call, call_with, copy, dots, gather, pack_gates, pointer, product, share
+from .numba_tiles import copy, dots, gather, pack_gates, product, share
 
 
 def forward_kernel(cell: Cell, real: type) -> Callable[[Any], None]:

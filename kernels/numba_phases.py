@@ -20,7 +20,8 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from .numba_functions import like
-from .numba_tiles import VECTOR_BYTES, at, call, call_with, copy, pointer, product, share
+from .numba_pointers import at, call, call_with, pointer
+from .numba_tiles import VECTOR_BYTES, copy, product, share
 
 FOLD = 16  # steps after which partial sums are folded: a long sum in float32 would lose digits
 MODE_BYTES = 64  # room for a fenv_t, the floating-point mode of a thread, on a cache line of its own

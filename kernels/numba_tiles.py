@@ -1,4 +1,4 @@
-"""What the scan is built of: pointers, tiles of a matrix product, and matrices cut into panels.
+"""What the scan is built of: tiles of a matrix product, and matrices cut into panels.
 
 A matrix in panels of c columns is (panels, rows, c), the last panel filled up with zeros: the columns that one tile
 takes lie side by side, row by row, whatever the width of the whole.
@@ -15,6 +15,7 @@ from numba.core import cgutils, config
 from numba.extending import intrinsic, register_jitable
 
 from .numba_functions import OPTIONS, device, inlined, like
+from .numba_pointers import at
 
 _features = get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
 VECTOR_BYTES = 64 if "+avx512f" in _features else 32 if "+avx2" in _features else 16
@@ -23,51 +24,6 @@ VECTOR_BYTES = 64 if "+avx512f" in _features else 32 if "+avx2" in _features els
 _many = "+avx512f" in _features or "+neon" in _features
 ROWS_OF_4 = 4 if _many else 2
 ROWS_OF_3 = 8 if _many else 4
-
-
-@intrinsic
-def pointer(context: Any, address: Any, real: Any) -> Any:
-    """The address, an integer, as a pointer to ``real``, a type of numbers or of records."""
-
-    def code(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    kind = real.dtype if isinstance(real, types.DType) else real.instance_type  # a record, or a number
-    return types.CPointer(kind)(address, real), code
-
-
-@intrinsic
-def at(context: Any, start: Any, distance: Any) -> Any:
-    """The pointer ``distance`` elements behind ``start``."""
-
-    def code(context, builder, signature, arguments):
-        return builder.gep(arguments[0], [arguments[1]])
-
-    return start(start, types.intp), code
-
-
-@intrinsic
-def call(context: Any, address: Any) -> Any:
-    """Calls the C function int(void) at the address."""
-
-    def code(context, builder, signature, arguments):
-        function = ir.FunctionType(ir.IntType(32), [])
-        return builder.call(builder.inttoptr(arguments[0], function.as_pointer()), [])
-
-    return types.int32(address), code
-
-
-@intrinsic
-def call_with(context: Any, address: Any, argument: Any) -> Any:
-    """Calls the C function int(void*) at the address."""
-
-    def code(context, builder, signature, arguments):
-        pointer = ir.IntType(8).as_pointer()
-        function = ir.FunctionType(ir.IntType(32), [pointer])
-        callee, given = builder.inttoptr(arguments[0], function.as_pointer()), builder.inttoptr(arguments[1], pointer)
-        return builder.call(callee, [given])
-
-    return types.int32(address, argument), code
 
 
 class _Vectors:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastrnn.kernels import numba_barrier, numba_functions, numba_tiles
+from fastrnn.kernels import numba_barrier, numba_functions, numba_pointers
 from numba import cfunc, types
 
 import fastrnn
@@ -25,8 +25,8 @@ from fastrnn.backends import numba_company, numba_start
 
 PATIENCE = 90  # seconds after which a process that waits for ever says where, and ends itself
 TEAM, MEETINGS = 4, 500
-call: Any = numba_tiles.call
-pointer: Any = numba_tiles.pointer
+call: Any = numba_pointers.call
+pointer: Any = numba_pointers.pointer
 # The table of a team: functions, where it meets, where each writes, and how often somebody saw too little.
 SIZE, NUMBER, BARRIER, WRITTEN, WRONG = range(5)
 
