@@ -48,9 +48,14 @@ def _add(order: str) -> Any:
 
 
 # Of words of 64 bits.  What is added to a word comes back as it was before.
-load_relaxed, load_acquire, load_consistent = _load("monotonic"), _load("acquire"), _load("seq_cst")
-store_relaxed, store_consistent = _store("monotonic"), _store("seq_cst")
-add_relaxed, add_ordered, add_consistent = _add("monotonic"), _add("acq_rel"), _add("seq_cst")
+load_relaxed: Any = _load("monotonic")
+load_acquire: Any = _load("acquire")
+load_consistent: Any = _load("seq_cst")
+store_relaxed: Any = _store("monotonic")
+store_consistent: Any = _store("seq_cst")
+add_relaxed: Any = _add("monotonic")
+add_ordered: Any = _add("acq_rel")
+add_consistent: Any = _add("seq_cst")
 
 
 @intrinsic

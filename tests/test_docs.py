@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -78,7 +78,7 @@ def test_the_commands_of_each_page_run(line: str, page: str, tmp_path: Path):
     if command[0] == "make":
         command.insert(1, "--dry-run")
     elif command[:2] == ["pip", "install"]:
-        if find_spec("scikit_build_core") is None or find_spec("pip") is None:
+        if not all(next(distributions(name=name), None) for name in ("scikit-build-core", "pip")):
             pytest.skip("needs scikit-build-core and pip")
         alone = ["--dry-run", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
         command = [sys.executable, "-m", *command, *alone]
