@@ -7,7 +7,8 @@ derivatives are in :mod:`fastrnn.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fastrnn.backends import Saved, load
 from fastrnn.checks import is_tokens
 from fastrnn.modes import CELLS
 
-library = torch.library.Library("fastrnn", "FRAGMENT")
+library: torch.library.Library = torch.library.Library("fastrnn", "FRAGMENT")
 library.define(
     "layer(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, str mode, str backend, bool save)"
     " -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor cells, Tensor hidden)",
@@ -29,7 +30,8 @@ library.define(
     " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-layer_op, backward_op = torch.ops.fastrnn.layer.default, torch.ops.fastrnn.layer_backward.default
+layer_op: Callable[..., Any] = torch.ops.fastrnn.layer.default
+backward_op: Callable[..., Any] = torch.ops.fastrnn.layer_backward.default
 
 Gradients = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
