@@ -56,6 +56,8 @@ def of_cell(module: Any, mode: str, input: Any, hx: Any) -> Any:
     weights = [parameters.get(name, module) for name in _NAMES]  # a name that is none: parametrized
     if type(input) is not Tensor or input.dim() != 2 or type(weights[1]) is not Parameter or _chosen():
         return None
+    if input.layout is not torch.strided:  # of which new zeros would be sparse, too
+        return None
     pair = CELLS[mode].has_cell_state
     if hx is None:
         zeros = input.new_zeros(input.shape[0], module.hidden_size)
@@ -77,6 +79,8 @@ def of_layer(module: Any, input: Any, hx: Any) -> Any:
     """What torch.nn's layer gives, where this is the ordinary training call of a few steps; None where it is not."""
     steps = _STEPS_OF_LAYERS.get(module.mode)
     if steps is None or type(input) is not Tensor or input.dim() != 3 or module.proj_size:
+        return None
+    if input.layout is not torch.strided:
         return None
     turned = module.batch_first
     if input.shape[turned] > steps or input.shape[2] != module.input_size or _chosen():

@@ -125,3 +125,22 @@ def test_computed_and_exchanged_weights_are_seen(kind: str):
     for module in (theirs, ours):
         parametrize.register_parametrization(module, name, Twice())
     torch.testing.assert_close(flat(theirs(x, h))[0], flat(ours(x, h))[0])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (5, 3)])
+@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell", "RNN", "GRU"])
+def test_a_sparse_input_gives_what_it_gives_torch(kind: str, sizes: tuple[int, int]):
+    theirs, ours = both(kind, sizes, {})
+    x = torch.randn(*(() if "Cell" in kind else (1,)), 2, sizes[0]).to_sparse()
+
+    def called(module: Any) -> Any:
+        try:
+            return flat(module(x))
+        except (RuntimeError, NotImplementedError) as error:
+            return type(error)
+
+    expected, found = called(theirs), called(ours)
+    if isinstance(expected, type):
+        assert found is expected
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
