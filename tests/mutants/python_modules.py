@@ -91,4 +91,28 @@ FAULTS = [
         "if name not in parameters:",
         "test_one_step.py -k exchanged",
     ),
+    Fault(
+        "one-step-sparse",
+        "the zeros that a sparse input meets in the place of a state are sparse, too",
+        "fastrnn/one_step.py",
+        "if input.layout is not torch.strided:  # of which",
+        "if input.layout is None:  # of which",
+        "test_one_step.py -k sparse",
+    ),
+    Fault(
+        "weights-missing",
+        "a network without one of its weights is handed to torch's function",
+        "fastrnn/paths.py",
+        "if tensor is None:\n                return TypeError(",
+        "if tensor is ...:\n                return TypeError(",
+        "test_memory_safety.py -k all_there",
+    ),
+    Fault(
+        "weights-scattered",
+        "a network whose first weight alone is elsewhere is handed to torch's function",
+        "fastrnn/checks.py",
+        "error = Scattered if any(w.device != weight.device for w in weights) else Misplaced",
+        "error = Misplaced if weight.device == weights[0].device else Scattered",
+        "test_memory_safety.py -k all_there",
+    ),
 ]
