@@ -17,6 +17,7 @@ from typing import Any
 
 import other_core  # noqa: F401  ahead of fastrnn
 import torch
+from swaps import Swaps
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -200,25 +201,6 @@ def elsewhere(every: str = "1") -> None:
                     except (RuntimeError, ValueError, NotImplementedError):
                         continue
                     raise AssertionError("no error")
-
-
-class Swaps:
-    """What a writer does to a module while others call it."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module: Any = module
-        self.name = name
-        self.is_parameter = name in dict(module.named_parameters())
-
-    def assign_data(self, tensor: Tensor) -> None:
-        getattr(self.module, self.name).data = tensor.clone()
-
-    def assign(self, tensor: Tensor) -> None:
-        setattr(self.module, self.name, nn.Parameter(tensor.clone()) if self.is_parameter else tensor.clone())
-
-    def put(self, tensor: Tensor) -> None:
-        store = self.module._parameters if self.is_parameter else self.module._buffers
-        store[self.name] = nn.Parameter(tensor.clone()) if self.is_parameter else tensor.clone()
 
 
 LONG: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {  # module, shape of x, whether it trains
