@@ -37,7 +37,7 @@ def first_states(mode: str, x: Tensor, rows: int, dtype: torch.dtype, sizes: Siz
     count = sizes.num_layers * sizes.directions
     if not CELLS[mode].has_cell_state:
         return x.new_zeros(count, rows, sizes.outputs, dtype=dtype), None
-    c0 = x.new_zeros(count, rows, sizes.hidden, dtype=dtype)
+    c0 = x.new_zeros(count, rows, sizes.hidden, dtype=dtype, layout=torch.strided)  # whatever that of x
     if sizes.hidden == sizes.outputs:
         return c0, c0
     # With a projection P < H: h0 has zeros of c0's, since nobody writes either.

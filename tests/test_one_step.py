@@ -128,9 +128,13 @@ def test_computed_and_exchanged_weights_are_seen(kind: str):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 3)])
-@pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell", "RNN", "GRU"])
-def test_a_sparse_input_gives_what_it_gives_torch(kind: str, sizes: tuple[int, int]):
-    theirs, ours = both(kind, sizes, {})
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("LSTM", {"proj_size": 2}), *((kind, {}) for kind in ("RNNCell", "LSTMCell", "GRUCell", "RNN", "GRU", "LSTM"))],
+)
+def test_a_sparse_input_gives_what_it_gives_torch(kind: str, options: dict[str, int], sizes: tuple[int, int]):
+    sizes = (sizes[0], sizes[1] + 2 * bool(options))  # more than are projected
+    theirs, ours = both(kind, sizes, options)
     x = torch.randn(*(() if "Cell" in kind else (1,)), 2, sizes[0]).to_sparse()
 
     def called(module: Any) -> Any:
