@@ -51,4 +51,8 @@ FORMS = ["many_rows", "many_steps", "wide_input", "tokens", "eight_bits", "gradi
 def test_more_than_2_to_the_31_numbers(form: str, backend: str):
     if backend == "numba" and (form == "eight_bits" or backends.load("numba").unavailable()):
         pytest.skip("not on this backend")
+    if (backend, form) == ("numba", "gradients") and os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+        "SC_PAGE_SIZE"
+    ) < 40 << 30:
+        pytest.skip("takes 30 GiB of memory, and the machine has no 40")  # in float32, where C++ does with bfloat16
     run(f"--backend={backend}", form)
