@@ -56,11 +56,9 @@ def of_cell(module: Any, mode: str, input: Any, hx: Any) -> Any:
     weights = [parameters.get(name, module) for name in _NAMES]  # a name that is none: parametrized
     if type(input) is not Tensor or input.dim() != 2 or type(weights[1]) is not Parameter or _chosen():
         return None
-    if input.layout is not torch.strided:  # of which new zeros would be sparse, too
-        return None
     pair = CELLS[mode].has_cell_state
     if hx is None:
-        zeros = input.new_zeros(input.shape[0], module.hidden_size)
+        zeros = input.new_zeros(input.shape[0], module.hidden_size, layout=torch.strided)  # whatever that of input
         hx = (zeros, zeros) if pair else zeros
     if pair and (type(hx) is not tuple or len(hx) != 2):
         return None
@@ -80,8 +78,6 @@ def of_layer(module: Any, input: Any, hx: Any) -> Any:
     steps = _STEPS_OF_LAYERS.get(module.mode)
     if steps is None or type(input) is not Tensor or input.dim() != 3 or module.proj_size:
         return None
-    if input.layout is not torch.strided:
-        return None
     turned = module.batch_first
     if input.shape[turned] > steps or input.shape[2] != module.input_size or _chosen():
         return None
@@ -92,7 +88,7 @@ def of_layer(module: Any, input: Any, hx: Any) -> Any:
     layers, both = module.num_layers, module.bidirectional
     shape = (layers * (1 + both), input.shape[1 - turned], module.hidden_size)
     if hx is None:
-        hx = input.new_zeros(shape)
+        hx = input.new_zeros(shape, layout=torch.strided)
     elif type(hx) is not Tensor or hx.shape != shape:
         return None
     if not _is_trained((input, hx, *weights)):

@@ -161,8 +161,8 @@ def run_backward(
     places = inputs(compiled, given, sizes) | workspace | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
     for name in compiled.saving.histories:
         node, first = loop.next[name], given.states[list(loop.states).index(name)]
-        behind_steps = f"out:{loop.emitted.index(node)}" if node in loop.emitted else f"history:{name}"
-        places[f"before:{name}"] = dict(history=places[behind_steps], initial=dense(first))
+        history = f"out:{loop.emitted.index(node)}" if node in loop.emitted else f"history:{name}"
+        places[f"before:{name}"] = dict(history=places[history], initial=dense(first))
     for k, node in enumerate(loop.emitted):
         grad = grads[k]
         places[f"grad:{k}"] = like.new_zeros(rows, sizes[str(node.size)]) if grad is None else dense(grad)

@@ -95,8 +95,8 @@ FAULTS = [
         "one-step-sparse",
         "the zeros that a sparse input meets in the place of a state are sparse, too",
         "fastrnn/one_step.py",
-        "if input.layout is not torch.strided:  # of which",
-        "if input.layout is None:  # of which",
+        "module.hidden_size, layout=torch.strided)",
+        "module.hidden_size)",
         "test_one_step.py -k sparse",
     ),
     Fault(
