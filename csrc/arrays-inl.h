@@ -7,6 +7,13 @@
 
 namespace fastrnn::FASTRNN_NAMESPACE {
 
+inline const int64_t* make_offsets(const Run& run, Scratch& scratch) {
+  Sizes sizes{};
+  sizes.steps = run.steps;
+  sizes.batch_sizes = run.batch_sizes;
+  return make_offsets(sizes, scratch);
+}
+
 // Where the rows of an array are at a step.
 struct View {
   char* place;

@@ -228,10 +228,7 @@ template <class S>
 bool run_behind(const Run& run, Team& team) {
   if (!run.program->sums.count && !run.program->products.count) return true;
   Scratch scratch;
-  Sizes sizes{};
-  sizes.steps = run.steps;
-  sizes.batch_sizes = run.batch_sizes;
-  const int64_t* offsets = make_offsets(sizes, scratch);
+  const int64_t* offsets = make_offsets(run, scratch);
   const int threads = plan_team_behind<S>(run, team);
   TeamPlan plan{};
   plan.threads = threads;

@@ -250,10 +250,7 @@ struct PhaseScan {
 template <class S>
 bool run_phases(const Run& run, Team& team) {
   Scratch scratch;
-  Sizes sizes{};
-  sizes.steps = run.steps;
-  sizes.batch_sizes = run.batch_sizes;
-  const int64_t* offsets = make_offsets(sizes, scratch);
+  const int64_t* offsets = make_offsets(run, scratch);
   const TeamPlan team_plan = plan_team<S>(run, team);
   PhaseScan<S> scan(run, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
   return team.run(
