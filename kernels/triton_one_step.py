@@ -1,4 +1,4 @@
-"""A product of one step alone, for all directions in one launch: rows of x times the matrix of their direction.
+"""A product of one step alone, for all directions in one launch: rows of x, or tokens, times their direction's matrix.
 
 Program (i_b, i_u, i_d) computes COLUMNS columns of ROWS rows in direction i_d.  Of two pointers to what the directions
 have of their own the second is not read where there is one direction; outputs that nobody asks for are None.  Every
@@ -64,3 +64,34 @@ def step_product(
         tl.store(p_hn + first + o, found, mask=m)
     if p_hidden is not None:
         tl.store(p_hidden + first + o, found, mask=m)
+
+
+@triton.jit(do_not_specialize=["B"])
+def step_gather(
+    p_tokens,
+    p_w,
+    p_w_reverse,
+    p_bias,
+    p_bias_reverse,
+    p_hidden,
+    stride_b,
+    B,
+    K,
+    U: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The same of one-hot rows, given as tokens (B,), a program a row: its product is a column of the matrix.  Of
+    tokens there are K; that there is no other is asserted, as in torch's own gather, and another reads nothing."""
+    i_b, i_d, i_u = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64), tl.program_id(1) * COLUMNS
+    o_u = i_u + tl.arange(0, COLUMNS)
+    m_u = o_u < U
+    token = tl.load(p_tokens + i_b * stride_b + tl.zeros_like(o_u))
+    there = (token >= 0) & (token < K)
+    tl.device_assert(there, "token out of range")
+    p_w = tl.where(i_d == 0, p_w, p_w_reverse) + token
+    found = tl.load(p_w + o_u.to(tl.int64) * K, mask=m_u & there, other=float("nan"))
+    if HAS_BIAS:
+        p_bias = tl.where(i_d == 0, p_bias, p_bias_reverse)
+        found = (found.to(tl.float32) + tl.load(p_bias + o_u, mask=m_u, other=0.0).to(tl.float32)).to(found.dtype)
+    tl.store(p_hidden + (i_d * B + i_b) * U + o_u, found, mask=m_u)

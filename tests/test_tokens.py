@@ -40,7 +40,7 @@ def results(module: nn.Module, x: Tensor | PackedSequence) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-@pytest.mark.parametrize("vocabulary, steps, rows", [(5, 7, 3), (300, 2, 3), (40, 60, 20)])
+@pytest.mark.parametrize("vocabulary, steps, rows", [(5, 7, 3), (300, 2, 3), (9, 1, 4), (40, 60, 20)])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_is_one_hot(backend: str, name: str, vocabulary: int, steps: int, rows: int, packed: bool, dtype: torch.dtype):

@@ -71,6 +71,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(triton_scan, "scan_forward", Kernel(found.of_device, "scan"))
     monkeypatch.setattr(triton_scan_backward, "scan_backward", Kernel(found.of_device, "scan"))
     monkeypatch.setattr(triton_one_step, "step_product", Kernel(found.of_device, "product"))
+    monkeypatch.setattr(triton_one_step, "step_gather", Kernel(found.of_device, "gather"))
     return found
 
 
@@ -88,15 +89,18 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("tokens", [False, True], ids=["rows", "tokens"])
 @pytest.mark.parametrize("given", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize("save", [False, True], ids=["infer", "train"])
 @pytest.mark.parametrize("case", [*KINDS, *(replace(case, lengths=(1, 1, 1)) for case in KINDS)], ids=str)
-def test_a_step_takes_four_launches_at_most(launches: Launches, case: Case, save: bool, given: bool):
-    """A product for each direction and the scan, with a projection a product more, but both directions in one, and
-    the zeros that a module begins with."""
+def test_a_step_takes_four_launches_at_most(launches: Launches, case: Case, save: bool, given: bool, tokens: bool):
+    """A product for each direction and the scan, with a projection a product more, but both directions in one, as are
+    those of tokens, and the zeros that a module begins with."""
     inputs, outputs = on_device(case), case.proj_size or case.hidden
     if not case.lengths:  # a step of many, batch first
         inputs = inputs._replace(x=inputs.x.new_empty(3, 9, case.inputs)[:, 4:5].transpose(0, 1))
+    if tokens:
+        inputs = inputs._replace(x=inputs.x[..., 0].long())
     backend.Rows.of(inputs.x, inputs.batch_sizes)  # lengths are there from the call before
     with launches:
         if not given:
@@ -106,10 +110,11 @@ def test_a_step_takes_four_launches_at_most(launches: Launches, case: Case, save
         found = backend.forward(*inputs[:6], save=save)
     product = "addmm" if case.bias else "mm"
     before = ["product"] if case.proj_size and case.directions == 2 else [product] * case.directions
+    before = ["gather"] if tokens else before
     expected = ["new_zeros"] * (not given) + before + ["scan"] + ["product"] * bool(case.proj_size)
     assert launches.of_device == expected and len(expected) <= 4
     assert not launches.of_host
-    assert found.y.shape == (*inputs.x.shape[:-1], case.directions * outputs)
+    assert found.y.shape == (*inputs.x.shape[: inputs.x.dim() - (not tokens)], case.directions * outputs)
     assert found.hn.shape == (case.directions, 3, outputs)
 
 

@@ -15,7 +15,7 @@ from triton_offline import CHIPS, Usage, Variant, compile_all
 triton = pytest.importorskip("triton", minversion="3.6")
 
 BOTH = ("forward", "backward")
-PRODUCTS = ("input", "projection")
+PRODUCTS = ("input", "projection", "gather")
 # A variant for each path, cell, dtype, precision, form and target; not their product, which would take many minutes.
 VARIANTS = [
     *(Variant(kernel, "sm_90", "LSTM", 1024, 64, "bf16") for kernel in BOTH),
@@ -153,11 +153,11 @@ def test_a_new_length_or_batch_size_compiles_nothing():
     code = """
 from fastrnn.kernels.triton_scan import scan_forward
 from fastrnn.kernels.triton_scan_backward import scan_backward
-from fastrnn.kernels.triton_one_step import step_product
-for kernel in (scan_forward, scan_backward, step_product):
+from fastrnn.kernels.triton_one_step import step_gather, step_product
+for kernel in (scan_forward, scan_backward, step_product, step_gather):
     numbers = [p for p in kernel.params if not p.is_constexpr and not p.name.startswith("p_")]
     print(*(p.name for p in numbers if p.do_not_specialize))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["tile_begin t_begin t_end T B N"] * 2 + ["B"]
+    assert done.stdout.splitlines() == ["tile_begin t_begin t_end T B N"] * 2 + ["B"] * 2

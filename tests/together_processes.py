@@ -90,8 +90,8 @@ def parallel(rank: str, folder: str, *ways: str) -> None:
                 torch.testing.assert_close(found, alone.state_dict())
         assert not any(torch.allclose(value, start.state_dict()[name]) for name, value in state(alone))
     dist.destroy_process_group()
-    # What DDP and FSDP2 keep of the group outlives it, and a thread of gloo's that lets go of a tensor while Python winds
-    # up ends the whole process with "terminate called without an active exception" (pytorch/pytorch#190489).
+    # What DDP and FSDP2 keep of the group outlives it, and a thread of gloo's that lets go of a tensor while Python
+    # winds up ends the process with "terminate called without an active exception" (pytorch/pytorch#190489).
     os._exit(0)
 
 

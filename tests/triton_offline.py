@@ -47,7 +47,7 @@ class Variant(NamedTuple):
 
     def path(self):
         chip, number = CHIPS[self.target], DTYPES[self.dtype]
-        if self.kernel in ("input", "projection"):  # to as many numbers
+        if self.kernel in ("input", "projection", "gather"):  # to as many numbers
             return product_path(chip, self.sequences, self.hidden, self.directions, number, self.precision)
         path = choose_path(chip, self.mode, self.sequences, self.hidden, self.directions, number, self.precision)
         return path.backward() if self.kernel == "backward" else path
@@ -72,15 +72,16 @@ class Usage(NamedTuple):
 def compiled(variant: Variant) -> Any:
     """What Triton makes of a variant."""
     import triton
-    from fastrnn.kernels.triton_one_step import step_product
+    from fastrnn.kernels.triton_one_step import step_gather, step_product
     from fastrnn.kernels.triton_scan import scan_forward
     from fastrnn.kernels.triton_scan_backward import scan_backward
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fastrnn.backends.triton_launch import constants_of, options_of
+    from fastrnn.backends.triton_launch import ASSERTING, constants_of, options_of
 
-    kernel: Any = {"forward": scan_forward, "backward": scan_backward}.get(variant.kernel, step_product)
+    others = {"forward": scan_forward, "backward": scan_backward, "gather": step_gather}
+    kernel: Any = others.get(variant.kernel, step_product)
     cell, path = CELLS[variant.mode], variant.path()
     shape, number = (variant.mode, variant.hidden, variant.directions, path), DTYPES[variant.dtype]
     constants = constants_of(*shape, number, variant.precision, variant.packed)
@@ -89,6 +90,8 @@ def compiled(variant: Variant) -> Any:
     )
     constants |= dict(GRADS=max(len(cell.gates), len(cell.saved)), HAS_DY=True, HAS_DHN=True, HAS_DCELLS=variant.cells)
     constants |= dict(K=variant.hidden, U=variant.hidden, COLUMNS=path.units)
+    if variant.kernel == "gather":
+        del constants["K"]  # the number of tokens is no constant
     constants |= dict(WHOLE=path.whole, PTX=not variant.target.startswith("gfx"))
     absent = set() if variant.packed else {"p_offsets"}
     absent |= set() if variant.cells else {"p_dcells"}
@@ -101,6 +104,8 @@ def compiled(variant: Variant) -> Any:
             return "*fp32"
         if name in ("p_offsets", "p_arrived"):
             return "*i64" if name == "p_offsets" else "*i32"
+        if name == "p_tokens":
+            return "*i64"
         return f"*{variant.dtype}" if name.startswith("p_") else "i32"
 
     names = [parameter.name for parameter in kernel.params]
@@ -111,8 +116,9 @@ def compiled(variant: Variant) -> Any:
     compute, lanes = {"sm_80": (80, 32), "sm_90": (90, 32), "sm_100": (100, 32), "gfx942": ("gfx942", 64)}[
         variant.target
     ]
+    options = ASSERTING if variant.kernel == "gather" else options_of(path)
     target = GPUTarget("hip" if lanes == 64 else "cuda", compute, lanes)
-    return triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options_of(path))
+    return triton.compile(ASTSource(kernel, signature, fixed, aligned), target=target, options=options)
 
 
 def compile_variant(variant: Variant) -> Usage:

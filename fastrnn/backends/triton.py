@@ -7,7 +7,7 @@ recurrent state::
     gates = W_ih x + W_hh h_(t-1) = W_ih x + (W_hh W_hr) m_(t-1)         h = W_hr m, one product for all steps
 
 but of one step alone, whose h_(t-1) is h0: that is what the kernel multiplies by W_hh.  There a product of both
-directions, of m by W_hr and of x by W_ih, is one launch of a kernel, :mod:`fastrnn.kernels.triton_one_step`.
+directions, of m by W_hr and of x or of tokens by W_ih, is one launch, of :mod:`fastrnn.kernels.triton_one_step`.
 
 A float32 product uses TF32 where torch's switch for its kind allows it: the recurrent one as
 ``torch.backends.cudnn.allow_tf32`` or ``cudnn.rnn.fp32_precision`` say (by default it may), all others, which are
@@ -32,6 +32,7 @@ from fastrnn.backends.triton_launch import (
     INTERPRETED,
     launch_backward,
     launch_forward,
+    launch_gather,
     launch_product,
     precision_of,
 )
@@ -85,8 +86,10 @@ def forward(
     folded = bool(projections) and not alone
 
     a = h0.new_empty(len(own), rows.total, len(cell.gates) * hidden_size)
-    if projections and alone and len(own) == 2 and not tokens:
-        biases = [w.b_ih for w in own if w.b_ih is not None]
+    biases = [w.b_ih for w in own if w.b_ih is not None]
+    if alone and tokens:
+        launch_gather(flat, [w.w_ih for w in own], biases, a)
+    elif projections and alone and len(own) == 2:
         launch_product(flat.expand(2, *flat.shape), [w.w_ih for w in own], biases, hidden=a)
     else:
         for d, w in enumerate(own):

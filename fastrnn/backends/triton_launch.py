@@ -22,6 +22,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 # What CUDA says where programs that wait for each other are not sure to run at once: a share of the chip is another
 # process's, or a debugger holds it.  Such a launch has not begun.
 REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
+# Assertions are compiled on request alone; what else the request brings, looks for overflows, is not needed.
+ASSERTING = dict(debug=True, sanitize_overflow=False)
 _refused: set[torch.device] = set()  # devices that have said so
 
 
@@ -127,6 +129,25 @@ def launch_product(
     with on_device(x.device):
         grid = path.grid(sequences, count, directions)
         kernel[grid](x, *parameters, y, hn, hidden, *x.stride()[:2], sequences, **constants, **options_of(path))
+
+
+def launch_gather(tokens: Tensor, matrices: Sequence[Tensor], biases: Sequence[Tensor], hidden: Tensor) -> None:
+    """The same of ``tokens`` (B,) in the place of one-hot rows, into ``hidden``.  A token out of range is the
+    IndexError of torch's gather on the CPU, and its assertion on a GPU, where nobody waits to look."""
+    from fastrnn.kernels import triton_one_step
+
+    (count, vocabulary), sequences, columns = matrices[0].shape, len(tokens), 128
+    if INTERPRETED and sequences and not (tokens.min() >= 0 and tokens.max() < vocabulary):
+        raise IndexError(f"expected tokens of 0 to {vocabulary - 1}, got {int(tokens.min())} to {int(tokens.max())}")
+    if sequences == 0:
+        return
+    matrices, biases = ([parameter.contiguous() for parameter in each] for each in (matrices, biases))
+    parameters = matrices[0], matrices[-1], *((biases[0], biases[-1]) if biases else (None, None))
+    constants = dict(U=count, HAS_BIAS=bool(biases), COLUMNS=columns)
+    kernel: Any = triton_one_step.step_gather
+    with on_device(tokens.device):
+        grid = sequences, -(-count // columns), len(matrices)
+        kernel[grid](tokens, *parameters, hidden, tokens.stride(0), sequences, vocabulary, **constants, **ASSERTING)
 
 
 def _launch(

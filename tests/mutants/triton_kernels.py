@@ -116,6 +116,14 @@ FAULTS = [
         "test_triton.py -k 'step_with_a_projection and D2'",
     ),
     Fault(
+        "triton-one-step-token",
+        "the tokens of a step take the first direction's matrix for both",
+        "kernels/triton_one_step.py",
+        "p_w = tl.where(i_d == 0, p_w, p_w_reverse) + token",
+        "p_w = p_w + token",
+        "test_tokens.py -k 'is_one_hot and 9-1-4 and triton'",
+    ),
+    Fault(
         "triton-one-step-columns",
         "the product of a step writes past its last columns, into the next row",
         "kernels/triton_one_step.py",
