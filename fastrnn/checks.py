@@ -78,12 +78,13 @@ def misfit(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     sizes: Sizes,
+    kinds: bool = True,
 ) -> Exception | None:
-    """The error to raise where shapes, dtypes or devices do not fit."""
+    """The error to raise where shapes, or with ``kinds`` dtypes or devices, do not fit."""
     if problem := steps_misfit(x, batch_sizes):
         return problem
     rows = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-    return shapes_misfit(mode, x, rows, h0, c0, weights, sizes, weight_shapes(mode, sizes, len(weights)))
+    return shapes_misfit(mode, x, rows, h0, c0, weights, sizes, weight_shapes(mode, sizes, len(weights)), kinds)
 
 
 def packed_rows(batch_sizes: Any, sorted_indices: Any = None, unsorted_indices: Any = None) -> Any:
@@ -134,6 +135,7 @@ def shapes_misfit(
     weights: Sequence[Tensor],
     sizes: Sizes,
     expected: tuple[tuple[int, ...], ...] | None,
+    kinds: bool = True,
 ) -> Exception | None:
     """:func:`misfit` without the values of ``batch_sizes``, which a compiler does not know; ``rows`` is B, ``expected``
     the weights' shapes."""
@@ -151,10 +153,10 @@ def shapes_misfit(
     for weight, shape in zip(weights, expected, strict=True):
         if weight.shape != shape:
             return Unfit(f"Expected a parameter of size {shape}, got {list(weight.shape)}")
-        if weight.dtype is not dtype:
+        if kinds and weight.dtype is not dtype:
             problem = f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype})"
             return ValueError(problem) if weight is weights[0] else Unfit(problem)
-        if weight.device != device:
+        if kinds and weight.device != device:
             error = Scattered if any(w.device != weight.device for w in weights) else Misplaced
             return error(f"Input and parameter tensors are not at the same device: {x.device}, {weight.device}")
     count = sizes.num_layers * sizes.directions
@@ -164,8 +166,8 @@ def shapes_misfit(
             return RuntimeError(f"Expected {name} to be a tensor, got None")
         if state.shape != (count, rows, units):
             return RuntimeError(f"Expected {name} size {(count, rows, units)}, got {list(state.shape)}")
-        if state.dtype is not dtype:
+        if kinds and state.dtype is not dtype:
             return RuntimeError(f"Input and {name} dtypes are not the same: {dtype}, {state.dtype}")
-        if state.device != device:
+        if kinds and state.device != device:
             return Misplaced(f"Input and {name} tensors are not at the same device: {x.device}, {state.device}")
     return None

@@ -64,20 +64,24 @@ def plan(
         BackendError: a backend was asked for by name, and it or any kernel cannot serve.
     """
     tensors = (x, h0, *weights) if c0 is None else (x, h0, c0, *weights)
+    foreign = ""  # why kernels cannot read one
     negative = False  # stored with the wrong sign, as the imaginary part of a conjugate is; only operators know of it
     for tensor in tensors:
         if type(tensor) is not Parameter:
             if tensor is None:
                 return TypeError("a network wants all of its parameters, got None in the place of one")
             if type(tensor) is not Tensor:
-                return _torch_or_error(f"it got a {type(tensor).__name__}, not a plain Tensor")
-            if tensor.layout is not torch.strided:
-                return _torch_or_error(f"it got a tensor of layout {tensor.layout}")
-        negative = negative or tensor.is_neg()
+                foreign = foreign or f"it got a {type(tensor).__name__}, not a plain Tensor"
+            elif tensor.layout is not torch.strided:
+                foreign = foreign or f"it got a tensor of layout {tensor.layout}"
+        negative = negative or not foreign and tensor.is_neg()
+    if foreign:
+        return _theirs(foreign, mode, x, batch_sizes, h0, c0, weights, sizes)
     if torch._C._is_any_autocast_enabled() and (dtype := autocast_dtype(x)):
         if any(tensor.is_floating_point() and tensor.dtype is not dtype for tensor in tensors):
             if not _casts_products(mode, tensors, dtype):
-                return _torch_or_error("autocast is on, and torch.nn casts no tensor here")
+                reason = "autocast is on, and torch.nn casts no tensor here"
+                return _theirs(reason, mode, x, batch_sizes, h0, c0, weights, sizes)
             if problem := misfit(mode, *_widened(x, batch_sizes, h0, c0, weights), sizes):
                 return problem
             if negative or torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -199,6 +203,14 @@ def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dt
     return narrow(x), narrow(h0), None if c0 is None else narrow(c0), [narrow(weight) for weight in weights]
 
 
-def _torch_or_error(reason: str) -> None:
+def _theirs(
+    reason: str, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
+    weights: Sequence[Tensor], sizes: Sizes,
+) -> Exception | None:  # fmt: skip
+    """None, where torch's own function is to run for this reason, or the error to raise: torch's packed LSTM checks no
+    sizes, and reads memory beyond them."""
     if name := requested():
         raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+    if type(batch_sizes) is not Tensor or not CELLS[mode].has_cell_state:  # or values of steps are not to be had
+        return None
+    return misfit(mode, x, batch_sizes, h0, c0, weights, sizes, kinds=False)

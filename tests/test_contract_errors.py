@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
@@ -69,6 +69,8 @@ LAYER_CALLS: dict[str, Any] = {
     "packed input float64": lambda name: (pack_sequence([torch.zeros(3, 4).double()]),),
     "packed hx rows": lambda name: (packed, states(name, (1, 3, 5))),
     "packed hx units": lambda name: (packed, states(name, (1, 2, 6))),
+    "packed hx layers": lambda name: (packed, states(name, (2, 2, 5), good)),
+    "packed cx layers": lambda name: (packed, states(name, good, (0, 2, 5))),
     "packed hx 2-D": lambda name: (packed, states(name, (2, 5))),
     "packed hx 4-D": lambda name: (packed, states(name, (1, 1, 2, 5))),
     "packed hx 4-D, cx 3-D": lambda name: (packed, states(name, (1, 2, 5, 1), good)),
@@ -81,6 +83,7 @@ LAYER_CALLS: dict[str, Any] = {
 # Where torch.nn's LSTM asks nothing of sizes, and reads memory beyond them.
 UNCHECKED = ("packed input size", "packed hx rows", "packed hx units", "packed 3-D data", "packed sum of lengths")
 UNCHECKED += ("packed lengths grow", "packed hx 4-D", "packed hx 4-D, cx 3-D", "packed cx 4-D", "packed cx of many")
+UNCHECKED += ("packed hx layers", "packed cx layers")
 INTEGRAL = torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool
 LAYER_CALLS |= {f"input {dtype}": lambda name, dtype=dtype: (x.to(dtype),) for dtype in INTEGRAL}
 # One sequence; of int64 and int32, it would be tokens.
@@ -125,6 +128,38 @@ def test_bad_call(target, name: str, call: str):
         assert found is not None and found[0] is RuntimeError
         return
     same_outcome(target, theirs, ours, *arguments)
+
+
+class Foreign(torch.Tensor):
+    """A tensor that no kernel takes."""
+
+
+FOREIGN: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": torch.Tensor.to_sparse,
+    "subclass": lambda tensor: tensor.as_subclass(Foreign),
+    "autocast": torch.Tensor.double,  # which torch.nn casts not
+}
+
+
+@pytest.mark.parametrize("call", UNCHECKED)
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("place", ["input", "h", "c", "all"])
+def test_a_bad_packed_call_of_what_no_kernel_takes_does_not_reach_torchs_function(call: str, kind: str, place: str):
+    """It reads memory beyond such tensors, whatever their layout."""
+    packed, (h, c) = [*LAYER_CALLS[call]("LSTM"), states("LSTM", good)][:2]
+    tensors = {"input": packed.data, "h": h, "c": c}
+    x, h, c = (FOREIGN[kind](tensor) if place in (at, "all") else tensor for at, tensor in tensors.items())
+    module = fastrnn.LSTM(4, 5).double() if kind == "autocast" and place == "all" else fastrnn.LSTM(4, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"), pytest.raises(RuntimeError):
+        module(packed._replace(data=x), (h, c))
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_missing_parameters_are_named_whatever_the_input_is(kind: str):
+    module = fastrnn.LSTM(4, 5)
+    module.bias_hh_l0 = None
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"), pytest.raises(TypeError, match="None"):
+        module(packed._replace(data=FOREIGN[kind](packed.data)))
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])

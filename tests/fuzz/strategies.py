@@ -99,6 +99,8 @@ def _together(draw: Any, case: Case) -> dict[str, Any]:
     if not case.is_cell and flat and not (case.reset or case.recompute or case.learned):
         paths += ["functional"] if case.tokens in ("", "onehot") else []
     own["path"] = draw(usually("module", *paths, of=2))
+    if case.weights == "negative":  # torch._foreach_add_ takes none
+        own["changes"] = tuple(change for change in case.changes if change != "step")
     if own["path"] == "vmap":
         return own
     if plain and case.layers > 1:
@@ -110,8 +112,6 @@ def _together(draw: Any, case: Case) -> dict[str, Any]:
     small = max(case.inputs, case.hidden, case.outputs, case.rows) < 20 and case.steps < 6
     if small and case.mode == "grad" and case.dtype in ("f32", "f64") and not own["odd"] and not own.get("autocast"):
         own["twice"] = not own["dropout"] and draw(usually(False, True, of=4))
-    if case.weights == "negative":  # torch._foreach_add_ takes none
-        own["changes"] = tuple(change for change in case.changes if change != "step")
     if own["odd"] == "-3e38" and case.layout in OVERLAPPING:
         own["layout"] = "plain"  # many of these overflow in one order of a sum and not in another
     if case.tokens and case.layout in OVERLAPPING:
