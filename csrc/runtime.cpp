@@ -52,7 +52,8 @@ void set_float_mode(const FloatMode& mode) { std::fesetenv(&mode); }
 Team::Team(int wanted)
     : size_(wanted <= 1 || forked.load(std::memory_order_relaxed) || inside_threads()
                 ? 1
-                : std::min(wanted, usable_cpus())) {}
+                : std::min(wanted, usable_cpus())),
+      crowded_(wanted > size_) {}
 
 bool Team::run(int threads, void (*body)(void*, int), void* context) {
   if (threads <= 1) return body(context, 0), true;
@@ -66,7 +67,7 @@ bool Team::run(int threads, void (*body)(void*, int), void* context) {
   } call{float_mode(), threads, body, context, 0, 0};
   const int64_t begin = now();
   run_on_threads(
-      threads, size_,
+      threads, {size_, crowded_},
       [](void* of, int thread, int came) {
         Call& call = *static_cast<Call*>(of);
         if (thread == 0) call.came = came;

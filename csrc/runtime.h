@@ -25,6 +25,7 @@ class Team {
 
  private:
   int size_;
+  const bool crowded_;  // more threads are wanted than there are CPUs
 };
 
 // Scratch memory of the calling thread, kept from call to call so that its pages stay mapped: up to 2 MiB by each

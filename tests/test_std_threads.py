@@ -15,7 +15,7 @@ from fastrnn.backends import numba_start
 
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or ""
-SOURCES = [f"csrc/{name}.cpp" for name in ("barrier", "machine", "runtime", "threads_std", "waiting")]
+SOURCES = [f"csrc/{name}.cpp" for name in ("barrier", "machine", "runtime", "threads_pool", "threads_std", "waiting")]
 PATIENCE = 600
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="a C++ compiler is missing")

@@ -21,7 +21,7 @@
 #include "checks.h"
 #include "machine.h"
 #include "runtime.h"
-#include "threads.h"
+#include "threads_pool.h"
 
 namespace {
 
@@ -85,6 +85,21 @@ void check_sizes() {
       check(run_team(wanted, "sizes") == std::min(wanted, most), "sizes: as many come as are wanted");
       if (turn % 50 == 0) rest(1000);  // threads that wait have gone to sleep
     }
+}
+
+// A runtime of more threads than there are CPUs is left alone: its idle ones would be ended, or woken for nothing.
+void check_crowded() {
+  const int cpus = fastrnn::usable_cpus();
+  if (cpus < 2) return;  // then no team is of several
+  const bool alone = !std::strcmp(fastrnn::thread_source(), "std");
+  for (int more = 0; more < 3; ++more) {
+    std::atomic<int> pooled{0};
+    Team team(cpus + more);
+    const auto body = [](void* context, int) { *static_cast<std::atomic<int>*>(context) += fastrnn::inside_pool(); };
+    const int threads = team.size();
+    check(threads == cpus && team.run(threads, body, &pooled), "crowded: all come");
+    check(pooled == (more || alone ? threads : 0), "crowded: on the pool alone where the runtime has more threads");
+  }
 }
 
 // Some threads are late, so that the others sleep when they come.
@@ -164,7 +179,7 @@ int few_threads() {
   } catch (const std::exception&) {
   }
   std::atomic<int> came{0};
-  fastrnn::run_on_threads(4, 4, come, &came);
+  fastrnn::run_on_threads(4, {4, false}, come, &came);
   if (came != 1) return 1;
   return run_team(4, "no threads to be had") == 1 && !failures ? 0 : 1;
 }
@@ -182,6 +197,7 @@ int main() {
   }
 #endif
   check_sizes();
+  check_crowded();
   check_late();
   check_rounding();
   check_callers();
