@@ -87,8 +87,8 @@ FAULTS = [
         "paths-wrong-sign",
         "tensors whose numbers are stored with the wrong sign go to kernels as they are stored",
         "fastrnn/paths.py",
-        "        negative = negative or tensor.is_neg()\n",
-        "",
+        "negative or not foreign and tensor.is_neg()",
+        "negative",
         "test_contract_around.py -k sign",
     ),
     Fault(
