@@ -96,6 +96,12 @@ def is_product_of_x(group: Group) -> bool:
     return all(node.op == "product" and node.args[0].op == "x" for node in group.nodes.values())
 
 
+def history_of(loop: Loop, state: str) -> str:
+    """The array of a state's values behind every step: of what is emitted, where it is that, else its own."""
+    node = loop.next[state]
+    return f"out:{loop.emitted.index(node)}" if node in loop.emitted else f"history:{state}"
+
+
 def by_size(nodes: tuple[Node, ...] | list[Node]) -> dict[str, tuple[Node, ...]]:
     """Nodes of each size."""
     found: dict[str, tuple[Node, ...]] = {}

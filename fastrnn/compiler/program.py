@@ -17,6 +17,7 @@ from fastrnn.compiler.arrays import (
     Program,
     by_size,
     groups_of,
+    history_of,
     inputs_of,
     is_product_of_x,
     matrices_of,
@@ -204,9 +205,8 @@ def _backward(
         program.arrays[f"out:{index}"] = Array("step", node.size)
         addresses[node] = Address(f"out:{index}")
     for name in saving.histories:
-        node, size = loop.next[name], loop.states[name].size
-        history = addresses[node].array if node in loop.emitted else f"history:{name}"
-        program.arrays.setdefault(str(history), Array("step", size))
+        node, size, history = loop.next[name], loop.states[name].size, history_of(loop, name)
+        program.arrays.setdefault(history, Array("step", size))
         addresses[node] = Address(history)
         program.arrays[f"before:{name}"] = Array("neighbour", size, offset=1)
         addresses[loop.states[name]] = Address(f"before:{name}")

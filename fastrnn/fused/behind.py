@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.cell.graph import Node
-from fastrnn.compiler.arrays import Array, is_product_of_x
+from fastrnn.compiler.arrays import Array, history_of, is_product_of_x
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.layer import Operands, Steps
@@ -149,11 +149,11 @@ def _address(compiled: Compiled, operand: Node) -> Address:
         return Address("x")
     if operand.op == "state":
         return Address(f"before:{operand.about}")
-    if operand in loop.emitted:
-        return Address(f"out:{loop.emitted.index(operand)}")
     for name, node in loop.next.items():
         if node is operand:
-            return Address(f"history:{name}")
+            return Address(history_of(loop, name))
+    if operand in loop.emitted:
+        return Address(f"out:{loop.emitted.index(operand)}")
     same = [node for node in compiled.saving.values if node.size == operand.size]
     return Address(f"saved:{operand.size}", same.index(operand))
 

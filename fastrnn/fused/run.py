@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastrnn.compiler.arrays import history_of
 from fastrnn.compiler.program import Compiled
 from fastrnn.compiler.schedule import Address
 from fastrnn.fused.behind import Behind, behind
@@ -160,9 +161,8 @@ def run_backward(
     sizes, like, rows = sizes_of(compiled, given), given.states[0], steps.rows
     places = inputs(compiled, given, sizes) | workspace | {f"out:{k}": tensor for k, tensor in enumerate(emitted)}
     for name in compiled.saving.histories:
-        node, first = loop.next[name], given.states[list(loop.states).index(name)]
-        history = f"out:{loop.emitted.index(node)}" if node in loop.emitted else f"history:{name}"
-        places[f"before:{name}"] = dict(history=places[history], initial=dense(first))
+        first = given.states[list(loop.states).index(name)]
+        places[f"before:{name}"] = dict(history=places[history_of(loop, name)], initial=dense(first))
     for k, node in enumerate(loop.emitted):
         grad = grads[k]
         places[f"grad:{k}"] = like.new_zeros(rows, sizes[str(node.size)]) if grad is None else dense(grad)
