@@ -134,7 +134,8 @@ def test_no_instruction_set_misses_a_change(isa: str, count: int):
     code = (
         f"import test_weight_cache; test_weight_cache.change({count}, 2); test_weight_cache.fingerprints({100 * count})"
     )
-    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": os.path.dirname(__file__)}
+    search = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": search}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
