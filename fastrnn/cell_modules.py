@@ -13,12 +13,14 @@ from fastrnn.backends.cpp import fast_path
 from fastrnn.checks import Sizes
 from fastrnn.dynamo import observed
 from fastrnn.modes import CELLS
-from fastrnn.paths import autocast_dtype, cast, first_states, plan
+from fastrnn.paths import autocast_dtype, cast, first_states, leave_to_torch, plan
 from fastrnn.running import hand_over, is_state, theirs
 from fastrnn.scripting import copied
 from fastrnn.storage import require_memory
 from fastrnn.walk import is_by_torch
 
+# Layouts of tensors that cannot be seen in the shape of a layer's.
+UNVIEWED = torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc, torch._mkldnn  # type: ignore[attr-defined]
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -38,6 +40,10 @@ def step(
             return result
     if (ours and observed()) or not isinstance(input, Tensor) or input.is_nested:
         return theirs(module, base, input, hx)
+    for tensor in (input, *_states(hx)):
+        if isinstance(tensor, Tensor) and tensor.layout in UNVIEWED:
+            leave_to_torch(f"it got a tensor of layout {tensor.layout}")
+            return theirs(module, base, input, hx)
     rank = input.dim()
     numbers = input.is_floating_point() or not ours  # to torch.nn's cells, integers are no tokens but a wrong dtype
     if rank not in (1, 2) or not numbers or not is_state(hx, mode, rank):

@@ -67,13 +67,12 @@ def plan(
     foreign = ""  # why kernels cannot read one
     negative = False  # stored with the wrong sign, as the imaginary part of a conjugate is; only operators know of it
     for tensor in tensors:
-        if type(tensor) is not Parameter:
+        if type(tensor) is not Parameter and type(tensor) is not Tensor:
             if tensor is None:
                 return TypeError("a network wants all of its parameters, got None in the place of one")
-            if type(tensor) is not Tensor:
-                foreign = foreign or f"it got a {type(tensor).__name__}, not a plain Tensor"
-            elif tensor.layout is not torch.strided:
-                foreign = foreign or f"it got a tensor of layout {tensor.layout}"
+            foreign = foreign or f"it got a {type(tensor).__name__}, not a plain Tensor"
+        elif tensor.layout is not torch.strided:
+            foreign = foreign or f"it got a tensor of layout {tensor.layout}"
         negative = negative or not foreign and tensor.is_neg()
     if foreign:
         return _theirs(foreign, mode, x, batch_sizes, h0, c0, weights, sizes)
@@ -203,14 +202,19 @@ def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dt
     return narrow(x), narrow(h0), None if c0 is None else narrow(c0), [narrow(weight) for weight in weights]
 
 
+def leave_to_torch(reason: str) -> None:
+    """Raises a BackendError with the reason where a backend was asked for by name."""
+    if name := requested():
+        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+
+
 def _theirs(
     reason: str, mode: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor | None,
     weights: Sequence[Tensor], sizes: Sizes,
 ) -> Exception | None:  # fmt: skip
     """None, where torch's own function is to run for this reason, or the error to raise: torch's packed LSTM checks no
     sizes, and reads memory beyond them."""
-    if name := requested():
-        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+    leave_to_torch(reason)
     if type(batch_sizes) is not Tensor or not CELLS[mode].has_cell_state:  # or values of steps are not to be had
         return None
     return misfit(mode, x, batch_sizes, h0, c0, weights, sizes, kinds=False)

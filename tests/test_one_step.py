@@ -127,24 +127,50 @@ def test_computed_and_exchanged_weights_are_seen(kind: str):
     torch.testing.assert_close(flat(theirs(x, h))[0], flat(ours(x, h))[0])
 
 
+LAYOUTS = ("to_sparse", "to_sparse_csr", "to_sparse_csc", "to_mkldnn")
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["infer", "train"])
+@pytest.mark.parametrize("place", ["input", "state", "weight_ih", "weight_hh"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 3)])
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("LSTM", {"proj_size": 2}), *((kind, {}) for kind in ("RNNCell", "LSTMCell", "GRUCell", "RNN", "GRU", "LSTM"))],
 )
-def test_a_sparse_input_gives_what_it_gives_torch(kind: str, options: dict[str, int], sizes: tuple[int, int]):
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_another_layout_gives_what_it_gives_torch(
+    kind: str, options: dict[str, int], sizes: tuple[int, int], layout: str, place: str, trained: bool
+):
+    """Weights that were pruned, above all: where torch.nn has no function for them, an error of its type."""
     sizes = (sizes[0], sizes[1] + 2 * bool(options))  # more than are projected
     theirs, ours = both(kind, sizes, options)
-    x = torch.randn(*(() if "Cell" in kind else (1,)), 2, sizes[0]).to_sparse()
+    lead = () if "Cell" in kind else (1,)
+    x, h = torch.randn(*lead, 2, sizes[0]), torch.randn(*lead, 2, options.get("proj_size", sizes[1]))
+    hx: Any = (h, torch.randn(*lead, 2, sizes[1])) if kind.startswith("LSTM") else h
+    turn = getattr(torch.Tensor, layout)
+    if place in ("input", "state") and lead and layout in ("to_sparse_csr", "to_sparse_csc"):
+        x, h = x.squeeze(0), h.squeeze(0)  # they have two dimensions
+        hx = (h, hx[1].squeeze(0)) if isinstance(hx, tuple) else h
+    if place == "input":
+        x, hx = turn(x), None
+    elif place == "state":
+        hx = (turn(h), hx[1]) if isinstance(hx, tuple) else turn(h)
+    else:
+        name = place + "_l0" * bool(lead)
+        for module in (theirs, ours):
+            weight = turn(getattr(module, name).detach())
+            setattr(module, name, nn.Parameter(weight, requires_grad=False))
 
     def called(module: Any) -> Any:
-        try:
-            return flat(module(x))
-        except (RuntimeError, NotImplementedError) as error:
-            return type(error)
+        with torch.set_grad_enabled(trained):
+            try:
+                return flat(module(x, hx))
+            except RuntimeError as error:  # NotImplementedError, too
+                return type(error)
 
     expected, found = called(theirs), called(ours)
     if isinstance(expected, type):
-        assert found is expected
+        assert isinstance(found, type) and issubclass(found, expected)
     else:
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(expected, found, strict=True))
