@@ -64,6 +64,8 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "complex": lambda tensor: tensor.to(torch.complex64),
     "meta": lambda tensor: tensor.to("meta"),
     "sparse": lambda tensor: tensor.to_sparse(),
+    "csr": lambda tensor: tensor.reshape(-1, tensor.shape[-1]).to_sparse_csr() if tensor.dim() else tensor.to_sparse(),
+    "mkldnn": lambda tensor: tensor.float().to_mkldnn(),
     "list": lambda tensor: tensor.tolist(),
     "numpy": lambda tensor: tensor.detach().numpy(),
     "None": lambda tensor: None,
