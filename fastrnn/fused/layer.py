@@ -194,11 +194,12 @@ class _Call:
 
     def _leaves(self) -> dict[Node, Any]:
         found: dict[Node, Any] = {}
+        chunks: dict[str, Any] = {}  # of a vector's gates; one derivative for all of them
         for node in self.plan.leaves:
             if node.op == "x":
                 found[node] = self.x
             elif node.op == "parameter":
-                found[node] = _block(self.parts, self.parameters, *node.about)
+                found[node] = _block(self.parts, self.parameters, *node.about, chunks)
             else:
                 tensor = self.extras[node.about]
                 found[node] = tensor.unsqueeze(-1) if node.size is None else tensor
@@ -258,8 +259,8 @@ class _Call:
         return self.all_gates(node.about[0], v)
 
 
-def _block(parts: Any, parameters: Mapping[str, Any], name: str, gate: str | None) -> Any:
-    """A learned vector or number, or one gate's part of it."""
+def _block(parts: Any, parameters: Mapping[str, Any], name: str, gate: str | None, chunks: dict[str, Any]) -> Any:
+    """A learned vector or number, or one gate's part of it: of its ``chunks``, made when the first is asked for."""
     declared = parts.vectors.get(name) or parts.scalars.get(name)
     if declared is None:  # of a diagonal matrix
         endings = {
@@ -268,7 +269,11 @@ def _block(parts: Any, parameters: Mapping[str, Any], name: str, gate: str | Non
         declared = endings[name]
     if name not in parameters:
         return 0.0  # the bias of a module that has none
-    return parameters[name] if gate is None else parameters[name].chunk(declared.blocks)[declared.gates.index(gate)]
+    if gate is None:
+        return parameters[name]
+    if name not in chunks:
+        chunks[name] = parameters[name].chunk(declared.blocks)
+    return chunks[name][declared.gates.index(gate)]
 
 
 def _in_wide(scan: Scan, compiled: Compiled, steps: Steps, given: Operands) -> tuple[list[Tensor], list[Tensor]]:
