@@ -96,6 +96,11 @@ def is_product_of_x(group: Group) -> bool:
     return all(node.op == "product" and node.args[0].op == "x" for node in group.nodes.values())
 
 
+def is_learned(group: Group) -> bool:
+    """Whether a group is a learned vector, a gate of one, or a number."""
+    return all(node.op == "parameter" for node in group.nodes.values())
+
+
 def history_of(loop: Loop, state: str) -> str:
     """The array of a state's values behind every step: of what is emitted, where it is that, else its own."""
     node = loop.next[state]

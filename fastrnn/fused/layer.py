@@ -199,7 +199,7 @@ class _Call:
             if node.op == "x":
                 found[node] = self.x
             elif node.op == "parameter":
-                found[node] = _block(self.parts, self.parameters, *node.about, chunks)
+                found[node] = block_of(self.parts, self.parameters, *node.about, chunks)
             else:
                 tensor = self.extras[node.about]
                 found[node] = tensor.unsqueeze(-1) if node.size is None else tensor
@@ -259,7 +259,7 @@ class _Call:
         return self.all_gates(node.about[0], v)
 
 
-def _block(parts: Any, parameters: Mapping[str, Any], name: str, gate: str | None, chunks: dict[str, Any]) -> Any:
+def block_of(parts: Any, parameters: Mapping[str, Any], name: str, gate: str | None, chunks: dict[str, Any]) -> Any:
     """A learned vector or number, or one gate's part of it: of its ``chunks``, made when the first is asked for."""
     declared = parts.vectors.get(name) or parts.scalars.get(name)
     if declared is None:  # of a diagonal matrix

@@ -16,11 +16,11 @@ from torch.nn import Parameter
 from fastrnn import fused
 from fastrnn.backends import asked
 from fastrnn.cell.kinds import Dense
-from fastrnn.compiler.arrays import is_product_of_x
+from fastrnn.compiler.arrays import is_learned, is_product_of_x
 from fastrnn.dynamo import UNDISTURBED
 from fastrnn.fused import cpp
 from fastrnn.fused.functions import REAL
-from fastrnn.fused.layer import Operands, Steps, plan
+from fastrnn.fused.layer import Operands, Steps, block_of, plan
 
 
 class Plain:
@@ -35,6 +35,8 @@ class Plain:
         states: the place and the units of each state.
         x: the place of x.
         matrices, biases: the names of those that a step with gradients reads, with those of their parameters.
+        learned: of each vector, or gate of one, and number that the loop reads, its place, the number of its group, its
+            name and gate, and the parameter.
     """
 
     dtype: torch.dtype
@@ -71,9 +73,27 @@ class Plain:
         self.output: int = loop.emitted.index(loop.traced.output)
         for name, size in zip(net.state_names, net.state_sizes, strict=True):
             self.states.append((self.engine.arrays.index(f"state:{name}"), size))
+        self.parts: Any = parts
+        self.learned: list[tuple[int, int, str, str | None, str]] = []
+        for number, group in enumerate(compiled.groups):
+            if is_learned(group):
+                name, gate = group.nodes[0].about
+                place = self.engine.arrays.index(group.array)
+                self.learned.append((place, number, name, gate, f"{name}{ending}"))
         own = plan(compiled)
         self.matrices: list[tuple[str, str]] = [(n, f"weight_{parts.names[n]}{ending}") for n in own.matrices_within]
         self.biases: list[tuple[str, str]] = [(name, f"{bias}{ending}") for name, bias in own.biases_within]
+
+    def read(self, own: dict[str, Any]) -> list[Any] | None:
+        """What is learned beside matrices, in the order of ``learned``; None where it is not as a plain call wants."""
+        if not self.learned:
+            return []
+        parameters = {name: own.get(parameter) for _, _, name, _, parameter in self.learned}
+        for each in parameters.values():
+            if type(each) is not Parameter or each.dtype is not self.dtype or not each.is_contiguous():
+                return None
+        chunks: dict[str, Any] = {}
+        return [block_of(self.parts, parameters, name, gate, chunks) for _, _, name, gate, _ in self.learned]
 
     def train(self, net: Any, input: Tensor, hx: Any) -> Any:
         """The results, differentiable, or None where this is no plain call after all."""
@@ -86,6 +106,8 @@ class Plain:
         for weight in (*matrices.values(), *biases.values()):
             if type(weight) is not Parameter or weight.dtype is not self.dtype:
                 return None
+        if (learned := self.read(own)) is None:
+            return None
         if hx is None:
             states = [input.new_zeros(batch, size) for _, size in self.states]
         else:
@@ -99,8 +121,10 @@ class Plain:
                     return None
             states = [state[0] for state in given]
         compiled, x = net._compiled, input.reshape(rows, self.inputs)
-        groups = (None,) * len(compiled.groups)
-        operands = Operands(groups, tuple(states), matrices, biases, x)
+        groups: list[Tensor | None] = [None] * len(compiled.groups)
+        for (_, number, *_), value in zip(self.learned, learned, strict=True):
+            groups[number] = value
+        operands = Operands(tuple(groups), tuple(states), matrices, biases, x)
         emitted, ends = cpp.scan(compiled, Steps(steps, batch, rows), operands)
         ends = [end.unsqueeze(0) for end in ends]
         return emitted[self.output].view(steps, batch, -1), ends[0] if len(ends) == 1 else tuple(ends)
@@ -143,6 +167,10 @@ class Plain:
             arrays[place] = {"values": own[values], "scales": own[scales]}
             if own[values].dtype is not torch.int8:
                 return None
+        if (learned := self.read(own)) is None:
+            return None
+        for (place, *_), value in zip(self.learned, learned, strict=True):
+            arrays[place] = value
         given = (None,) * len(self.states)
         if hx is not None:
             given = (hx,) if type(hx) is Tensor else hx
@@ -220,8 +248,8 @@ def _is_plain(net: Any, input: Tensor) -> bool:
         not net.extras
         and net.bias
         and loop.traced.output in loop.emitted
-        and all(is_product_of_x(group) for group in net._compiled.groups)
-        and len(net._compiled.groups) > 0
+        and all(is_product_of_x(group) or is_learned(group) for group in net._compiled.groups)
+        and any(is_product_of_x(group) for group in net._compiled.groups)
         and all(type(kinds[name]) is Dense for name in matrices)
         and fused.unsupported(net.cell, "cpp", input.device, input.dtype, net.int8) is None
     )
