@@ -199,7 +199,8 @@ class _Call:
             if node.op == "x":
                 found[node] = self.x
             elif node.op == "parameter":
-                found[node] = block_of(self.parts, self.parameters, *node.about, chunks)
+                name, gate = node.about
+                found[node] = block_of(self.parts, self.parameters, name, gate, chunks)
             else:
                 tensor = self.extras[node.about]
                 found[node] = tensor.unsqueeze(-1) if node.size is None else tensor

@@ -222,7 +222,7 @@ def play_bad(bad: BadCall) -> None:
             x: Any = given(case, data.x)
             for fault in bad.faults:
                 x, hx = spoilt(fault, case, x, hx)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             return  # two faults that cannot be made together
         if not case.is_cell and are_tokens(x):
             return  # which torch.nn has not
