@@ -119,9 +119,15 @@ bool holds(const TensorView& tensor) {
   return tensor.code == kCode<N> && tensor.bits == 8 * sizeof(N);
 }
 
+// Of a state whose layout has no such thing, the general way says what is wrong with it.
 inline py::object like(PyObject* tensor) {
   auto made = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch.empty_like, tensor));
-  if (!made) throw py::error_already_set();
+  if (!made) {
+    const bool refused = PyErr_ExceptionMatches(PyExc_NotImplementedError);
+    py::error_already_set error;
+    require(!refused);
+    throw error;
+  }
   return made;
 }
 

@@ -215,6 +215,6 @@ def _theirs(
     """None, where torch's own function is to run for this reason, or the error to raise: torch's packed LSTM checks no
     sizes, and reads memory beyond them."""
     leave_to_torch(reason)
-    if type(batch_sizes) is not Tensor or not CELLS[mode].has_cell_state:  # or values of steps are not to be had
+    if type(batch_sizes) is not Tensor or not CELLS[mode].has_cell_state:  # of another type, they may have no values
         return None
     return misfit(mode, x, batch_sizes, h0, c0, weights, sizes, kinds=False)

@@ -8,8 +8,10 @@ is itself held to torch.nn by ``test_support.py``.  ``expect(case)`` gives input
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,6 +21,11 @@ from torch import Tensor
 
 from fastrnn.backends import Saved, reference
 from fastrnn.modes import CELLS, TORCH_MODES
+
+
+def search_path() -> str:
+    """PYTHONPATH of a process that imports from here, and fastrnn from where this one does: of planted faults, too."""
+    return os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @dataclass(frozen=True)

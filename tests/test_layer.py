@@ -25,6 +25,7 @@ from support import (
     gradients,
     make,
     run,
+    search_path,
     verify,
 )
 from torch import Tensor
@@ -330,8 +331,7 @@ def test_every_instruction_set(target, isa: str, tmp_path: Path):
     given += [with_one(*pair) for pair in spoilt] + rounded
     torch.save(given, tmp_path / "given")
     command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "given"), str(tmp_path / "found")]
-    search = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": search}
+    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": search_path()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = iter(torch.load(tmp_path / "found"))

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import search_path
 from weight_changes import CHANGES, DTYPES, KINDS, WAYS, WRITES, bits, network
 
 import fastrnn
@@ -134,8 +135,7 @@ def test_no_instruction_set_misses_a_change(isa: str, count: int):
     code = (
         f"import test_weight_cache; test_weight_cache.change({count}, 2); test_weight_cache.fingerprints({100 * count})"
     )
-    search = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": search}
+    environment = os.environ | {"FASTRNN_ISA": isa, "PYTHONPATH": search_path()}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -22,6 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 # What CUDA says where programs that wait for each other are not sure to run at once: a share of the chip is another
 # process's, or a debugger holds it.  Such a launch has not begun.
 REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
+GATHERED = 128  # numbers of a row that a program gathers
 # Assertions are compiled on request alone; what else the request brings, looks for overflows, is not needed.
 ASSERTING = dict(debug=True, sanitize_overflow=False)
 _refused: set[torch.device] = set()  # devices that have said so
@@ -58,8 +59,7 @@ def launch_forward(
     flags = dict(P=width, SAVE=save, HAS_C=has_c, HAS_BIAS=bool(biases), HAS_Y=want_y)
     if width != hidden_size:
         path = "stream"  # which reads no more of the weights than one product takes
-    parameters = recurrent[0], recurrent[-1], *((biases[0], biases[-1]) if biases else (None, None))
-    tensors = (a, *parameters, h0, c0, c, ring, y, hidden, last, last_c, gates, cells)
+    tensors = (a, *of_directions(recurrent, biases), h0, c0, c, ring, y, hidden, last, last_c, gates, cells)
     _launch(scan_forward, mode, rows, recurrent, tensors, flags, path)
     return y, last, last_c, Saved(gates, cells, hidden)
 
@@ -100,6 +100,12 @@ def launch_backward(
     return grads
 
 
+def of_directions(matrices: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """A kernel's pointers to matrices and biases, contiguous, of the first and the last direction, which may be one."""
+    matrices, biases = ([parameter.contiguous() for parameter in each] for each in (matrices, biases))
+    return matrices[0], matrices[-1], *((biases[0], biases[-1]) if biases else (None, None))
+
+
 def launch_product(
     x: Tensor,
     matrices: Sequence[Tensor],
@@ -120,8 +126,7 @@ def launch_product(
     path = product_path(Chip.of(x.device), sequences, count, directions, x.dtype, precision)
     if x.stride(2) != 1 or x.stride(1) * path.rows >= 1 << 31:  # offsets within a tile are int32
         x = x.contiguous()
-    matrices, biases = ([parameter.contiguous() for parameter in each] for each in (matrices, biases))
-    parameters = matrices[0], matrices[-1], *((biases[0], biases[-1]) if biases else (None, None))
+    parameters = of_directions(matrices, biases)
     constants = dict(K=width, U=count, DIRECTIONS=directions, HAS_BIAS=bool(biases))
     constants |= dict(ROWS=path.rows, COLUMNS=path.units, DEPTH=path.depth)
     constants |= dict(OPERAND=operand(x.dtype), PRECISION=precision)
@@ -136,17 +141,16 @@ def launch_gather(tokens: Tensor, matrices: Sequence[Tensor], biases: Sequence[T
     IndexError of torch's gather on the CPU, and its assertion on a GPU, where nobody waits to look."""
     from fastrnn.kernels import triton_one_step
 
-    (count, vocabulary), sequences, columns = matrices[0].shape, len(tokens), 128
+    (count, vocabulary), sequences = matrices[0].shape, len(tokens)
     if INTERPRETED and sequences and not (tokens.min() >= 0 and tokens.max() < vocabulary):
         raise IndexError(f"expected tokens of 0 to {vocabulary - 1}, got {int(tokens.min())} to {int(tokens.max())}")
     if sequences == 0:
         return
-    matrices, biases = ([parameter.contiguous() for parameter in each] for each in (matrices, biases))
-    parameters = matrices[0], matrices[-1], *((biases[0], biases[-1]) if biases else (None, None))
-    constants = dict(U=count, HAS_BIAS=bool(biases), COLUMNS=columns)
+    parameters = of_directions(matrices, biases)
+    constants = dict(U=count, HAS_BIAS=bool(biases), COLUMNS=GATHERED)
     kernel: Any = triton_one_step.step_gather
     with on_device(tokens.device):
-        grid = sequences, -(-count // columns), len(matrices)
+        grid = sequences, -(-count // GATHERED), len(matrices)
         kernel[grid](tokens, *parameters, hidden, tokens.stride(0), sequences, vocabulary, **constants, **ASSERTING)
 
 

@@ -90,7 +90,7 @@ class Plain:
             return []
         parameters = {name: own.get(parameter) for _, _, name, _, parameter in self.learned}
         for each in parameters.values():
-            if type(each) is not Parameter or each.dtype is not self.dtype or not each.is_contiguous():
+            if each is None or type(each) is not self.type or each.dtype is not self.dtype or not each.is_contiguous():
                 return None
         chunks: dict[str, Any] = {}
         return [block_of(self.parts, parameters, name, gate, chunks) for _, _, name, gate, _ in self.learned]
