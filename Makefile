@@ -120,17 +120,20 @@ aarch64: | .venv/installed  ## the native tests cross-compiled for aarch64, unde
 	  '-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/$(CROSS)')
 
 # Clang with the headers and libraries of Windows (MinGW's: those of Microsoft's SDK come with a licence of their own and
-# are in no package) and macOS, from PyPI. Python's module is compiled; programs are linked, and Windows' run under Wine.
-# What is not run is compiled with little optimization, which is sooner done.
-cross: .venv-cross/installed  ## compile all of csrc for Windows and macOS; native tests of Windows under Wine (SETS="avx2;generic": not all)
-	for target in x86_64-windows-gnu x86_64-macos aarch64-macos; do \
+# are in no package) and macOS, from PyPI. Python's module is compiled; programs are linked. Those of Linux run, so that
+# Clang's code is tested anywhere, and Windows' under Wine. What is not run is compiled with little optimization, which is
+# sooner done.
+NATIVE_TARGET = $(shell uname -m)-linux-gnu
+cross: .venv-cross/installed  ## compile all of csrc by Clang for Linux, Windows and macOS; native tests, those of Windows under Wine (SETS="avx2;generic": not all)
+	for target in $(NATIVE_TARGET) x86_64-windows-gnu x86_64-macos aarch64-macos; do \
 	  .venv-cross/bin/python packaging/python_headers.py $$target build/$@/headers-$$target && \
 	  .venv-cross/bin/cmake -S . -B build/$@/$$target $(NATIVE) -DCMAKE_MAKE_PROGRAM=$(abspath .venv-cross/bin/ninja) \
-	    -DCMAKE_TOOLCHAIN_FILE=$(abspath packaging/zig.cmake) -DZIG_TARGET=$$target \
+	    -DCMAKE_TOOLCHAIN_FILE=$(abspath packaging/zig.cmake) -DZIG_TARGET=$$target -DFASTRNN_THREADS=std \
 	    -DFASTRNN_OPTIMIZATION=$$(case $$target in (*macos) echo 1;; (*) echo 3;; esac) \
 	    -DZIG=$$(.venv-cross/bin/python -c 'import os, ziglang; print(os.path.dirname(ziglang.__file__))')/zig \
 	    "-DFASTRNN_PYTHON_HEADERS=$(abspath build/$@)/headers-$$target;$$(.venv-cross/bin/python -c 'import pybind11; print(pybind11.get_include())')" && \
 	  .venv-cross/bin/cmake --build build/$@/$$target || exit 1; done
+	.venv-cross/bin/ctest --test-dir build/$@/$(NATIVE_TARGET) --output-on-failure
 	@if command -v wine >/dev/null; then WINEDEBUG=-all .venv-cross/bin/ctest --test-dir build/$@/x86_64-windows-gnu --output-on-failure; \
 	else echo "The native tests of Windows did not run: no wine here (Debian's packages wine and wine64)."; fi
 

@@ -65,6 +65,12 @@ FASTRNN_INLINE void store_part(bfloat16* to, Vec<float> v, int count) {
   if (count == kLanes<bfloat16>) return store(to, v);
   const Halves narrow = narrowed(v);
 #if defined(__AVX512F__)
+#if defined(__clang__)  // 22 writes four bytes where the mask is known to be of one number
+  if (count == 1) {
+    to->bits = narrow[0];
+    return;
+  }
+#endif
   _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), bit_cast<__m256i>(narrow));
 #else
   for (int i = 0; i < count; ++i) to[i].bits = narrow[i];

@@ -1,8 +1,9 @@
 # A CMake toolchain: Clang for other systems, with their headers and libraries, as the PyPI package ziglang brings it.
-# ZIG: its program. ZIG_TARGET: x86_64-windows-gnu, x86_64-macos or aarch64-macos.
+# ZIG: its program. ZIG_TARGET: as x86_64-windows-gnu, x86_64-linux-gnu, aarch64-macos.
 list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES ZIG ZIG_TARGET)
 string(REGEX MATCH "^([a-z0-9_]+)-([a-z]+)" matched "${ZIG_TARGET}")
 set(CMAKE_SYSTEM_PROCESSOR ${CMAKE_MATCH_1})
+set(system_linux Linux)
 set(system_windows Windows)
 set(system_macos Darwin)
 set(CMAKE_SYSTEM_NAME ${system_${CMAKE_MATCH_2}})
