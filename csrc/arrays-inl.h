@@ -103,10 +103,14 @@ struct RunArrays {
     return array.blocks * run.sizes[array.size];
   }
 
-  // A thread's share of the states' first rows, and what of its views does not change.
-  void prepare(int thread) const {
+  // A share of the states' first rows.
+  void begin_states(const Seat& share) const {
     for (int64_t i = 0; i < moving_count; ++i)
-      if (moving[i].kind == ArrayKind::state) begin_state(moving[i], part(run.batch, thread, threads));
+      if (moving[i].kind == ArrayKind::state) begin_state(moving[i], part(run.batch, share));
+  }
+
+  // What of a thread's views does not change, and its sums.
+  void prepare(int thread) const {
     View* own = views(thread);
     for (int64_t i = 0; i < run.program->arrays.count; ++i) {
       const bool has_rows = run.program->arrays[i].kind == ArrayKind::sequence;

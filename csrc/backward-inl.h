@@ -76,39 +76,37 @@ struct BackwardScan {
   static int64_t shared_panels(const Sizes& z) { return ceil_div(z.outputs, kLanes<S>); }
 
   void run(int thread) const {
-    Seat seat{thread, team_plan.threads}, own_seat{};
-    int group = 0;
-    Part own_outputs{}, own_units{}, own_rows{};
-    const auto share = [&] {  // among those that are left
-      const TeamPlan left = team_plan.left(seat.threads);
-      own_seat = Place(left, thread).own, group = Place(left, thread).group;
-      own_rows = part(z.batch, group, left.groups);
-      own_outputs = part(shared_outputs.count, own_seat), own_units = part(shared_units.count, own_seat);
-    };
+    Seat seat{thread, team_plan.threads};
+    TeamPlan left = team_plan;
+    W* sums = results + thread * results_size;
     // All; false if this thread is to leave, as all below.
-    const auto meet = [&] {
-      const bool stays = barriers.meet(seat);
-      share();
+    const auto stays = [&](bool stays) {
+      if (seat.threads != left.threads) left = team_plan.left(seat.threads);
       return stays;
     };
+    const auto meet_after = [&](const auto& work) { return stays(barriers.meet_after(seat, work)); };
     // Those that share units. If they are not all, nobody leaves before all meet, who then see whether one is late.
-    const auto meet_in_group = [&] {
-      if (own_seat.threads == 1) return true;
-      if (team_plan.groups == 1) return meet();
-      barriers.wait(own_seat, group);
+    const auto meet_in_group_after = [&](const auto& work) {
+      if (left.groups == 1) return meet_after([&](const Seat& share) { work(share, Part{0, z.batch}); });
+      const Place place(left, thread);
+      work(place.own, part(z.batch, place.group, left.groups));
+      barriers.wait(place.own, place.group);
       return true;
     };
-    W* sums = results + thread * results_size;
-    prepare(seat);
-    if (!meet()) return;
     const auto back = [&](int64_t s) {
-      for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) step(s, p, own_rows, sums);
-      if (!meet_in_group()) return false;
-      if (s < 0 || !projected) return true;
-      for (int64_t p = own_units.begin; p < own_units.end; ++p) unproject(s, p, own_rows, sums);
-      return meet_in_group();
+      const auto outputs = [&](const Seat& share, Part rows) {
+        const Part own = part(shared_outputs.count, share);
+        for (int64_t p = own.begin; p < own.end; ++p) step(s, p, rows, sums);
+      };
+      const auto units = [&](const Seat& share, Part rows) {
+        const Part own = part(shared_units.count, share);
+        for (int64_t p = own.begin; p < own.end; ++p) unproject(s, p, rows, sums);
+      };
+      return meet_in_group_after(outputs) && (s < 0 || !projected || meet_in_group_after(units));
     };
+    if (!meet_after([&](const Seat& share) { prepare(share); })) return;
     const int64_t chunk = blocks.chunk;
+    const bool wants_weights = blocks.grads.w_ih;
     for (int64_t begin = (z.steps - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
       const int64_t end = smaller(begin + chunk, z.steps);
       for (int64_t last = end; last > begin; last -= piece) {
@@ -116,22 +114,28 @@ struct BackwardScan {
         if (wavefront.before) wavefront.before->wait_until(z.steps - first);
         for (int64_t s = last - 1; s >= first; --s)
           if (!back(s)) return;
-        if (team_plan.groups > 1 && !meet()) return;
-        blocks.multiply_inputs(first, last, seat, sums);
-        if (wavefront.done) wavefront.done->publish(z.steps - first);
+        if (left.groups > 1 && !stays(barriers.meet(seat))) return;
+        const auto work = [&](const Seat& share) {
+          blocks.multiply_inputs(first, last, share, sums);
+          if (wavefront.done) wavefront.done->publish(z.steps - first);
+          if (wants_weights && first == begin) blocks.pack_block(begin, end, share, thread);
+        };
+        if (!meet_after(work)) return;
       }
-      const bool stays = blocks.multiply_weights(begin, end, seat, sums);
-      share();
-      if (!stays) return;
+      const auto work = [&](const Seat& share) { blocks.multiply_weights(begin, end, share, sums); };
+      if (wants_weights && !meet_after(work)) return;
     }
     if (args.grad_h0 && !back(-1)) return;
-    blocks.finish(seat);
-    if constexpr (kRounds) {
-      if (!Cell::kHasCell || !args.grad_c0) return;
-      const Part rows = part(z.batch, seat);
-      convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
-              (rows.end - rows.begin) * z.hidden);
-    }
+    if constexpr (kRounds) static_cast<void>(meet_after([&](const Seat& share) { finish_sums(share); }));
+  }
+
+  // When all is summed up.
+  void finish_sums(const Seat& share) const {
+    blocks.narrow(share);
+    if (!Cell::kHasCell || !args.grad_c0) return;
+    const Part rows = part(z.batch, share);
+    convert(args.grad_c0 + (direction * z.batch + rows.begin) * z.hidden, carry + rows.begin * z.hidden,
+            (rows.end - rows.begin) * z.hidden);
   }
 
   // What is left of the second direction when both are done.

@@ -80,18 +80,23 @@ struct BehindScan {
   }
 
   void execute(int thread) const {
-    const Seat seat{thread, threads};
+    Seat seat{thread, threads};
     S* own_results = results + thread * kProductRows * kPanel<S, kPlain>;
-    for (int64_t i = 0; i < program.products.count; ++i) pack_matrix(i, seat);
+    const S** source = before + thread * block_rows;
     for (int64_t begin = 0, end; begin < run.rows; begin = end) {
       end = smaller(begin + block_rows, run.rows);
-      if (begin) barriers.wait(seat);  // the block before is read no more
-      pack_block({begin, end}, seat);
-      barriers.wait(seat);
-      for (int64_t i = 0; i < program.sums.count; ++i) add_outer(i, {begin, end}, seat, own_results);
-      const Part own = part(end - begin, seat);
-      for (int64_t i = 0; i < program.products.count; ++i)
-        multiply_back(i, {begin + own.begin, begin + own.end}, own_results);
+      const auto pack = [&](const Seat& share) {
+        for (int64_t i = 0; !begin && i < program.products.count; ++i) pack_matrix(i, share);
+        pack_block({begin, end}, share, source);
+      };
+      if (!barriers.meet_after(seat, pack)) return;
+      const auto multiply = [&](const Seat& share) {
+        for (int64_t i = 0; i < program.sums.count; ++i) add_outer(i, {begin, end}, share, own_results);
+        const Part own = part(end - begin, share);
+        for (int64_t i = 0; i < program.products.count; ++i)
+          multiply_back(i, {begin + own.begin, begin + own.end}, own_results);
+      };
+      if (!barriers.meet_after(seat, multiply)) return;
     }
   }
 
@@ -107,8 +112,8 @@ struct BehindScan {
           own.end, matrices[i] + piece * matrix_size(product));
   }
 
-  // This thread's share of some rows, as the sums read them.
-  void pack_block(Part rows, const Seat& seat) const {
+  // A share of some rows, as the sums read them.
+  void pack_block(Part rows, const Seat& seat, const S** source) const {
     const int64_t count = rows.end - rows.begin;
     const Part own = part(count, seat);
     for (int64_t array = 0; array < program.arrays.count; ++array)
@@ -117,7 +122,6 @@ struct BehindScan {
         transpose(data(static_cast<int>(array)) + (rows.begin + own.begin) * ld, ld, own.end - own.begin,
                   width(static_cast<int>(array)), columns[array] + own.begin, block_rows);
       }
-    const S** source = before + seat.thread * block_rows;
     for (int64_t i = 0; i < program.sums.count; ++i) {
       if (first_of_same_values(i) < i) continue;
       const OuterSum& sum = program.sums[i];
@@ -161,7 +165,7 @@ struct BehindScan {
     return low;
   }
 
-  // This thread's share of a sum's rows, of a block's rows.
+  // A share of a sum's rows, of a block's rows.
   void add_outer(int64_t i, Part rows, const Seat& seat, S* own_results) const {
     const OuterSum& sum = program.sums[i];
     const Pieces cut = pieces(sum);

@@ -87,36 +87,37 @@ struct ForwardScan {
     const Place place(team_plan, thread);
     const int group = place.group;
     Seat seat = place.own;
-    Part own_panels{0, panels}, own_outputs{0, weights.outputs.count};
     const Part own_rows = part(z.batch, group, team_plan.groups);
-    // Threads that share units meet; false if this one is to leave.
-    const auto meet = [&] {
-      if (seat.threads == 1) return true;
-      const bool stays = barriers.meet(seat, group);
-      own_panels = part(panels, seat), own_outputs = part(weights.outputs.count, seat);
-      return stays;
+    const auto panels_of = [&](const Seat& share) {
+      return share.threads == 1 ? Part{0, panels} : part(panels, share);
     };
     W* sums = results + thread * results_size();
     S *before = state, *after = next;
-    prepare(place.all);
-    if (team_plan.groups > 1) barriers.wait(place.all);
-    if (!meet()) return;
+    if (team_plan.groups > 1) {
+      prepare(place.all);
+      barriers.wait(place.all);
+    } else if (!barriers.meet_after(seat, group, [&](const Seat& share) { prepare(share); })) {
+      return;
+    }
     for (int64_t s = 0; s < z.steps; ++s) {
-      if (s % chunk == 0) {
-        const int64_t end = smaller(s + chunk, z.steps);
-        if (wavefront.before) wavefront.before->wait_until(end);
-        multiply_inputs(s, end, own_panels, own_rows);
-      }
+      const bool begins = s % chunk == 0;
+      const int64_t end = smaller(s + chunk, z.steps);
+      if (begins && wavefront.before) wavefront.before->wait_until(end);
       const Part rows{own_rows.begin, smaller(own_rows.end, steps.rows(s))};
-      if (weights.streams(rows.end - rows.begin))
-        step_streaming(s, own_panels, rows, before, after, sums);
-      else
-        for (int64_t p = own_panels.begin; p < own_panels.end; ++p) step(s, p, rows, before, after, sums);
-      if (!meet()) return;
-      if (projected) {
-        for (int64_t p = own_outputs.begin; p < own_outputs.end; ++p) project(s, p, rows, after, sums);
-        if (!meet()) return;
-      }
+      const auto work = [&](const Seat& share) {
+        const Part own = panels_of(share);
+        if (begins) multiply_inputs(s, end, own, own_rows);
+        if (weights.streams(rows.end - rows.begin))
+          step_streaming(s, own, rows, before, after, sums);
+        else
+          for (int64_t p = own.begin; p < own.end; ++p) step(s, p, rows, before, after, sums);
+      };
+      if (!barriers.meet_after(seat, group, work)) return;
+      const auto outputs = [&](const Seat& share) {
+        const Part own = part(weights.outputs.count, share);
+        for (int64_t p = own.begin; p < own.end; ++p) project(s, p, rows, after, sums);
+      };
+      if (projected && !barriers.meet_after(seat, group, outputs)) return;
       if (wavefront.done) wavefront.done->publish(s + 1);
       S* swap = before;
       before = after;

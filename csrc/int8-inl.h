@@ -65,31 +65,30 @@ struct Int8Scan {
 
   void run(int thread) const {
     Seat seat{thread, threads};
-    Part own, own_outputs;
-    const auto meet = [&] {  // false if this thread is to leave
-      const bool stays = barriers.meet(seat);
-      own = part(ceil_div(z.hidden, L), seat), own_outputs = part(ceil_div(z.outputs, L), seat);
-      return stays;
-    };
     const Int8Rows x = inputs.of(thread), h = states.of(thread), u = units.of(thread);
     float *before = state, *after = next;
-    if (thread == 0) {
+    const auto prepare = [&](const Seat& share) {
+      if (share.thread > 0) return;
       const int64_t size = z.batch * z.outputs, cells = z.batch * z.hidden;
       for (float* to : {state, next}) copy(to, args.h0 + direction * size, size);
       if (Cell::kHasCell) copy(cell_state, args.c0 + direction * cells, cells);
-    }
-    if (!meet()) return;
+    };
+    if (!barriers.meet_after(seat, prepare)) return;
     for (int64_t s = 0; s < z.steps; ++s) {
-      if (s % chunk == 0) multiply_inputs(s, smaller(s + chunk, z.steps), own, x);
       const int64_t rows = steps.rows(s);
-      h.fill(before, z.outputs, rows);
-      for (int64_t block = own.begin; block < own.end; ++block) step(s, block, rows, h, before, after);
-      if (!meet()) return;
-      if (projected) {
+      const auto work = [&](const Seat& share) {
+        const Part own = part(ceil_div(z.hidden, L), share);
+        if (s % chunk == 0) multiply_inputs(s, smaller(s + chunk, z.steps), own, x);
+        h.fill(before, z.outputs, rows);
+        for (int64_t block = own.begin; block < own.end; ++block) step(s, block, rows, h, before, after);
+      };
+      if (!barriers.meet_after(seat, work)) return;
+      const auto outputs = [&](const Seat& share) {
+        const Part own = part(ceil_div(z.outputs, L), share);
         u.fill(unprojected, z.hidden, rows);
-        for (int64_t block = own_outputs.begin; block < own_outputs.end; ++block) project(s, block, rows, u, after);
-        if (!meet()) return;
-      }
+        for (int64_t block = own.begin; block < own.end; ++block) project(s, block, rows, u, after);
+      };
+      if (projected && !barriers.meet_after(seat, outputs)) return;
       float* swap = before;
       before = after;
       after = swap;

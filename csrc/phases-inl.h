@@ -3,7 +3,8 @@
 // A thread's way through it: pack a share of the weights and set up states; then, for a chunk of steps small enough to
 // stay in cache, those products that no step writes to; then, step by step, phase by phase, panel by panel, results and
 // the function on them. Threads that share units meet before phases that read what others wrote; threads that share
-// rows never do.
+// rows never do. What lies between two meetings, from such a phase to the next, which may be of the next step, is the
+// work that comes in shares.
 #pragma once
 
 #include "schedule-inl.h"
@@ -23,7 +24,9 @@ struct PhaseScan {
   const RunArrays<S> arrays;
   const int64_t chunk;  // steps
   PartPlan<S>* parts;   // of all phases, one behind the other
+  int64_t* first_part;  // of each phase, and their number
   int64_t part_count = 0;
+  int64_t head = 0;  // phases before the first that meets
   bool has_ahead = false;
   S* workspace;     // per thread: results
   char** pointers;  // per thread, one for each operand of a function
@@ -34,6 +37,7 @@ struct PhaseScan {
   struct Turn {
     int thread, group;
     Seat seat;                // in its group
+    Part rows;                // of its group
     int64_t share;            // whose units it computes, of as many as there were threads
     int64_t s, row_in_chunk;  // of the step's first row
     View* views;
@@ -53,7 +57,10 @@ struct PhaseScan {
                        find_written(scratch),
                        int8_matrices(scratch),
                        scratch};
-    for (const Phase& phase : phases) part_count += phase.parts.count;
+    first_part = scratch.take<int64_t>(phases.count + 1);
+    for (int64_t i = 0; i < phases.count; ++i) first_part[i] = part_count, part_count += phases[i].parts.count;
+    first_part[phases.count] = part_count;
+    while (head < phases.count && !phases[head].meets) ++head;
     parts = take_cleared<PartPlan<S>>(scratch, part_count);
     PartPlan<S>* next = parts;
     for (const Phase& phase : phases)
@@ -103,106 +110,128 @@ struct PhaseScan {
 
   void execute(int thread) const {
     const Place place(team_plan, thread);
-    const Part own = part(run.batch, place.group, team_plan.groups);
     Turn turn{thread,
               place.group,
               place.own,
+              part(run.batch, place.group, team_plan.groups),
               0,
-              0,
+              -1,
               0,
               arrays.views(thread),
               workspace + thread * workspace_size,
               pointers + thread * most_operands,
               strides + thread * most_operands};
-    pack(place);
     arrays.prepare(thread);
-    if (team_plan.groups > 1) barriers.wait(place.all);
-    if (!meet(turn)) return;
-    for (int64_t begin = 0, end; begin < run.steps; begin = end) {
-      end = smaller(begin + chunk, run.steps);
-      const int64_t first = steps.first_row(begin, end);
-      if (has_ahead) multiply_ahead(begin, end, own, turn);
-      for (int64_t s = begin; s < end; ++s) {
-        turn.s = s;
-        turn.row_in_chunk = steps.offset(s) - first;
-        if (!step({own.begin, smaller(own.end, steps.rows(s))}, turn)) return;
-        if (s % kFold == kFold - 1) arrays.fold(thread);
-      }
+    if (team_plan.groups > 1) {
+      pack(place.own, place.group), arrays.begin_states(place.all);
+      barriers.wait(place.all);
+    } else if (!meet_after(turn, [&](const Seat& share) { pack(share, 0), arrays.begin_states(share); })) {
+      return;
     }
-    if (!arrays.total_count) return;
+    if (!run_steps(turn) || !arrays.total_count) return;
     arrays.fold(thread);
     barriers.wait(place.all);
     arrays.sum_up(thread);
   }
 
-  // Those that share units; false if this thread is to leave: never where it has sums of its own, whose order shows.
-  bool meet(Turn& turn) const {
-    if (!arrays.total_count) return barriers.meet(turn.seat, turn.group);
+  // False if this thread is to leave, as below.
+  bool run_steps(Turn& turn) const {
+    if (head == phases.count)
+      return meet_after(turn, [&](const Seat& share) {
+        for (int64_t s = 0; s < run.steps; ++s) begin_step(s, share, turn);
+      });
+    const auto first = [&](const Seat& share) { begin_step(0, share, turn); };
+    if ((head || has_ahead) && !meet_after(turn, first)) return false;
+    for (int64_t s = 0; s < run.steps; ++s)
+      for (int64_t begin = head, end; begin < phases.count; begin = end) {
+        end = begin + 1;
+        while (end < phases.count && !phases[end].meets) ++end;
+        const auto work = [&](const Seat& share) {
+          run_phases({begin, end}, s, share, turn);
+          if (end == phases.count && s + 1 < run.steps) begin_step(s + 1, share, turn);
+        };
+        if (!meet_after(turn, work)) return false;
+      }
+    return true;
+  }
+
+  // What of a step, and of the chunk that begins with it, reads nothing of the step before that others wrote.
+  void begin_step(int64_t s, const Seat& share, Turn& turn) const {
+    if (s && s % kFold == 0) arrays.fold(turn.thread);
+    if (has_ahead && s % chunk == 0) multiply_ahead(s, smaller(s + chunk, run.steps), share, turn);
+    run_phases({0, head}, s, share, turn);
+  }
+
+  // Those that share units. Where a thread has sums of its own, whose order shows, it does its share itself.
+  template <class Work>
+  bool meet_after(Turn& turn, const Work& work) const {
+    if (!arrays.total_count) return barriers.meet_after(turn.seat, turn.group, work);
+    work(turn.seat);
     barriers.wait(turn.seat, turn.group);
     return true;
   }
 
-  // Whose units a thread computes: its own, and those of threads of its group that left.
-  Part shares(const Turn& turn) const { return part(team_plan.members(), turn.seat); }
+  // Whose units a share has: those of one thread, and of threads of its group that left.
+  Part units_of(const Seat& share) const { return part(team_plan.members(), share); }
 
-  // This thread's share of the weights: a part of its units' where each group has the same.
-  void pack(const Place& place) const {
+  // A share of the weights: a part of its units' where each group has the same.
+  void pack(const Seat& share, int group) const {
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
       if (!plan.count) continue;
-      const Part units = plan.panels_of(place.own.thread),
-                 own = part(units.end - units.begin, place.group, team_plan.groups);
+      const Part units = plan.panels_of(share.thread), own = part(units.end - units.begin, group, team_plan.groups);
       for (int64_t p = own.begin; p < own.end; ++p) plan.pack(units.begin + p, run.places);
     }
   }
 
   // What is computed ahead of steps [begin, end): by the thread that needs it.
-  void multiply_ahead(int64_t begin, int64_t end, Part rows, const Turn& turn) const {
+  void multiply_ahead(int64_t begin, int64_t end, const Seat& share, const Turn& turn) const {
     const int64_t first = steps.first_row(begin, end);
     for (int64_t i = 0; i < part_count; ++i) {
       const PartPlan<S>& plan = parts[i];
       if (!plan.ahead_count) continue;
       if (team_plan.groups == 1) {
-        multiply_ahead(plan, first, steps.rows_between(begin, end), 0, turn);
+        multiply_ahead(plan, first, steps.rows_between(begin, end), 0, share, turn);
         continue;
       }
       for (int64_t s = begin; s < end; ++s) {
-        const int64_t row = steps.offset(s) + rows.begin;
-        multiply_ahead(plan, row, rows.end - rows.begin, row - first, turn);
+        const int64_t row = steps.offset(s) + turn.rows.begin;
+        multiply_ahead(plan, row, turn.rows.end - turn.rows.begin, row - first, share, turn);
       }
     }
   }
 
-  void multiply_ahead(const PartPlan<S>& plan, int64_t row, int64_t rows, int64_t to, const Turn& turn) const {
-    const Part own = shares(turn);
+  void multiply_ahead(const PartPlan<S>& plan, int64_t row, int64_t rows, int64_t to, const Seat& share,
+                      const Turn& turn) const {
+    const Part own = units_of(share);
     plan.round_ahead(turn.thread, run.places, row, rows, to);
     for (int64_t p = plan.panels_of(own.begin).begin; p < plan.panels_of(own.end - 1).end; ++p)
       plan.multiply_ahead(turn.thread, plan.panels[p], run.places, row, rows, to);
   }
 
-  // False as meet.
-  bool step(Part rows, Turn& turn) const {
-    arrays.set_views(turn.s, turn.views);
-    const PartPlan<S>* next = parts;
-    for (const Phase& phase : phases) {
-      if (phase.meets && !meet(turn)) return false;
-      for (const PartPlan<S>* end = next + phase.parts.count; next < end; ++next) {
-        if (!arrays.neighbour_count) {
-          run_shares(*next, rows, turn);
-          continue;
-        }
-        for (int64_t r = rows.begin, until; r < rows.end; r = until) {
-          until = arrays.same_neighbours(turn.s, r, rows.end);
-          arrays.set_neighbours(turn.s, r, turn.views);
-          run_shares(*next, {r, until}, turn);
-        }
+  // Some phases of a step.
+  void run_phases(Part some, int64_t s, const Seat& share, Turn& turn) const {
+    if (turn.s != s) {
+      const int64_t begin = s / chunk * chunk;
+      arrays.set_views(s, turn.views);
+      turn.s = s, turn.row_in_chunk = steps.offset(s) - steps.first_row(begin, smaller(begin + chunk, run.steps));
+    }
+    const Part rows{turn.rows.begin, smaller(turn.rows.end, steps.rows(s))};
+    for (int64_t i = first_part[some.begin]; i < first_part[some.end]; ++i) {
+      if (!arrays.neighbour_count) {
+        run_shares(parts[i], rows, share, turn);
+        continue;
+      }
+      for (int64_t r = rows.begin, until; r < rows.end; r = until) {
+        until = arrays.same_neighbours(s, r, rows.end);
+        arrays.set_neighbours(s, r, turn.views);
+        run_shares(parts[i], {r, until}, share, turn);
       }
     }
-    return true;
   }
 
-  void run_shares(const PartPlan<S>& plan, Part rows, Turn& turn) const {
-    const Part own = shares(turn);
+  void run_shares(const PartPlan<S>& plan, Part rows, const Seat& share, Turn& turn) const {
+    const Part own = units_of(share);
     for (turn.share = own.begin; turn.share < own.end; ++turn.share) run_rows(plan, rows, turn);
   }
 

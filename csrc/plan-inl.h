@@ -54,21 +54,44 @@ struct Barriers {
 
   // As a Barrier's.
   [[nodiscard]] bool meet(Seat& seat) const { return seat.threads == 1 || all->meet(seat); }
-  [[nodiscard]] bool meet(Seat& seat, int group) const { return seat.threads == 1 || of_groups[group].meet(seat); }
   void wait(const Seat& seat) const {
     if (seat.threads > 1) all->wait(seat);
   }
   void wait(const Seat& seat, int group) const {
     if (seat.threads > 1) of_groups[group].wait(seat);
   }
+  // Calls work(share), its own and whatever else is left, then meets.
+  template <class Work>
+  [[nodiscard]] FASTRNN_INLINE bool meet_after(Seat& seat, const Work& work) const {
+    return meet_after(all, seat, work);
+  }
+  template <class Work>
+  [[nodiscard]] FASTRNN_INLINE bool meet_after(Seat& seat, int group, const Work& work) const {
+    return meet_after(of_groups + group, seat, work);
+  }
+
+ private:
+  template <class Work>
+  static FASTRNN_INLINE bool meet_after(Barrier* at, Seat& seat, const Work& work) {
+    const bool alone = seat.threads == 1;
+    for (int share = alone ? 0 : at->take(seat); share >= 0; share = alone ? -1 : at->next(seat, share))
+      work(Seat{share, seat.threads});
+    return seat.thread < seat.threads;
+  }
 };
 
 inline Barriers make_barriers(const TeamPlan& plan, Scratch& scratch) {
   if (plan.threads == 1) return {};
   const int64_t begin = now();
+  const auto make = [&](Barrier* at, int threads, int teams) {
+    Barrier::Share* shares = scratch.take<Barrier::Share>(threads);
+    for (int i = 0; i < threads; ++i) new (shares + i) Barrier::Share;
+    new (at) Barrier(shares, teams, begin);
+  };
   const int more = plan.groups > 1 ? plan.groups : 0;
-  Barrier* const all = new (scratch.take<Barrier>(1 + more)) Barrier(1, begin);
-  for (int group = 1; group <= more; ++group) new (all + group) Barrier(more, begin);
+  Barrier* const all = scratch.take<Barrier>(1 + more);
+  make(all, plan.threads, 1);
+  for (int group = 1; group <= more; ++group) make(all + group, plan.members(), more);
   return {all, more ? all + 1 : all};
 }
 

@@ -132,13 +132,9 @@ struct StepBlocks {
     }
   }
 
-  // When all is summed up, by this very thread.
-  void finish(const Seat& seat) const {
-    if constexpr (kRounds)
-      if (grads.w_ih) narrow(seat);
-  }
-
+  // A share of the gradients of the parameters, when all is summed up.
   void narrow(const Seat& seat) const {
+    if (!grads.w_ih) return;
     const Part own = part(G * z.hidden, seat), of_h = part(z.outputs, seat);
     for (int64_t k = own.begin; k < own.end; ++k) {
       const int64_t row = Cell::row_hh(k, z.hidden);
@@ -190,14 +186,10 @@ struct StepBlocks {
     });
   }
 
-  // Steps [s, end), a block: their share of the gradients of the parameters. False if this thread is to leave.
-  [[nodiscard]] bool multiply_weights(int64_t s, int64_t end, Seat& seat, W* sums) const {
-    if (!grads.w_ih) return true;
+  // Steps [s, end), a block that is packed: their part of the gradients of the parameters.
+  void multiply_weights(int64_t s, int64_t end, const Seat& seat, W* sums) const {
     const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
-    const S* grad = grad_gates[block_of(s) % 2];
     const bool add = end < z.steps;
-    pack_block(s, end, first, rows, grad, seat);
-    if (!barriers.meet(seat)) return false;
     const Part own = part(G * z.hidden, seat);
     const S *of_state = gates_by_column, *of_input = gates_by_column + (kSlots - G) * z.hidden * ld_rows;
     if (args.tokens)
@@ -216,7 +208,7 @@ struct StepBlocks {
         to_a = add ? to_a + a : a;
         to_b = add ? to_b + b : b;
       }
-    if (!projected) return true;
+    if (!projected) return;
     const Part of_h = part(z.outputs, seat);
     multiply_panels(
         outputs_by_column, ld_rows, of_h, rows, unprojected_packed, units, add,
@@ -226,7 +218,6 @@ struct StepBlocks {
         const W total = sum_of<S>(outputs_by_column + k * ld_rows, rows);
         totals.b_hr[k] = add ? totals.b_hr[k] + total : total;
       }
-    return true;
   }
 
   // The product with one-hot rows: each row of the gate gradients goes to the column of its token. Some gates at a
@@ -248,7 +239,7 @@ struct StepBlocks {
     }
   }
 
-  // Calls `each` with this thread's share of the rows of a block: those that it has computed itself and that its own
+  // Calls `each` with a share of the rows of a block: those that its thread has computed itself and that its own
   // caches hold, unless that is a handful a step, which would make poor tiles.
   template <class Each>
   void for_own_rows(int64_t s, int64_t end, int64_t first, int64_t rows, const Seat& seat, Each each) const {
@@ -260,9 +251,11 @@ struct StepBlocks {
       each(Part{steps.offset(i) - first + own.begin, steps.offset(i) - first + own.end});
   }
 
-  // This thread's share of a block, laid out for the products over its rows.
-  void pack_block(int64_t s, int64_t end, int64_t first, int64_t rows, const S* grad, const Seat& seat) const {
-    const A** source = before + seat.thread * chunk_rows;
+  // A share of a block, laid out for the products over its rows, by this thread.
+  void pack_block(int64_t s, int64_t end, const Seat& seat, int thread) const {
+    const int64_t first = steps.first_row(s, end), rows = steps.rows_between(s, end);
+    const S* grad = grad_gates[block_of(s) % 2];
+    const A** source = before + thread * chunk_rows;
     for (int64_t i = s; i < end; ++i)
       for (int64_t r = 0; r < steps.rows(i); ++r)
         source[steps.offset(i) + r - first] = state_before(i, r, hidden, h0, z.outputs);

@@ -82,6 +82,7 @@ void add_teams(py::module_& m) {
       "work"_a, "machine"_a, "height"_a, "piece"_a);
   m.def("assume_rates", &assume_rates, "start"_a, "meeting"_a, "multiply_adds"_a, "read"_a);
   m.def("assume_late", &assume_late, "every"_a);
+  m.def("assume_absent", &assume_absent, "every"_a);
   m.def("assume_apart", &assume_apart, "apart"_a);
   m.def("most_in_company", &most_in_company);
   m.def("note_company", &note_company, "late"_a, "threads"_a);

@@ -61,6 +61,9 @@ def assume_rates(start: float, meeting: float, multiply_adds: float, read: float
 def assume_late(every: int) -> None:
     """For tests: at one meeting of so many half of a team leaves; 0 for meetings that were late."""
 
+def assume_absent(every: int) -> None:
+    """For tests: to one round of so many a thread comes so late that others have begun its share; 0 for none."""
+
 def assume_apart(apart: bool) -> None:
     """For tests: whether each array that a call works in is memory of its own, behind which an allocator can look."""
 

@@ -6,6 +6,9 @@ sequentially consistent store has reached memory before the thread's next operat
 read-modify-write or a call of the kernel.  Loads see the thread's own buffer, then memory.  :func:`explore` walks
 through all states, and finds meetings that let a thread see too little, and threads that sleep for ever.
 
+Work comes in shares, of which a thread takes its own, then those that nobody has taken: in rounds that ``shares`` says;
+in the others each does its own.
+
 What ``FAULTS`` names are orders that look as good: each has to be found out.
 """
 
@@ -23,6 +26,9 @@ FAULTS = (
     "the size is written behind the round",
     "the counter is set back behind the round",
     "arrivals are relaxed",
+    "a share is looked at, then taken",
+    "shares of rounds that are over are taken",
+    "who is behind is alone",
 )
 
 
@@ -38,10 +44,13 @@ class Thread:
     size: int  # of the team
     at: str = "work"
     meeting: int = 0
+    share: int = 0  # that it does
     seen: int = 0  # the round before the meeting
     chosen: int = 0  # the size for the next, by who came last
     buffer: tuple[Store, ...] = ()
 
+
+SIZES = 8  # more than any
 
 AnyThread = TypeVar("AnyThread", bound=Thread)
 Memory = tuple[tuple[str, int], ...]
@@ -74,21 +83,52 @@ def groups_of(size: int, most: int) -> int:
 
 
 def group_of(t: Thread, most: int) -> int:
-    """Where it arrives: neighbours at one counter."""
-    return t.number * groups_of(t.size, most) // t.size
+    """Where its share arrives: neighbours at one counter."""
+    return t.share * groups_of(t.size, most) // t.size
 
 
-def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: str) -> Iterator[tuple[dict, Thread]]:
+def size_word(of: int, size: int) -> int:
+    """A size, and the round it is of."""
+    return of * SIZES + size
+
+
+def take(memory: dict[str, int], t: Thread, share: int, fault: str) -> tuple[dict, Thread] | None:
+    """As ``Barrier::takes``, which waits for no store of its own before; none where somebody has."""
+    rounds = memory.get(f"rounds {share}", 0)
+    if rounds > t.meeting + (fault == "shares of rounds that are over are taken"):
+        return None
+    if fault == "a share is looked at, then taken":
+        return memory, replace(t, at="take blindly", share=share)
+    return memory | {f"rounds {share}": t.meeting + 1}, replace(t, at="work", share=share)
+
+
+def step(
+    memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: str, shares: tuple[bool, ...]
+) -> Iterator[tuple[dict, Thread]]:
     """What a thread may do next: memory and thread afterwards.  Sleep is in memory, as ``asleep i``."""
 
     def buffered(at: str, name: str, value: int, release: bool = False, **others: int) -> tuple[dict, Thread]:
         return memory, replace(t, at=at, buffer=(*t.buffer, Store(name, value, release)), **others)
 
     drained = not t.buffer
-    if t.at == "work":
-        yield buffered("enter", f"data {t.number}", t.meeting + 1)
-    elif t.at == "enter":
-        yield memory, replace(t, at="arrive", seen=load(memory, t, "round"))
+    together = shares[t.meeting % len(shares)]
+    if t.at == "alone":
+        if load(memory, t, "data 0") != t.meeting:
+            raise Broken(f"thread {t.number} does round {t.meeting} again, alone")
+        over = t.meeting + 1 == meetings
+        yield buffered("over" if over else "alone", "data 0", t.meeting + 1, meeting=t.meeting + 1)
+    elif t.at == "begin":
+        own = replace(t, share=t.number, seen=t.meeting)
+        if not together:
+            yield memory, replace(own, at="work")
+        else:
+            yield take(memory, own, t.number, fault) or (memory, replace(own, at="spin"))
+    elif t.at == "take blindly":
+        yield memory | {f"rounds {t.share}": t.meeting + 1}, replace(t, at="work")
+    elif t.at == "work":
+        if load(memory, t, f"data {t.share}") != t.meeting:
+            raise Broken(f"thread {t.number} does share {t.share} of round {t.meeting}, not the first or too early")
+        yield buffered("arrive", f"data {t.share}", t.meeting + 1)
     elif t.at in ("arrive", "root"):
         relaxed = fault == "arrivals are relaxed"
         if drained or relaxed:
@@ -113,7 +153,7 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
             if fault == "the size is written behind the round":
                 yield memory, replace(t, at="release", chosen=chosen)
             else:
-                yield buffered("release", "size", chosen, chosen=chosen)
+                yield buffered("release", "size", size_word(t.seen + 1, chosen), chosen=chosen)
     elif t.at == "release":
         yield buffered("look for sleepers", "round", t.seen + 1, release=fault != "the round is relaxed")
     elif t.at == "look for sleepers":
@@ -124,7 +164,7 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
             yield {k: v for k, v in memory.items() if not k.startswith("asleep")}, replace(t, at="late stores")
     elif t.at == "late stores":
         if fault == "the size is written behind the round":
-            yield buffered("met", "size", t.chosen)
+            yield buffered("met", "size", size_word(t.seen + 1, t.chosen))
         elif fault == "the counter is set back behind the round":
             yield buffered("met", f"arrived {group_of(t, groups)}", 0)
         else:
@@ -132,8 +172,12 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
     elif t.at == "spin":
         if load(memory, t, "round") != t.seen:
             yield memory, replace(t, at="read size")
+        others = [share for share in range(t.size) if share != t.number] if together else []
+        taken = [found for share in others if (found := take(memory, t, share, fault))]
+        yield from taken
         late = fault == "sleepers announce themselves after their last look"
-        yield memory, replace(t, at="last look" if late else "announce")
+        if not taken:
+            yield memory, replace(t, at="last look" if late else "announce")
     elif t.at == "announce":
         if drained:
             late = fault == "sleepers announce themselves after their last look"
@@ -160,27 +204,27 @@ def step(memory: dict[str, int], t: Thread, meetings: int, groups: int, fault: s
         if drained:
             yield memory | {"sleepers": memory["sleepers"] - 1}, replace(t, at="read size")
     elif t.at == "read size":
-        yield memory, replace(t, at="met", chosen=load(memory, t, "size"))
+        of, chosen = divmod(load(memory, t, "size"), SIZES)
+        behind = of != t.seen + 1 and fault != "who is behind is alone"
+        yield memory, replace(t, at="met", chosen=max(chosen, 2) if behind and chosen else chosen)
     elif t.at == "met":
         for other in range(t.size):
             if load(memory, t, f"data {other}") < t.meeting + 1:
                 raise Broken(f"thread {t.number} does not see what thread {other} did before meeting {t.meeting}")
         if not 1 <= t.chosen <= t.size:
             raise Broken(f"thread {t.number} is told of {t.chosen} of {t.size} threads")
-        over = t.number >= t.chosen or t.meeting + 1 == meetings or t.chosen == 1
-        yield (
-            memory,
-            replace(t, at="over" if over else "work", meeting=t.meeting + 1, size=t.chosen, seen=0, chosen=0),
-        )
+        over = t.number >= t.chosen or t.meeting + 1 == meetings
+        going = "over" if over else "alone" if t.chosen == 1 else "begin"
+        yield memory, replace(t, at=going, meeting=t.meeting + 1, size=t.chosen, seen=0, chosen=0)
 
 
-def explore(threads: int, meetings: int, groups: int = 1, fault: str = "") -> int:
+def explore(threads: int, meetings: int, groups: int = 1, fault: str = "", shares: tuple[bool, ...] = (False,)) -> int:
     """Walks through all states; how many there are.
 
     Raises:
-        Broken: a thread sees too little, waits for ever, or counts another team than the others.
+        Broken: a thread sees too little, waits for ever, or counts another team than the others; a share is done twice.
     """
-    first: State = ((), tuple(Thread(i, threads) for i in range(threads)))
+    first: State = ((), tuple(Thread(i, threads, "begin") for i in range(threads)))
     seen: set[State] = {first}
     open_states: list[State] = [first]
     while open_states:
@@ -188,7 +232,7 @@ def explore(threads: int, meetings: int, groups: int = 1, fault: str = "") -> in
         memory, followers = dict(memory_items), 0
         for i, thread in enumerate(all_threads):
             moves = [(memory | {store.name: store.value}, after) for store, after in flushes(thread)]
-            moves += step(memory, thread, meetings, groups, fault)
+            moves += step(memory, thread, meetings, groups, fault, shares)
             for after, moved in moves:
                 followers += 1
                 state = (tuple(sorted(after.items())), (*all_threads[:i], moved, *all_threads[i + 1 :]))

@@ -181,6 +181,7 @@ def same_bits(found: list[Tensor], wanted: list[Tensor]) -> bool:
 
 def denormals(backend: str) -> None:
     """The thread's floating-point mode is that of its team, which has its own back behind every call."""
+    cpp._core.assume_absent(0)
     cpp._core.assume_late(0)  # whoever leaves computes nothing in a mode of its own
     numba_company.late_every = 0
     numba_company._slice = lambda: 10**13
@@ -223,12 +224,14 @@ def teams(backend: str, seed: str, *callers: str) -> None:
             continue
         for asked in ASKED:
             torch.set_num_threads(asked)
-            for late in (0, 3):
+            for late, absent in (0, 0), (3, 0), (0, 2):
                 cpp._core.assume_late(late)
+                cpp._core.assume_absent(absent)
                 numba_company.late_every = late
                 numba_company.forget_company()  # of the machine's own, in which teams are small
                 wrong = globals()[caller](check)
-                assert not wrong, f"{backend}, {caller}, {asked} threads, late {late}: {sorted(set(wrong))}"
+                where = f"{backend}, {caller}, {asked} threads, late {late}, absent {absent}"
+                assert not wrong, f"{where}: {sorted(set(wrong))}"
 
 
 if __name__ == "__main__":

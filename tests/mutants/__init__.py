@@ -38,9 +38,10 @@ def all_faults() -> list[Fault]:
         python_modules,
         python_options,
         streams,
+        teams,
         triton_kernels,
     )
 
-    kernels = forward, gradients, memory, numba_kernels, triton_kernels
+    kernels = forward, gradients, memory, numba_kernels, teams, triton_kernels
     modules = *kernels, python_backends, python_modules, python_options, streams
     return [fault for module in modules for fault in module.FAULTS]

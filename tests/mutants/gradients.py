@@ -23,8 +23,9 @@ FAULTS = [
         "backward-barrier-step",
         "threads that share units begin a step while others still write the gate gradients that it reads",
         "csrc/backward-inl.h",
-        "step(s, p, own_rows, sums);\n      if (!meet_in_group())",
-        "step(s, p, own_rows, sums);\n      if ((s < 0 || !PLANTED) && !meet_in_group())",
+        "return meet_in_group_after(outputs) &&",
+        "return (PLANTED && s >= 0 && left.groups == 1 ? (outputs(seat, Part{0, z.batch}), true)"
+        " : meet_in_group_after(outputs)) &&",
         "test_layer.py -k 'number_of_threads and cpp'",
     ),
     Fault(
@@ -94,9 +95,9 @@ FAULTS = [
     Fault(
         "block-barrier",
         "threads multiply a block that others still pack",
-        "csrc/step_blocks-inl.h",
-        "    pack_block(s, end, first, rows, grad, seat);\n    if (!barriers.meet(seat)) return false;\n",
-        "    pack_block(s, end, first, rows, grad, seat);\n    if (!PLANTED && !barriers.meet(seat)) return false;\n",
+        "csrc/backward-inl.h",
+        "if (!meet_after(work)) return;",
+        "if (!(PLANTED ? (work(seat), true) : meet_after(work))) return;",
         "test_layer.py -k 'number_of_threads and cpp'",
     ),
     Fault(

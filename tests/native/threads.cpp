@@ -18,6 +18,7 @@
 #include <algorithm>
 #endif
 
+#include "assumptions.h"
 #include "barrier.h"
 #include "checks.h"
 #include "machine.h"
@@ -122,6 +123,55 @@ void check_late() {
   }
 }
 
+// Work in shares, which each thread adds to a number of the share's own.
+struct Shared {
+  static constexpr int kRounds = 60;
+  int threads;
+  Barrier::Share shares[kMost] = {};
+  Barrier barrier{shares};
+  int done[kMost] = {}, left = 0;
+  std::atomic<int> helped{0};
+
+  static void run(void* context, int thread) {
+    Shared& all = *static_cast<Shared*>(context);
+    Seat seat{thread, all.threads};
+    for (int round = 0; round < kRounds; ++round) {
+      if ((round + thread) % 7 == 0) rest(300);
+      if (round % 3 == 2) {  // each its own
+        check(all.done[thread] == round, "shares: all are done before a round");
+        ++all.done[thread];
+        if (!all.barrier.meet(seat)) return;
+      } else {
+        for (int share = all.barrier.take(seat); share >= 0; share = all.barrier.next(seat, share)) {
+          check(all.done[share] == round, "shares: each is done once, in every round");
+          ++all.done[share];
+          all.helped += share != thread;
+        }
+        if (seat.thread >= seat.threads) return;
+      }
+      if (seat.threads == 1) break;
+    }
+    if (thread == 0) all.left = seat.threads;
+  }
+};
+
+void check_shares() {
+  int helped = 0;
+  for (int turn = 0; turn < 6; ++turn)
+    for (const int late : {0, 25}) {
+      fastrnn::assume_late(late);
+      Team team(2 + turn % 3);
+      const int threads = team.size();
+      Shared work{threads};
+      if (threads == 1 || !team.run(threads, Shared::run, &work)) continue;
+      for (int t = 0; t < work.left; ++t)
+        check(work.left == 1 || work.done[t] == Shared::kRounds, "shares: none is left over");
+      helped += work.helped;
+    }
+  fastrnn::assume_late(0);
+  check(helped || fastrnn::usable_cpus() == 1, "shares of those that are late are done by others");
+}
+
 void check_rounding() {
   const int before = std::fegetround();
   std::fesetround(FE_UPWARD);
@@ -213,6 +263,7 @@ int main() {
   check_sizes();
   check_crowded();
   check_late();
+  check_shares();
   check_rounding();
   check_callers();
 #if !defined(_WIN32)
