@@ -70,8 +70,9 @@ int Barrier::release(uint32_t round, int threads) {
     // Late by more than rounds take on the whole: a step of some ms may be late by much for no other's sake.
     const int64_t usual = (since - begin_) / (round + 1);
     if (waited > std::max(slice() / kLatePart, usual / 2)) {
-      threads = (threads + 1) / 2;
-      note_company(waited, threads * teams_);
+      const int fewer = (threads + 1) / 2;
+      note_company(waited, fewer * teams_);
+      if (!stays_) threads = fewer;
     }
   }
   if (const int every = late_by_assumption.load(std::memory_order_relaxed); every && (round + 1) % every == 0)

@@ -3,7 +3,9 @@
 // Whoever waits spins for a short time by the clock, then sleeps (waiting.h), so that a thread that lost its CPU finds
 // one. A meeting that came late by a good part of the scheduler's slice tells of company: half of the team then
 // leaves the call, and for some time calls plan for no more threads than stayed. The time is a multiple of the time
-// that was lost, so that whatever the company does, trying costs a small part of the whole.
+// that was lost, so that whatever the company does, trying costs a small part of the whole. That holds for calls that
+// are short beside a slice. In long ones nobody leaves: who sleeps because another one is late gives its CPU away, so
+// that threads come to run at the same time, and together have more of the CPUs than one would.
 //
 // Work between two meetings comes in as many shares as there are threads. Each takes its own first; who has waited for
 // long takes those that nobody has begun, of threads that are still to be woken or lost their CPU on the way. Such a
@@ -47,10 +49,10 @@ class Barrier {
     static void* operator new(size_t, void* place) { return place; }
   };
 
-  // `shares`: one for each thread, for who calls take. `teams`: of how many of one size in a call it is one, so that
-  // company is noted for all of them. `begin`: now().
-  explicit Barrier(Share* shares = nullptr, int teams = 1, int64_t begin = now())
-      : shares_(shares), teams_(teams), begin_(begin) {}
+  // `shares`: one for each thread, for who calls take. `stays`: nobody leaves in company. `teams`: of how many of one
+  // size in a call it is one, so that company is noted for all of them. `begin`: now().
+  explicit Barrier(Share* shares = nullptr, bool stays = false, int teams = 1, int64_t begin = now())
+      : shares_(shares), stays_(stays), teams_(teams), begin_(begin) {}
   static void* operator new(size_t, void* place) { return place; }  // as the scans'
   // Waits for all; true if this thread stays. The last meeting of all may be late, so who leaves has nothing left to
   // do. Each does its own share before.
@@ -85,6 +87,7 @@ class Barrier {
   std::atomic<uint64_t> size_{0};  // and the round it is of, above
   std::atomic<uint64_t> late_{0};  // when the first sleeper of a round came, in us, and the round's low bits
   Share* const shares_;
+  const bool stays_;
   const int teams_;
   const int64_t begin_;
 };

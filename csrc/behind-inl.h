@@ -216,7 +216,7 @@ inline double work_behind(const Run& run) {
 }
 
 template <class S>
-int plan_team_behind(const Run& run, const Team& team) {
+TeamPlan plan_team_behind(const Run& run, const Team& team) {
   constexpr int64_t kPieces = 64;  // that anything of this size can be shared in
   TeamWork work{};
   work.ahead = work_behind(run) * kWorth<S>;
@@ -224,7 +224,7 @@ int plan_team_behind(const Run& run, const Team& team) {
   work.panels = kPieces;
   work.directions = 1;
   work.meet_by_units = true;
-  return plan_team(work, team).threads;
+  return plan_team(work, team);
 }
 
 // False where fewer threads came than were asked for, and nothing was done.
@@ -233,12 +233,10 @@ bool run_behind(const Run& run, Team& team) {
   if (!run.program->sums.count && !run.program->products.count) return true;
   Scratch scratch;
   const int64_t* offsets = make_offsets(run, scratch);
-  const int threads = plan_team_behind<S>(run, team);
-  TeamPlan plan{};
-  plan.threads = threads;
-  BehindScan<S> scan(run, offsets, threads, make_barriers(plan, scratch), scratch);
+  const TeamPlan plan = plan_team_behind<S>(run, team);
+  BehindScan<S> scan(run, offsets, plan.threads, make_barriers(plan, scratch), scratch);
   return team.run(
-      threads, [](void* context, int thread) { static_cast<BehindScan<S>*>(context)->execute(thread); }, &scan);
+      plan.threads, [](void* context, int thread) { static_cast<BehindScan<S>*>(context)->execute(thread); }, &scan);
 }
 
 }  // namespace fastrnn::FASTRNN_NAMESPACE

@@ -86,7 +86,7 @@ inline Barriers make_barriers(const TeamPlan& plan, Scratch& scratch) {
   const auto make = [&](Barrier* at, int threads, int teams) {
     Barrier::Share* shares = scratch.take<Barrier::Share>(threads);
     for (int i = 0; i < threads; ++i) new (shares + i) Barrier::Share;
-    new (at) Barrier(shares, teams, begin);
+    new (at) Barrier(shares, plan.stays, teams, begin);
   };
   const int more = plan.groups > 1 ? plan.groups : 0;
   Barrier* const all = scratch.take<Barrier>(1 + more);
@@ -131,7 +131,7 @@ TeamWork work_of(const Inputs<S, A>& args, int64_t panels, bool is_backward) {
   work.least_rows = kTileRows<Wide<S>, Cell::kVectors> / 2;
   work.panels = panels;
   work.directions = z.directions;
-  work.meet_by_units = true, work.meet_by_rows = is_backward;
+  work.meet_by_units = true;
   return work;
 }
 

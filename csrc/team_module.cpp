@@ -19,7 +19,7 @@ TeamWork work_of(const py::dict& from) {
   work.steps = from["steps"].cast<int64_t>(), work.rows = from["rows"].cast<int64_t>();
   work.batch = from["batch"].cast<int64_t>(), work.least_rows = from["least_rows"].cast<int64_t>();
   work.panels = from["panels"].cast<int64_t>(), work.directions = from["directions"].cast<int>();
-  work.meet_by_units = from["meet_by_units"].cast<bool>(), work.meet_by_rows = from["meet_by_rows"].cast<bool>();
+  work.meet_by_units = from["meet_by_units"].cast<bool>();
   if (work.steps < 1 || work.panels < 1 || work.directions < 1)
     throw py::value_error("work: expected at least one step, one panel and one direction");
   return work;
@@ -33,14 +33,14 @@ Machine machine_of(const py::dict& from) {
           number("read"),
           number("cache"),
           from["threads"].cast<int>(),
-          from["threads_that_meet"].cast<int>(),
+          from["threads_in_company"].cast<int>(),
           number("slice")};
 }
 
 py::dict machine_as_dict(int threads) {
   const Machine m = this_machine(threads);
   return py::dict("start"_a = m.start, "meeting"_a = m.meeting, "multiply_adds"_a = m.multiply_adds, "read"_a = m.read,
-                  "cache"_a = m.cache, "threads"_a = m.threads, "threads_that_meet"_a = m.threads_that_meet,
+                  "cache"_a = m.cache, "threads"_a = m.threads, "threads_in_company"_a = m.threads_in_company,
                   "slice"_a = m.slice);
 }
 

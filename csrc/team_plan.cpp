@@ -156,25 +156,22 @@ TeamPlan plan_team(const TeamWork& work, const Machine& machine) {
   TeamPlan best;
   const double alone = predicted_time(work, machine, best);
   double time = alone;
-  // With other programs on its CPUs a thread that is alone with its rows still gains, if that is worth the slice that
-  // it may have to wait for one of the others at the end.
-  const bool in_company = machine.threads_that_meet < machine.threads;
+  // A team may have to wait for one of its threads for a slice.
+  constexpr double kSlices = 2;
+  const bool stays = alone >= kSlices * machine.slice;
+  const int most_at_once = stays ? machine.threads : std::min(machine.threads, machine.threads_in_company);
   const auto consider = [&](int groups, int members, int directions) {
-    const int all = groups * members * directions;
-    const bool meets = (members > 1 && work.meet_by_units) || (groups > 1 && work.meet_by_rows);
-    if (all > (meets ? machine.threads_that_meet : machine.threads)) return;
-    if (!meets && in_company && all > machine.threads_that_meet && alone < 2 * machine.slice) return;
-    const TeamPlan plan{groups * members, directions > 1, groups};
+    const TeamPlan plan{groups * members, directions > 1, groups, stays};
     const double predicted = predicted_time(work, machine, plan);
     if (predicted < time * kGain) time = predicted, best = plan;
   };
   const auto shares_rows = [&](int groups, int members) {
     const bool fits = work.weight_bytes * share(work.panels, members) < kCacheShare * machine.cache;
-    const bool is_least = 2 * members > std::min<int64_t>(work.panels, machine.threads_that_meet);
+    const bool is_least = 2 * members > std::min<int64_t>(work.panels, most_at_once);
     return work.least_rows > 0 && work.batch >= groups * work.least_rows && (fits || is_least);
   };
   // More threads than this cannot bring what they cost to start.
-  const int most = static_cast<int>(std::min<double>(machine.threads, 1 + alone / machine.start * 2));
+  const int most = static_cast<int>(std::min<double>(most_at_once, 1 + alone / machine.start * 2));
   for (int all = 2; all <= most; ++all)
     for (int directions = all % work.directions ? 1 : work.directions; directions >= 1; directions -= 1) {
       const int threads = all / directions, most_members = static_cast<int>(std::min<int64_t>(threads, work.panels));
@@ -192,7 +189,7 @@ double predicted_wavefront(const TeamWork& work, const Machine& machine, int hei
 }
 
 int plan_wavefront(const TeamWork& work, const Machine& machine, int layers, int64_t piece) {
-  const int most = std::min({machine.threads, machine.threads_that_meet, layers});
+  const int most = std::min({machine.threads, machine.threads_in_company, layers});
   if (work.directions > 1 || work.weight_bytes >= kCacheShare * machine.cache) return 1;
   int best = 1;
   double time = predicted_time(work, machine, TeamPlan{});  // of a layer

@@ -15,7 +15,7 @@ struct TeamWork {
   int64_t least_rows;   // of a thread, below which they make poor tiles
   int64_t panels;       // pieces that units can be shared in
   int directions;
-  bool meet_by_units, meet_by_rows;  // whether threads meet at every step; now and then
+  bool meet_by_units;  // whether threads that share them meet at every step
 };
 
 // What it runs on.
@@ -24,7 +24,7 @@ struct Machine {
   double multiply_adds, read;  // multiply-adds of floats, and bytes out of the second-level cache, a us
   double cache;                // bytes of it that a thread has for itself
   int threads;                 // at most
-  int threads_that_meet;       // fewer in company: other programs want the CPUs
+  int threads_in_company;      // fewer while other programs want the CPUs
   double slice;                // us
 };
 
@@ -34,12 +34,13 @@ struct Machine {
 struct TeamPlan {
   int threads = 1;  // of one direction
   bool side_by_side = false;
-  int groups = 1;  // of as many threads each
+  int groups = 1;      // of as many threads each
+  bool stays = false;  // whatever company it has (barrier.h)
 
   int members() const { return threads / groups; }
   // Of those who stay when others leave: as many groups, or fewer where these would not be of one size.
   TeamPlan left(int stay) const {
-    TeamPlan plan{stay, side_by_side, groups < stay ? groups : stay};
+    TeamPlan plan{stay, side_by_side, groups < stay ? groups : stay, stays};
     while (stay % plan.groups) --plan.groups;
     return plan;
   }
@@ -53,7 +54,8 @@ struct TeamPlan {
 double predicted_time(const TeamWork& work, const Machine& machine, TeamPlan plan);
 
 // The plan that takes the shortest time, with no more threads than make it shorter. Rows are shared where each group
-// keeps enough of them, and a thread's cache its share of the weights unless no share is smaller. A pure function.
+// keeps enough of them, and a thread's cache its share of the weights unless no share is smaller. In company a call
+// that one thread ends in a slice or two has no more threads than are said to be in company. A pure function.
 TeamPlan plan_team(const TeamWork& work, const Machine& machine);
 
 // How long `height` such layers take one upon the other in a wavefront, in us: each has a thread of its own, which

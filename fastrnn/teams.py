@@ -45,7 +45,7 @@ def work_of(cell: str, steps: int, rows: int, hidden: int, training: bool = Fals
     return {
         "recurrent": products, "ahead": 3 * products if training else products, "weight_bytes": 4 * products,
         "steps": steps, "rows": steps * rows, "batch": rows, "least_rows": 3, "panels": -(-hidden // 16),
-        "directions": 1, "meet_by_units": True, "meet_by_rows": training,
+        "directions": 1, "meet_by_units": True,
     }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def table() -> str:
         "",
     ]
     lines.append(f"{'cell, T, B, H':18}" + "".join(f"{count:>17}" for count in THREADS))
-    machines = [machine | {"threads": count, "threads_that_meet": count} for count in THREADS]
+    machines = [machine | {"threads": count, "threads_in_company": count} for count in THREADS]
     for cell in GATES:
         for steps, rows, hidden in SHAPES:
             work, shown = work_of(cell, steps, rows, hidden), ""

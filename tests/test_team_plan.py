@@ -35,7 +35,7 @@ WORKS += [work | {"directions": 2} for work in WORKS[::3]] + [work | {"batch": 0
 
 
 def on(machine: dict[str, Any], threads: int, meeting: int | None = None) -> dict[str, Any]:
-    return machine | {"threads": threads, "threads_that_meet": threads if meeting is None else meeting}
+    return machine | {"threads": threads, "threads_in_company": threads if meeting is None else meeting}
 
 
 def time_of(work: dict[str, Any], machine: dict[str, Any], *plan: Any) -> float:
@@ -60,7 +60,7 @@ def ways_to_share(work: dict[str, Any], machine: dict[str, Any]) -> Iterator[tup
     panels = work["panels"]
     for groups, members in itertools.product(range(1, 129), range(1, min(128, panels) + 1)):
         share = -(-panels // members) / panels * work["weight_bytes"]
-        fits = share < 0.75 * machine["cache"] or 2 * members > min(panels, machine["threads_that_meet"])
+        fits = share < 0.75 * machine["cache"] or 2 * members > min(panels, machine["threads_in_company"])
         if groups == 1 or (groups * work["least_rows"] <= work["batch"] and fits):
             yield groups, members
 
@@ -141,18 +141,18 @@ def test_panels_that_no_thread_halves_are_not_shared_by_more():
     assert [teams.plan(work, on(MACHINES[0], count)).threads for count in (1, 2, 3, 4, 64)] == [1, 2, 2, 4, 4]
 
 
-def test_in_company_threads_do_not_meet_but_share_rows_of_long_calls():
+def test_in_company_short_calls_have_few_threads():
+    """Those of which one thread makes an end within two slices of other programs."""
     machine = MACHINES[0]
-    units = teams.work_of("LSTM", 100, 1, 512)
-    assert teams.plan(units, on(machine, 2)).threads == 2
-    assert teams.plan(units, on(machine, 2, 1)).threads == 1
-    rows = teams.work_of("LSTM", 60, 32, 128)
-    assert teams.plan(rows, on(machine, 2, 1))[:3] == (2, False, 2)
-    assert teams.plan(rows | {"meet_by_rows": True}, on(machine, 2, 1)).threads == 1
-    large = teams.work_of("LSTM", 60, 32, 512)  # for whose weights a cache has no room: alone it has none either
-    assert teams.plan(large, on(machine, 2)).kind == "u" and teams.plan(large, on(machine, 2, 1)).kind == "r"
-    short = teams.work_of("LSTM", 2, 32, 128)  # less than the slice of another program
-    assert teams.plan(short, on(machine, 2, 1)).threads == 1
+    for work, count, few in itertools.product(WORKS, (2, 8, 64), (1, 2, 5)):
+        plan, quiet = teams.plan(work, on(machine, count, few)), teams.plan(work, on(machine, count))
+        if time_of(work, machine | {"threads": 1, "threads_in_company": 1}, 1, False, 1) >= 2 * machine["slice"]:
+            assert plan == quiet, (work, count, few)
+        else:
+            assert plan == teams.plan(work, on(machine, min(count, few))), (work, count, few)
+    short, long = teams.work_of("LSTM", 20, 1, 512), teams.work_of("LSTM", 100, 1, 512)
+    assert [teams.plan(work, on(machine, 2)).threads for work in (short, long)] == [2, 2]
+    assert [teams.plan(work, on(machine, 2, 1)).threads for work in (short, long)] == [1, 2]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -182,7 +182,7 @@ def test_the_prediction_of_a_wavefront_is_the_formula():
     machine, work = on(MACHINES[0], 4), teams.work_of("GRU", 96, 1, 64)
     alone = time_of(work, machine, 1, False, 1)
     assert cpp._core.predicted_wavefront(work, machine, 3, 12) == pytest.approx(alone * (1 + 2 / 8) + 8 * 0.3 + 16)
-    assert cpp._core.plan_wavefront(work, machine | {"threads_that_meet": 1}, 3, 12) == 1
+    assert cpp._core.plan_wavefront(work, machine | {"threads_in_company": 1}, 3, 12) == 1
     with pytest.raises(ValueError, match="piece: expected at least one row"):
         cpp._core.plan_wavefront(work, machine, 3, 0)
 
@@ -221,8 +221,8 @@ def test_company_is_remembered_for_a_multiple_of_what_it_cost():
     most = core.most_in_company()
     assert most > 1 << 20
     core.note_company(10**9, 3)  # for 16 seconds
-    assert core.most_in_company() == 3 and core.this_machine(8)["threads_that_meet"] == 3
-    assert core.this_machine(2)["threads_that_meet"] == 2
+    assert core.most_in_company() == 3 and core.this_machine(8)["threads_in_company"] == 3
+    assert core.this_machine(2)["threads_in_company"] == 2
     core.note_company(10**6, 3)
     time.sleep(0.02)  # more than 16 ms
     assert core.most_in_company() == most

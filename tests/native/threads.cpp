@@ -172,6 +172,31 @@ void check_shares() {
   check(helped || fastrnn::usable_cpus() == 1, "shares of those that are late are done by others");
 }
 
+// A thread that is late by more than a slice tells of company, which half of a team leaves to, but for long calls.
+void check_company() {
+  struct Late {
+    Barrier::Share shares[2] = {};
+    Barrier barrier;
+    int left = 0;
+    explicit Late(bool stays) : barrier(shares, stays) {}
+  };
+  for (const bool stays : {false, true}) {
+    Late late(stays);
+    Team team(2);
+    const auto body = [](void* context, int thread) {
+      Late& all = *static_cast<Late*>(context);
+      Seat seat{thread, 2};
+      for (int share = all.barrier.take(seat); share >= 0; share = all.barrier.next(seat, share))
+        if (share == 1) rest(static_cast<int>(2 * fastrnn::slice() / 1000));
+      if (thread == 0) all.left = seat.threads;
+    };
+    if (team.size() < 2 || !team.run(2, body, &late)) return;
+    check(late.left == (stays ? 2 : 1), "company: half of a team leaves, but for long calls");
+    check(fastrnn::most_in_company() == 1, "company: noted");
+    fastrnn::forget_company();
+  }
+}
+
 void check_rounding() {
   const int before = std::fegetround();
   std::fesetround(FE_UPWARD);
@@ -264,6 +289,7 @@ int main() {
   check_crowded();
   check_late();
   check_shares();
+  check_company();
   check_rounding();
   check_callers();
 #if !defined(_WIN32)
