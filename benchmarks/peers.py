@@ -1,7 +1,7 @@
 """The libraries side by side.  A peer turns a problem into a side to be timed and tells what its call returns.
 
 torch.nn comes first: it is what ratios are over.  fastrnn is one peer for each backend that is live here and serves
-the case.  ONNX Runtime, OpenVINO and JAX (:mod:`foreign`) take part where they are installed.
+the case, asked for by name; and one that chooses itself, where that may be torch's own function.  ONNX Runtime, OpenVINO and JAX (:mod:`foreign`) take part where they are installed.
 """
 
 from __future__ import annotations
@@ -67,6 +67,16 @@ def _fastrnn(backend: str) -> Peer:
     return Peer(f"fastrnn[{backend}]", refusal, build)
 
 
+def _chosen_refusal(case: Case, threads: int) -> str | None:
+    few = case.work == "train" and case.shape.steps <= 10 and not case.shape.packed
+    return None if few else "what it chooses is fastrnn[cpp]"
+
+
+def _chosen(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:
+    module = fastrnn.convert(nn.ModuleList([copy.deepcopy(problem.module)]))[0]
+    return _module_side(problem, module, threads)
+
+
 def _cell_refusal(case: Case, threads: int) -> str | None:
     shape = case.shape
     if shape.steps > 1 or case.work == "train" or shape.layers > 1 or shape.bidirectional or shape.proj_size:
@@ -121,6 +131,7 @@ def peers() -> list[Peer]:
         Peer("torch.nn", lambda case, threads: None, _torch_nn),
         Peer("torch.nn cell", _cell_refusal, _torch_nn_cell),
         *(_fastrnn(name) for name in live),
+        Peer("fastrnn", _chosen_refusal, _chosen),
         *(Peer(STREAM, _stream_refusal, _stream) for name in live if name == "cpp"),
         *(Peer(name, refusal, build) for name, refusal, build in foreign.installed()),
     ]
