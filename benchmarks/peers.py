@@ -1,7 +1,8 @@
 """The libraries side by side.  A peer turns a problem into a side to be timed and tells what its call returns.
 
 torch.nn comes first: it is what ratios are over.  fastrnn is one peer for each backend that is live here and serves
-the case, asked for by name; and one that chooses itself, where that may be torch's own function.  ONNX Runtime, OpenVINO and JAX (:mod:`foreign`) take part where they are installed.
+the case, asked for by name; and one that chooses itself, where that may be torch's own function.  ONNX Runtime,
+OpenVINO and JAX (:mod:`foreign`) take part where they are installed.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 #include <new>
 
 #include "fast_path_call.h"
+#include "trained_step.h"
 #include "weight_cache.h"
 
 namespace fastrnn {
@@ -132,6 +133,12 @@ py::object integers(const Network& network, PyObject* input, PyObject* hx) {
   });
 }
 
+py::object by_torch(const Network& network, PyObject* input, PyObject* hx) {
+  const TensorView x = view(input);
+  const Held held = parameters_of(network);
+  return network.cell ? trained_cell(network, input, x, hx, held) : trained_layer(network, input, x, hx, held);
+}
+
 // fast_path(attributes, input, hx) and fast_path(attributes, input, hx, mode)
 template <py::object (*serve)(const Network&, PyObject* input, PyObject* hx), Guards Torch::* guards>
 PyObject* fast_path(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -141,8 +148,13 @@ PyObject* fast_path(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   try {
     PyObject* const input = arguments[1];
-    if (torch.tensor && reinterpret_cast<PyObject*>(Py_TYPE(input)) == torch.tensor && undisturbed(torch.*guards))
-      return serve(Network(arguments[0], count == 4 ? arguments[3] : nullptr), input, arguments[2]).release().ptr();
+    if (torch.tensor && reinterpret_cast<PyObject*>(Py_TYPE(input)) == torch.tensor) {
+      const auto by = [&](auto* path) {
+        return path(Network(arguments[0], count == 4 ? arguments[3] : nullptr), input, arguments[2]).release().ptr();
+      };
+      if (undisturbed(torch.*guards)) return by(serve);
+      if (trained_steps.layers && serve == floats && undisturbed(trained_steps.guards)) return by(by_torch);
+    }
   } catch (const Unusual&) {
     if (PyErr_Occurred()) PyErr_Clear();
   } catch (py::error_already_set& error) {
@@ -187,6 +199,11 @@ void add_fast_path(py::module_& module) {
     torch.of_floats = kept_for_good(of_floats);
     torch.of_integers = kept_for_good(of_integers);
     torch.tensor = reinterpret_cast<PyObject*>(tensor_reader().type);
+  });
+  module.def("prepare_trained_steps", [](py::dict cells, py::dict layers, const py::list& guards) {
+    trained_steps.guards = kept_for_good(guards);
+    trained_steps.cells = cells.release().ptr();
+    trained_steps.layers = layers.release().ptr();
   });
 }
 

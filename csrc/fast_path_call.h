@@ -46,6 +46,9 @@ struct Names {
   PyObject* buffers = interned("_buffers");
   PyObject* order = interned("_order");
   PyObject* new_empty = interned("new_empty");
+  PyObject* new_zeros = interned("new_zeros");
+  PyObject* requires_grad = interned("requires_grad");
+  PyObject* bias = interned("bias");
   PyObject* of_cell[4] = {interned("weight_ih"), interned("weight_hh"), interned("bias_ih"), interned("bias_hh")};
 };
 inline const Names& names() {

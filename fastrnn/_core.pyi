@@ -83,7 +83,8 @@ def fast_path(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None 
     """The forward of a layer module, or with ``mode``, a key of ``CELLS``, of a cell module, of these attributes.
 
     It serves plain dense tensors, all steps with the same rows and time first, without gradients, while the guards of
-    ``prepare_fast_path`` answer as they should.  All else, errors included, it answers with None.
+    ``prepare_fast_path`` answer as they should; and what is trained as ``prepare_trained_steps`` says.  All else,
+    errors included, it answers with None.
     """
 
 def fast_path_int8(attributes: dict[str, Any], input: Any, hx: Any, mode: str | None = ...) -> Any:
@@ -98,6 +99,10 @@ def prepare_fast_path(
     """Gives ``fast_path`` and ``fast_path_int8`` what they need of torch; before, and where torch has no exchange
     API of DLPack, they answer every call with None.  Each guard, of the one or of the other, is a function and the
     objects one of which it has to return."""
+
+def prepare_trained_steps(cells: dict[str, Callable], layers: dict[str, tuple[Callable, int]], guards: Guards) -> None:
+    """Gives ``fast_path`` torch's functions of cells and of layers, by mode, which it calls for what is trained while
+    these guards answer as they should: of layers, up to so many steps."""
 
 def weight_cache_count() -> int:
     """How many parameters packed weights are kept for: those of which a longer call without gradients was made, while

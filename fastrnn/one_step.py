@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fastrnn.backends import asked
-from fastrnn.dynamo import observed, transformed
+from fastrnn.backends import asked, cpp
+from fastrnn.dynamo import UNDISTURBED, observed, transformed
 from fastrnn.modes import CELLS, TORCH_MODES
 from fastrnn.paths import watching_path
 from fastrnn.storage import has_freed
@@ -71,6 +71,17 @@ def of_cell(module: Any, mode: str, input: Any, hx: Any) -> Any:
 
 # Up to so many steps torch's function, which takes them one by one, is no slower in training.
 _STEPS_OF_LAYERS = {"RNN_TANH": 3, "RNN_RELU": 3, "GRU": 1}
+# The same in C, where nothing about the call is out of the ordinary: half of what stands around the function.
+cpp.prepare_trained_steps(
+    _STEPS,
+    {mode: (getattr(torch._VF, mode.lower()), steps) for mode, steps in _STEPS_OF_LAYERS.items()},
+    (
+        (torch.is_grad_enabled, (True,)),
+        (asked, (None,)),
+        (watching_path.get, (None,)),
+        *((ask, (expected,)) for ask, expected in UNDISTURBED),
+    ),
+)
 
 
 def of_layer(module: Any, input: Any, hx: Any) -> Any:

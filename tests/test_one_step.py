@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import fastrnn
+from fastrnn.backends import cpp
 
 CELLS: list[tuple[str, dict[str, Any]]] = [
     ("RNNCell", {}),
@@ -101,6 +103,42 @@ def test_what_is_out_of_the_ordinary_goes_our_way():
     with fastrnn.diagnostics.gradient_norms(layer) as norms:  # which sees the states of every step
         layer(x[None])[0].sum().backward()
     assert [len(each) for each in norms.values()] == [1]
+
+
+def served(module: Any, x: Tensor, hx: Any = None) -> bool:
+    """Whether the C++ core calls torch's function, with nothing else around it."""
+    kind = type(module).__name__
+    return cpp.fast_path(vars(module), x, hx, *([kind.removesuffix("Cell")] if "Cell" in kind else [])) is not None
+
+
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="the compiled core is missing")
+@pytest.mark.skipif(not hasattr(Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API of DLPack")
+def test_the_core_calls_the_function_of_ordinary_calls_alone():
+    x, h = torch.randn(1, 3, 5), torch.randn(1, 3, 7)
+    layer, gru, cell, lstm = fastrnn.RNN(5, 7), fastrnn.GRU(5, 7), fastrnn.GRUCell(5, 7), fastrnn.LSTMCell(5, 7)
+    for module, given, state in ((layer, x, h), (gru, x, h), (cell, x[0], h[0]), (lstm, x[0], (h[0], h[0]))):
+        assert served(module, given) and served(module, given, state)
+        assert not served(module, given.double()) and not served(module, given.expand(1, *given.shape))
+        assert not served(module, given[..., :4]), "sizes that do not fit are errors of the general way"
+        with fastrnn.use_backend("cpp"):
+            assert not served(module, given)
+        with torch.no_grad():
+            assert served(module, given), "by the core's own kernels"
+        wrong = [h[0] if module is lstm else h[..., :6], (h,), h.to("meta"), torch.nn.Parameter(h)]
+        assert not any(served(module, given, state) for state in wrong)
+        frozen = copy.deepcopy(module).requires_grad_(False)
+        assert not served(frozen, given) and served(frozen, given.clone().requires_grad_())
+        name = next(iter(frozen._parameters))
+        frozen._parameters[name] = None
+        assert not served(frozen, given.clone().requires_grad_())
+        freed = copy.deepcopy(module)
+        next(freed.parameters()).untyped_storage().resize_(0)
+        assert not served(freed, given)
+        assert not torch.func.vmap(lambda part, module=module: torch.tensor(served(module, part)))(given[None])[0]
+        with torch.autograd.forward_ad.dual_level():
+            assert not served(module, given)
+    assert not served(layer, x.expand(4, 3, 5)) and not served(gru, x.expand(2, 3, 5))
+    assert not served(fastrnn.LSTM(5, 7), x) and not served(layer, x[0])
 
 
 def test_frozen_weights_are_no_training():

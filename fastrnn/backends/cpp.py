@@ -58,6 +58,17 @@ def prepare_fast_path(*guards: Guard, of_floats: Sequence[Guard]) -> None:
         _core.prepare_fast_path(*torch_has, [*of_floats, *guards], list(guards))
 
 
+def prepare_trained_steps(
+    cells: dict[str, Callable[..., Any]],
+    layers: dict[str, tuple[Callable[..., Any], int]],
+    guards: Sequence[Guard],
+) -> None:
+    """Lets :func:`fast_path` call these functions of torch in training, by mode: of cells, and of layers of up to so
+    many steps, while each guard gives what it should."""
+    if not _missing:
+        _core.prepare_trained_steps(cells, layers, list(guards))
+
+
 fast_path_int8: FastPath
 forward_int8: Callable[..., None]
 weights_fingerprint: Callable[..., int]
