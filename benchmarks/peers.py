@@ -57,10 +57,15 @@ def _torch_nn(problem: Problem, threads: int) -> tuple[Side, Callable[[], Result
     return _module_side(problem, problem.module, threads)
 
 
+def _converted(
+    problem: Problem, threads: int, context: Callable = contextlib.nullcontext
+) -> tuple[Side, Callable[[], Results]]:
+    module = fastrnn.convert(nn.ModuleList([copy.deepcopy(problem.module)]))[0]
+    return _module_side(problem, module, threads, context)
+
+
 def _fastrnn(backend: str) -> Peer:
-    def build(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:
-        module = fastrnn.convert(nn.ModuleList([copy.deepcopy(problem.module)]))[0]
-        return _module_side(problem, module, threads, functools.partial(fastrnn.use_backend, backend))
+    build = functools.partial(_converted, context=functools.partial(fastrnn.use_backend, backend))
 
     def refusal(case: Case, threads: int) -> str | None:
         return backends.load(backend).unsupported(torch.device("cpu"), getattr(torch, case.shape.dtype))
@@ -71,11 +76,6 @@ def _fastrnn(backend: str) -> Peer:
 def _chosen_refusal(case: Case, threads: int) -> str | None:
     few = case.work == "train" and case.shape.steps <= 10 and not case.shape.packed
     return None if few else "what it chooses is fastrnn[cpp]"
-
-
-def _chosen(problem: Problem, threads: int) -> tuple[Side, Callable[[], Results]]:
-    module = fastrnn.convert(nn.ModuleList([copy.deepcopy(problem.module)]))[0]
-    return _module_side(problem, module, threads)
 
 
 def _cell_refusal(case: Case, threads: int) -> str | None:
@@ -132,7 +132,7 @@ def peers() -> list[Peer]:
         Peer("torch.nn", lambda case, threads: None, _torch_nn),
         Peer("torch.nn cell", _cell_refusal, _torch_nn_cell),
         *(_fastrnn(name) for name in live),
-        Peer("fastrnn", _chosen_refusal, _chosen),
+        Peer("fastrnn", _chosen_refusal, _converted),
         *(Peer(STREAM, _stream_refusal, _stream) for name in live if name == "cpp"),
         *(Peer(name, refusal, build) for name, refusal, build in foreign.installed()),
     ]

@@ -51,7 +51,7 @@ struct BackwardScan {
   BackwardScan(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch,
                Wavefront w = {})
       : args(a), z(a.sizes), weights(a.weights[d]), direction(d), team_plan(c), barriers(b),
-        blocks(a, d, offsets, c, b, scratch), steps(blocks.steps), ld(blocks.ld), projected(blocks.projected),
+        blocks(a, d, offsets, c, scratch), steps(blocks.steps), ld(blocks.ld), projected(blocks.projected),
         wavefront(w), piece(wavefront.done ? larger<int64_t>(1, wavefront_rows(z) / z.batch) : blocks.chunk),
         carried(z.steps > 1 || a.grad_h0), shared_outputs(z.outputs, team_plan.members()),
         shared_units(z.hidden, team_plan.members()), h0(blocks.h0),
@@ -80,11 +80,11 @@ struct BackwardScan {
     TeamPlan left = team_plan;
     W* sums = results + thread * results_size;
     // All; false if this thread is to leave, as all below.
-    const auto stays = [&](bool stays) {
+    const auto count_those_left = [&](bool stays) {
       if (seat.threads != left.threads) left = team_plan.left(seat.threads);
       return stays;
     };
-    const auto meet_after = [&](const auto& work) { return stays(barriers.meet_after(seat, work)); };
+    const auto meet_after = [&](const auto& work) { return count_those_left(barriers.meet_after(seat, work)); };
     // Those that share units. If they are not all, nobody leaves before all meet, who then see whether one is late.
     const auto meet_in_group_after = [&](const auto& work) {
       if (left.groups == 1) return meet_after([&](const Seat& share) { work(share, Part{0, z.batch}); });
@@ -114,7 +114,7 @@ struct BackwardScan {
         if (wavefront.before) wavefront.before->wait_until(z.steps - first);
         for (int64_t s = last - 1; s >= first; --s)
           if (!back(s)) return;
-        if (left.groups > 1 && !stays(barriers.meet(seat))) return;
+        if (left.groups > 1 && !count_those_left(barriers.meet(seat))) return;
         const auto work = [&](const Seat& share) {
           blocks.multiply_inputs(first, last, share, sums);
           if (wavefront.done) wavefront.done->publish(z.steps - first);

@@ -135,11 +135,19 @@ inline py::object like(PyObject* tensor) {
 }
 
 template <class... Size>
-py::object empty(PyObject* like, Size... sizes) {
+py::object made_by(PyObject* method, PyObject* like, Size... sizes) {
   const py::tuple shape = py::make_tuple(static_cast<int64_t>(sizes)...);
-  auto made = py::reinterpret_steal<py::object>(PyObject_CallMethodOneArg(like, names().new_empty, shape.ptr()));
+  auto made = py::reinterpret_steal<py::object>(PyObject_CallMethodOneArg(like, method, shape.ptr()));
   if (!made) throw py::error_already_set();
   return made;
+}
+template <class... Size>
+py::object empty(PyObject* like, Size... sizes) {
+  return made_by(names().new_empty, like, sizes...);
+}
+template <class... Size>
+py::object zeros(PyObject* like, Size... sizes) {
+  return made_by(names().new_zeros, like, sizes...);
 }
 
 // What a module's attributes say of it, but for its weights.

@@ -37,7 +37,6 @@ struct StepBlocks {
   const int64_t direction;
   const Steps steps;
   const TeamPlan team_plan;
-  const Barriers barriers;
   const bool projected;
   const Panels<S> inputs, outputs, units;  // columns of x, h and the units
   const int64_t chunk, chunk_rows;         // steps and rows of a block
@@ -57,10 +56,10 @@ struct StepBlocks {
   int64_t token_columns;
   int32_t *places, *named;
 
-  StepBlocks(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Barriers b, Scratch& scratch)
+  StepBlocks(const Backward<S, A>& a, int d, const int64_t* offsets, TeamPlan c, Scratch& scratch)
       : args(a), z(a.sizes), weights(a.weights[d]), grads(a.grad_weights[d]), direction(d),
-        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c), barriers(b),
-        projected(weights.w_hr != nullptr), inputs(z.inputs), outputs(z.outputs), units(z.hidden),
+        steps{z.steps, z.batch, z.batch_sizes, offsets, d == 1}, team_plan(c), projected(weights.w_hr != nullptr),
+        inputs(z.inputs), outputs(z.outputs), units(z.hidden),
         chunk(smaller(z.steps, larger<int64_t>(1, kChunkRows / z.batch))), chunk_rows(chunk * z.batch),
         ld(kSlots * z.hidden + z.hidden % kGroup<S>), ld_outputs(grouped<S>(z.outputs)),
         ld_rows(grouped<S>(chunk_rows)), h0(a.h0 + d * z.batch * z.outputs),

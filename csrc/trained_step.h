@@ -41,12 +41,6 @@ class TrainedTensors {
   bool trained_ = false;
 };
 
-inline py::object zeros(PyObject* like, const py::tuple& shape) {
-  auto made = py::reinterpret_steal<py::object>(PyObject_CallMethodOneArg(like, names().new_zeros, shape.ptr()));
-  if (!made) throw py::error_already_set();
-  return made;
-}
-
 template <class... Argument>
 py::object call(PyObject* function, Argument... arguments) {
   PyObject* const all[] = {arguments...};
@@ -76,7 +70,7 @@ inline py::object trained_layer(const Network& network, PyObject* input, const T
   py::object state = py::reinterpret_borrow<py::object>(hx);
   if (hx != Py_None) all.add(hx, false, network.count(), batch, network.hidden);
   require(all.trained());
-  if (hx == Py_None) state = zeros(input, py::make_tuple(network.count(), batch, network.hidden));
+  if (hx == Py_None) state = zeros(input, network.count(), batch, network.hidden);
   py::tuple weights(held.size());
   for (size_t i = 0; i < held.size(); ++i) weights[i] = held[i];
   const auto own = [&](PyObject* name) { return get(network.attributes, name); };
@@ -102,7 +96,7 @@ inline py::object trained_cell(const Network& network, PyObject* input, const Te
   }
   require(all.trained());
   if (hx == Py_None) {
-    state = zeros(input, py::make_tuple(batch, network.hidden));
+    state = zeros(input, batch, network.hidden);
     if (network.has_cell()) state = py::make_tuple(state, state);
   }
   const auto bias = [&](size_t i) { return held.size() == 4 ? held[i].ptr() : Py_None; };
