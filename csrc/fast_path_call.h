@@ -28,6 +28,12 @@ struct Torch {
 };
 inline Torch torch;
 
+inline int thread_count() {
+  const auto count = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.threads));
+  if (!count) throw py::error_already_set();
+  return count.cast<int>();
+}
+
 inline PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
 
 struct Names {
@@ -300,12 +306,6 @@ struct Call {
       if (n.has_cell()) layer.c0 = c0_at + before * n.hidden, layer.cn = cn_at + before * n.hidden;
       layer.y = i + 1 == n.layers && y_at ? y_at : between.get() + i * layer_size;
     }
-  }
-
-  static int thread_count() {
-    const auto count = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(torch.threads));
-    if (!count) throw py::error_already_set();
-    return count.cast<int>();
   }
 
   template <class Kernel>

@@ -47,6 +47,17 @@ _DTYPES = (
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
+# Torch shares steps of so many gates and of more than one row out among its threads.
+_SHARED_GATES = 32
+
+
+def _waits(module: Any, mode: str, input: Tensor, batch: int) -> bool:
+    """Whether torch's threads wait for one another in such a step, since they are more than there are CPUs: our kernels
+    then take half of its time and less."""
+    shared = batch > 1 and len(CELLS[mode].gates) * module.hidden_size >= _SHARED_GATES
+    return shared and input.dtype in (torch.float32, torch.float64) and cpp.crowded()
+
+
 def of_cell(module: Any, mode: str, input: Any, hx: Any) -> Any:
     """What torch.nn's cell gives, where this is the ordinary training call of one; None where it is not.
 
@@ -55,6 +66,8 @@ def of_cell(module: Any, mode: str, input: Any, hx: Any) -> Any:
     parameters = module._parameters
     weights = [parameters.get(name, module) for name in _NAMES]  # a name that is none: parametrized
     if type(input) is not Tensor or input.dim() != 2 or type(weights[1]) is not Parameter or _chosen():
+        return None
+    if _waits(module, mode, input, input.shape[0]):
         return None
     pair = CELLS[mode].has_cell_state
     if hx is None:
@@ -96,6 +109,8 @@ def of_layer(module: Any, input: Any, hx: Any) -> Any:
     for name, weight in zip(module._flat_weights_names, weights, strict=False):
         if parameters.get(name) is not weight:
             return None
+    if _waits(module, module.mode, input, input.shape[1 - turned]):
+        return None
     layers, both = module.num_layers, module.bidirectional
     shape = (layers * (1 + both), input.shape[1 - turned], module.hidden_size)
     if hx is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import fastrnn
+from fastrnn import cell_modules, modules
 from fastrnn.backends import cpp
 
 CELLS: list[tuple[str, dict[str, Any]]] = [
@@ -34,7 +35,11 @@ def flat(result: Any) -> list[Tensor]:
 
 
 def is_ours(outputs: list[Tensor]) -> bool:
-    return any(type(output.grad_fn).__name__.startswith(("_Layer", "_Stack")) for output in outputs)
+    def ours(node: Any) -> bool:
+        name = type(node).__name__
+        return name.startswith(("_Layer", "_Stack")) or ("Squeeze" in name and ours(node.next_functions[0][0]))
+
+    return any(ours(output.grad_fn) for output in outputs)
 
 
 def both(kind: str, sizes: tuple[int, int], options: dict[str, Any]) -> tuple[Any, Any]:
@@ -139,6 +144,32 @@ def test_the_core_calls_the_function_of_ordinary_calls_alone():
             assert not served(module, given)
     assert not served(layer, x.expand(4, 3, 5)) and not served(gru, x.expand(2, 3, 5))
     assert not served(fastrnn.LSTM(5, 7), x) and not served(layer, x[0])
+
+
+@pytest.mark.skipif(cpp.unavailable() is not None, reason="the compiled core is missing")
+def test_where_torch_has_more_threads_than_there_are_cpus_steps_that_it_shares_out_are_ours(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from fastrnn._core import usable_cpus
+
+    kinds: list[tuple[str, int]] = [("RNN", 32), ("GRU", 11), ("RNNCell", 32), ("LSTMCell", 8), ("GRUCell", 11)]
+    threads = torch.get_num_threads()
+    for kind, shared in kinds:
+        theirs, ours = both(kind, (5, shared), {})
+        less = getattr(fastrnn, kind)(5, shared - 1)
+        lead = () if "Cell" in kind else (1,)
+        x, row = torch.randn(*lead, 3, 5, requires_grad=True), torch.randn(*lead, 1, 5, requires_grad=True)
+        try:
+            torch.set_num_threads(usable_cpus() + 1)
+            for way in (cpp.fast_path, lambda *_: None):  # by the core, and by Python
+                for caller in (cell_modules, modules):
+                    monkeypatch.setattr(caller, "fast_path", way)
+                found = flat(ours(x))
+                assert is_ours(found) and not is_ours([*flat(ours(row)), *flat(less(x))])
+                torch.testing.assert_close(found, flat(theirs(x)))
+        finally:
+            torch.set_num_threads(threads)
+        assert not is_ours(flat(ours(x)))
 
 
 def test_frozen_weights_are_no_training():

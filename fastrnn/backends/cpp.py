@@ -69,6 +69,11 @@ def prepare_trained_steps(
         _core.prepare_trained_steps(cells, layers, list(guards))
 
 
+def crowded() -> bool:
+    """Whether torch has more threads than there are CPUs for this process; False where the core is missing."""
+    return not _missing and torch.get_num_threads() > _core.usable_cpus()
+
+
 fast_path_int8: FastPath
 forward_int8: Callable[..., None]
 weights_fingerprint: Callable[..., int]
