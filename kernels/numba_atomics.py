@@ -59,6 +59,16 @@ add_consistent: Any = _add("seq_cst")
 
 
 @intrinsic
+def exchange_if(context: Any, place: Any, expected: Any, value: Any) -> Any:
+    """Writes the value where the word is as expected; the word as it was before.  Relaxed."""
+
+    def code(context, builder, signature, arguments):
+        return builder.extract_value(builder.cmpxchg(*arguments, "monotonic", "monotonic"), 0)
+
+    return types.int64(place, types.int64, types.int64), code
+
+
+@intrinsic
 def pause(context: Any) -> Any:
     """Tells the processor that a thread spins."""
 

@@ -4,9 +4,10 @@ A kernel is a C callback over one table of sizes and addresses (:data:`FORWARD`,
 of one layer.  What it works in has its places in ``work``, so many bytes behind the start of it, or 0 for no place.
 Every thread of a team runs it (``team_size`` and ``thread_number`` are the addresses of the team's functions,
 ``get_mode`` and ``set_mode`` those of fegetenv and fesetenv, or 0 for a thread alone), ``team`` of them at most do
-work, and meet in ``barrier`` (:mod:`.numba_barrier`).  ``modes`` has room for every thread's floating-point mode; that
-of the calling thread, the first, stands there on entry.  Matrices are dense; the rows of all steps stand below one
-another, those of step t from ``starts[t]``.  States of the rows that a step does not reach stay as they are.
+work, in shares that they take in ``barrier`` (:mod:`.numba_barrier`).  ``modes`` has room for every thread's
+floating-point mode; that of the calling thread, the first, stands there on entry.  Matrices are dense; the rows of all
+steps stand below one another, those of step t from ``starts[t]``.  States of the rows that a step does not reach stay
+as they are.
 
 Gates are kept in panels of U units with all their slots, (panels, N, slots, U): a tile of the product then holds every
 gate of its units, and the pointwise code finds them at constant distances, so that LLVM vectorises it without testing
@@ -16,13 +17,16 @@ whether they overlap.  Pointwise inputs and outputs of other matrices pass throu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .numba_barrier import end
 from .numba_cells import Cell
 from .numba_functions import device
+from .numba_pointers import call, call_with, pointer
 from .numba_tiles import ROWS_OF_4, VECTOR_BYTES
 
 BLOCK = 64  # rows that one weight panel meets at a time, so that they stay in the L2 cache
@@ -88,11 +92,50 @@ def vectors_of(cell: Cell) -> int:
     return 3 if cell.gates == 3 else 4
 
 
+class Names:
+    """Gives the functions that one kernel is made of names of their own, in this module.
+
+    Numba links compiled functions by their names, and takes two of one name for the same, if one is of a kernel in its
+    cache and one has just been compiled: of another cell, or of numbers of another type.  And its cache asks what a
+    function's closure holds by pickling it.  A function of a module is its name there, which tells the text of all; any
+    other is its code and all that it uses, which is not the same bytes twice."""
+
+    def __init__(self, point: Callable[..., Any], output: Callable[..., Any], real: type) -> None:
+        self.name: str = f"{point.__name__}_{output.__name__}_{np.dtype(real)}_{DIGEST}"
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__module__, function.__qualname__ = __name__, f"{self.name}_{function.__name__}"
+        globals()[function.__qualname__] = function
+        return device(function)
+
+
+@device
+def enter(a):
+    """The number of a thread and of those of the team, which work in the floating-point mode of the first."""
+    came, me = (np.int64(call(a.team_size)), np.int64(call(a.thread_number))) if a.barrier else (1, 0)
+    team = min(came, a.team)
+    if 0 < me < team:
+        call_with(a.get_mode, a.work + a.modes + me * MODE_BYTES)
+        call_with(a.set_mode, a.work + a.modes)
+    return me, team
+
+
+@device
+def leave(a, me):
+    """Of a thread of the team, which has its own mode back."""
+    if me:
+        call_with(a.set_mode, a.work + a.modes + me * MODE_BYTES)
+    elif a.barrier:
+        end(pointer(a.work + a.barrier, np.int64))
+
+
 @device
 def first_row(sizes, steps, rows, batch, part, parts):
     """Where the rows of the batch are cut so that every part has as many steps to do."""
     if part <= 0 or part >= parts:
         return 0 if part <= 0 else batch
+    if rows == steps * batch:
+        return min(batch, (batch * part + parts * ROWS_OF_4 - 1) // (parts * ROWS_OF_4) * ROWS_OF_4)
     r, before = 0, 0
     while r < batch and before * parts < rows * part:
         r, before = min(r + ROWS_OF_4, batch), 0
@@ -109,22 +152,19 @@ def groups_of(batch, work, team):
 
 
 @device
-def partition(sizes, steps, rows, batch, work, me, team):
-    """A thread's part of every step: its rows, and which of how many threads it is that share these rows' units.
-
-    Rows are independent, so threads that have their own need no barrier; units are shared where rows are too few.
-    """
-    groups, members = groups_of(batch, work, team)
-    group = me // members
-    first = first_row(sizes, steps, rows, batch, group, groups)
-    last = first_row(sizes, steps, rows, batch, group + 1, groups)
-    return first, last, me % members, members
+def rows_of(a, part, groups, members):
+    """The rows of a share of every step.  Rows are independent, so threads that have their own need not meet; units are
+    shared where rows are too few."""
+    sizes, group = pointer(a.sizes, np.int64), part // members
+    first = first_row(sizes, a.steps, a.rows, a.batch, group, groups)
+    return first, first_row(sizes, a.steps, a.rows, a.batch, group + 1, groups)
 
 
 @device
-def neighbours(sizes, starts, steps, i, reverse):
+def neighbours(a, i):
     """Step i of the loop: its t, its rows, how many of them come from a step before (the others begin), where that
     step starts, and how many go on to one behind (the others end)."""
+    sizes, starts, steps, reverse = pointer(a.sizes, np.int64), pointer(a.starts, np.int64), a.steps, a.direction
     t = steps - 1 - i if reverse else i
     before, after = (t + 1, t - 1) if reverse else (t - 1, t + 1)
     rows = sizes[t]

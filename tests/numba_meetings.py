@@ -1,7 +1,8 @@
 """What the processes of ``test_numba_barrier.py`` run: ``python numba_meetings.py PROGRAM``, beside two that spin.
 
-``futex`` and ``yield``: teams of four, on however few CPUs, that meet again and again, and see each time what the
-others wrote before.  ``layer``: calls of one layer on a team, in turn with the same ones on a thread alone.
+``futex`` and ``yield``: teams of four, on however few CPUs, that share work and meet again and again, and see each time
+what all did before; ``late``: some of which come late.  ``layer``: calls of one layer on a team, in turn with the same
+ones on a thread alone.
 """
 
 from __future__ import annotations
@@ -27,20 +28,27 @@ PATIENCE = 90  # seconds after which a process that waits for ever says where, a
 TEAM, MEETINGS = 4, 500
 call: Any = numba_pointers.call
 pointer: Any = numba_pointers.pointer
-# The table of a team: functions, where it meets, where each writes, and how often somebody saw too little.
-SIZE, NUMBER, BARRIER, WRITTEN, WRONG = range(5)
+# The table of a team: functions, where it meets, how often each share was done, how often that was too early, or
+# somebody saw too little, and how often somebody did another's.
+SIZE, NUMBER, BARRIER, DONE, WRONG, HELPED = range(6)
 
 
 def run(table):
-    barrier, written = pointer(table[BARRIER], np.int64), pointer(table[WRITTEN], np.int64)
+    barrier, done = pointer(table[BARRIER], np.int64), pointer(table[DONE], np.int64)
     team, me = np.int64(call(table[SIZE])), np.int64(call(table[NUMBER]))
+    seat = numba_barrier.seat_of(me, team)
     for turn in range(MEETINGS):
-        written[8 * me] = turn
-        numba_barrier.meet(barrier, team)
-        for other in range(team):
-            if written[8 * other] != turn:
+        share, seat = numba_barrier.take(barrier, seat)
+        while share >= 0:
+            if done[8 * share] != turn:
                 table[WRONG] += 1
-        numba_barrier.meet(barrier, team)
+            done[8 * share] = turn + 1
+            if share != me:
+                table[HELPED] += 1
+            share, seat = numba_barrier.follow(barrier, seat, share)
+        for share in range(team):
+            if done[8 * share] <= turn:
+                table[WRONG] += 1
 
 
 @contextmanager
@@ -58,17 +66,18 @@ def company() -> Iterator[None]:
 
 def meetings() -> None:
     compiled: Any = cfunc(types.void(types.CPointer(types.int64)), **numba_functions.OPTIONS)(run)
-    memory = torch.zeros(8 + numba_barrier.WORDS + 8 * TEAM, dtype=torch.int64)
+    words = numba_barrier.words_of(TEAM)
+    memory = torch.zeros(8 + words + 8 * TEAM, dtype=torch.int64)
     barrier = -(-memory.data_ptr() // 64) * 64
     functions = numba_start.team_functions(TEAM)
-    written = barrier + 8 * numba_barrier.WORDS
-    table = np.array([functions["team_size"], functions["thread_number"], barrier, written, 0])
+    table = np.array([functions["team_size"], functions["thread_number"], barrier, barrier + 8 * words, 0, 0])
     openmp: Any = numba_start._openmp()
     with company():
-        numba_company.begin(barrier)
+        numba_company.begin(barrier, TEAM, True)
         openmp.GOMP_parallel(ctypes.c_void_p(compiled.address), ctypes.c_void_p(table.ctypes.data), TEAM, 0)
     rounds = ctypes.c_int64.from_address(barrier + 8 * numba_barrier.ROUND).value
-    assert rounds == 2 * MEETINGS and not table[WRONG], (rounds, table[WRONG])
+    assert rounds == MEETINGS and not table[WRONG], (rounds, table[WRONG])
+    assert table[HELPED] or not numba_company.absent_every
 
 
 def layer() -> None:
@@ -98,4 +107,5 @@ def layer() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "yield":
         numba_company.FUTEX = 0
+    numba_company.absent_every = 5 * (sys.argv[1] == "late")
     layer() if sys.argv[1] == "layer" else meetings()

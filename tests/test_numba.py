@@ -8,6 +8,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,26 @@ def test_pointwise_code_is_vectorised_and_calls_nothing(mode: str, which: str, d
     assert len(re.findall(rf"= fdiv (?:\w+ )*<(?:{widths}) x float>", code)) >= divisions
     assert not re.search(r"call [^\n]*@[\w.]*(exp|tanh)", code), "exp and tanh are to be inlined"
     assert f"alloca <{lanes} x float>" not in code, "the sums of a tile are to live in registers"
+
+
+def test_what_kernels_are_made_of_has_names_of_their_own():
+    """By which Numba links what it compiles with what was in its cache."""
+    import numpy as np
+    from fastrnn.kernels import numba_backward, numba_cells, numba_forward
+
+    def parts_of(function: Any, found: dict[int, Any]) -> None:
+        for cell in function.__closure__ or ():
+            if isinstance(cell.cell_contents, FunctionType) and id(cell.cell_contents) not in found:
+                found[id(cell.cell_contents)] = cell.cell_contents
+                parts_of(cell.cell_contents, found)
+
+    found: dict[int, Any] = {}
+    for cell in set(numba_cells.CELLS.values()):  # some are the same
+        for kernel in (numba_forward.forward_kernel, numba_backward.backward_kernel):
+            for real in (np.float32, np.float64):
+                parts_of(kernel(cell, real), found)
+    names = [function.__qualname__ for function in found.values()]
+    assert len(names) > 300 and len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -181,13 +203,21 @@ def all_shared(fresh_plans: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numba_start, "usable_cpus", lambda: 8)
 
 
-@pytest.mark.parametrize("late_every", [0, 3], ids=["", "threads leave"])
+@pytest.mark.parametrize(
+    ("late_every", "absent_every"), [(0, 0), (3, 0), (4, 3)], ids=["", "threads leave", "threads leave and come late"]
+)
 @pytest.mark.parametrize("tokens", [False, True], ids=["", "tokens"])
 @pytest.mark.parametrize("case", SHARED, ids=str)
 def test_the_same_bits_on_any_number_of_threads(
-    all_shared: None, case: Case, tokens: bool, late_every: int, monkeypatch: pytest.MonkeyPatch
+    all_shared: None,
+    case: Case,
+    tokens: bool,
+    late_every: int,
+    absent_every: int,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(numba_company, "late_every", late_every)
+    monkeypatch.setattr(numba_company, "absent_every", absent_every)
     inputs, before, found = make(case), torch.get_num_threads(), []
     if tokens:
         inputs = inputs._replace(x=tokens_of(inputs))

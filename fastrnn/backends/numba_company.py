@@ -19,8 +19,8 @@ FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0) if sys.platfor
 LATE_PART = 4
 # So many times as long as a team was late, calls that meet go on with fewer threads: what is lost is a part of it.
 REPAY = 16
-# For tests: every so manyth meeting of a call counts as late.
-late_every = 0
+# For tests: every so manyth meeting of a call counts as late; at every so manyth each thread comes late.
+late_every = absent_every = 0
 
 _until, _threads = 0, sys.maxsize
 
@@ -56,19 +56,28 @@ def _functions() -> tuple[int, ...]:
     return tuple(ctypes.cast(getattr(process, name), ctypes.c_void_p).value or 0 for name in names)
 
 
-def begin(barrier: int) -> None:
-    """Makes a barrier, at this address, ready for the first meeting of a call."""
-    from fastrnn.kernels.numba_barrier import WORDS  # which imports Numba
+def begin(barrier: int, team: int, stays: bool) -> None:
+    """Makes the barrier of a team, at this address, ready for the first meeting of a call.  If it ``stays``, nobody
+    leaves it in company."""
+    from fastrnn.kernels.numba_barrier import words_of  # which imports Numba
 
-    clock = time.CLOCK_MONOTONIC
-    how = (*_functions(), FUTEX, clock, _slice() // LATE_PART, time.clock_gettime_ns(clock), late_every)
-    ctypes.memmove(barrier, struct.pack(f"{len(how)}q{8 * (WORDS - len(how))}x", *how), 8 * WORDS)
+    clock, words = time.CLOCK_MONOTONIC, words_of(team)
+    how = (*_functions(), FUTEX, clock, _slice() // LATE_PART, time.clock_gettime_ns(clock))
+    told = (*how, stays, late_every, absent_every)
+    ctypes.memmove(barrier, struct.pack(f"{len(told)}q{8 * (words - len(told))}x", *told), 8 * words)
 
 
-def end(barrier: int) -> None:
-    """Notes what the team of a call learned."""
-    from fastrnn.kernels.numba_barrier import COMPANY
+def end(barrier: int, team: int) -> None:
+    """Notes what the team of a call learned, all of which has come to its end."""
+    from fastrnn.kernels.numba_barrier import BEGAN, COMPANY, ENDED, STAYED
 
-    late, threads = struct.unpack("2q", ctypes.string_at(barrier + 8 * COMPANY, 16))
+    def told(word: int) -> int:
+        return ctypes.c_int64.from_address(barrier + 8 * word).value
+
+    late, threads, ended = told(COMPANY), told(STAYED), told(ENDED)
+    # A thread whose shares the others have done, or which has rows of its own, may find no CPU to end on.
+    waited = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - told(BEGAN) - ended
+    if not late and waited > max(_slice() // LATE_PART, ended // 2):
+        late, threads = waited, (team + 1) // 2
     if late:
         note_company(late, threads)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastrnn.backends import numba_start
+from fastrnn.backends import numba_company, numba_start
 from fastrnn.modes import CELLS, split_weights
 
 # Below so many multiplications a call runs on the calling thread alone: waking the others takes microseconds.
 SERIAL_WORK = 1 << 20
-# In company, from so many on a call of threads that meet now and then repays the slices that it may have to wait.
+# From so many on, some slices of one thread, nobody leaves a call in company, nor is it planned for fewer threads: who
+# sleeps because another one is late gives its CPU away, so that threads come to run at the same time.
 COMPANY_WORK = 1 << 28
 # Up to one row of all steps for so many inputs and outputs, within these limits, the weights are read where they lie;
 # for more rows, copying them into panels pays.
@@ -68,7 +69,7 @@ class Plan:
 
     def __init__(self, mode: str, which: str, dtype: torch.dtype, shape: Shape, *wanted: bool) -> None:
         self.kernel = kernel = numba_start.kernel(mode, which, dtype)
-        from fastrnn.kernels.numba_barrier import WORDS  # which imports Numba
+        from fastrnn.kernels.numba_barrier import words_of  # which imports Numba
         from fastrnn.kernels.numba_scan import MODE_BYTES, groups_of
 
         self.shape, self.gates, self.slots = shape, kernel.cell.gates, kernel.cell.slots
@@ -89,7 +90,8 @@ class Plan:
         groups, members = groups_of(shape.batch, shape.gate_rows * shape.outputs, self.team)
         if which == "forward" and groups * members == 1:
             self.team = 1  # backward the products of all steps are shared out, whatever a step is
-        if members > 1 or work < COMPANY_WORK:
+        self.stays: bool = work >= COMPANY_WORK
+        if not self.stays:
             self.team = min(self.team, shape.meeting)
         self.block_steps: int = max(1, BLOCK_ROWS // max(1, shape.batch))
         # Of a pass whose gates are saved there is room for all.
@@ -103,7 +105,7 @@ class Plan:
         sizes["need_state"] = which == "backward" and wanted[1]
         self.workspace_size: int = 0  # values in all
         own = {"scratch": self.team * 8 * kernel.columns, "modes": self.team * MODE_BYTES // dtype.itemsize}
-        own["barrier"] = 8 * WORDS // dtype.itemsize if self.team > 1 else 0
+        own["barrier"] = 8 * words_of(self.team) // dtype.itemsize if self.team > 1 else 0
         for name, count in (own | workspaces).items():
             sizes[name] = self.workspace_size * dtype.itemsize if count else 0
             self.workspace_size += (count + 15) // 16 * 16  # each on cache lines of its own
@@ -164,7 +166,11 @@ class Plan:
         own = [weights[k].data_ptr() if k >= 0 else 0 for k in self.places[direction]]
         others = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         table, work = self.heads[direction] + self.pack(*own, *others), others[0]
-        numba_start.start(self.kernel, self.started, table, work + self.modes, work + self.barrier)
+        if self.barrier:
+            numba_company.begin(work + self.barrier, self.team, self.stays)
+        numba_start.start(self.kernel, self.started, table, work + self.modes)
+        if self.barrier:
+            numba_company.end(work + self.barrier, self.team)
 
     def to_saved(self, work: Tensor) -> Tensor:
         gates = work[self.gates_place].view(self.panels, self.shape.rows, self.slots, self.kernel.units)

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastrnn.backends import numba_company
-
 # Seconds of compilation after which a line says what is going on.  Loading from Numba's cache takes a tenth of one.
 PATIENCE = 1.0
 
@@ -126,20 +124,15 @@ class Kernel(NamedTuple):
     columns: int
 
 
-def start(kernel: Any, team: int, table: bytes, mode: int, barrier: int = 0) -> None:
+def start(kernel: Any, team: int, table: bytes, mode: int) -> None:
     """Runs a compiled callback (its ``address``, and ``call``) on a team of threads; ctypes releases the GIL meanwhile.
-    ``mode`` is the address where a team reads the floating-point mode of this thread, ``barrier`` that where it meets,
-    or 0 for a team that does not."""
+    ``mode`` is the address where a team reads the floating-point mode of this thread."""
     library = _openmp() if team > 1 else None
     if library is None:
         kernel.call(table)
     else:
         _process().fegetenv(ctypes.c_void_p(mode))
-        if barrier:
-            numba_company.begin(barrier)
         library.GOMP_parallel(ctypes.c_void_p(kernel.address), table, ctypes.c_uint(team), ctypes.c_uint(0))
-        if barrier:
-            numba_company.end(barrier)
 
 
 @functools.cache
