@@ -76,22 +76,21 @@ struct BackwardScan {
   static int64_t shared_panels(const Sizes& z) { return ceil_div(z.outputs, kLanes<S>); }
 
   void run(int thread) const {
-    Seat seat{thread, team_plan.threads};
     TeamPlan left = team_plan;
+    Place place(team_plan, thread);
+    Seat seat = place.all;
     W* sums = results + thread * results_size;
     // All; false if this thread is to leave, as all below.
     const auto count_those_left = [&](bool stays) {
-      if (seat.threads != left.threads) left = team_plan.left(seat.threads);
+      if (seat.threads != left.threads) place.move(left = team_plan.left(seat.threads));
       return stays;
     };
     const auto meet_after = [&](const auto& work) { return count_those_left(barriers.meet_after(seat, work)); };
     // Those that share units. If they are not all, nobody leaves before all meet, who then see whether one is late.
     const auto meet_in_group_after = [&](const auto& work) {
       if (left.groups == 1) return meet_after([&](const Seat& share) { work(share, Part{0, z.batch}); });
-      const Place place(left, thread);
-      work(place.own, part(z.batch, place.group, left.groups));
-      barriers.wait(place.own, place.group);
-      return true;
+      const Part rows = part(z.batch, place.group, left.groups);
+      return barriers.meet_after(place.own, place.group, [&](const Seat& share) { work(share, rows); });
     };
     const auto back = [&](int64_t s) {
       const auto outputs = [&](const Seat& share, Part rows) {

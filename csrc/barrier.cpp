@@ -63,7 +63,8 @@ bool Barrier::arrives_last(int share, int threads) {
 }
 
 // Ends the round; returns how many threads go on.
-int Barrier::release(uint32_t round, int threads) {
+int Barrier::release(uint32_t round, int came) {
+  int threads = came;
   const uint64_t late = late_.load(std::memory_order_relaxed);
   if (late && (late & 0xffff) == (round & 0xffff)) {
     const int64_t since = static_cast<int64_t>(late >> kRoundBits) * 1000, waited = now() - since;
@@ -77,6 +78,7 @@ int Barrier::release(uint32_t round, int threads) {
   }
   if (const int every = late_by_assumption.load(std::memory_order_relaxed); every && (round + 1) % every == 0)
     threads = (threads + 1) / 2;
+  if (fixed_) threads = came;
   size_.store(uint64_t{round + 1} << 32 | static_cast<uint32_t>(threads), std::memory_order_relaxed);
   round_.store(round + 1, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst)) wake_all(&round_);

@@ -50,9 +50,11 @@ class Barrier {
   };
 
   // `shares`: one for each thread, for who calls take. `stays`: nobody leaves in company. `teams`: of how many of one
-  // size in a call it is one, so that company is noted for all of them. `begin`: now().
-  explicit Barrier(Share* shares = nullptr, bool stays = false, int teams = 1, int64_t begin = now())
-      : shares_(shares), stays_(stays), teams_(teams), begin_(begin) {}
+  // size in a call it is one, so that company is noted for all of them. `begin`: now(). `fixed`: nobody leaves at all,
+  // those who meet here do so at meetings of a larger team.
+  explicit Barrier(Share* shares = nullptr, bool stays = false, int teams = 1, int64_t begin = now(),
+                   bool fixed = false)
+      : shares_(shares), stays_(stays), fixed_(fixed), teams_(teams), begin_(begin) {}
   static void* operator new(size_t, void* place) { return place; }  // as the scans'
   // Waits for all; true if this thread stays. The last meeting of all may be late, so who leaves has nothing left to
   // do. Each does its own share before.
@@ -77,7 +79,7 @@ class Barrier {
   int take_more(Seat& seat);
   int take_of_others(const Seat& seat);
   bool arrives_last(int share, int threads);
-  int release(uint32_t round, int threads);
+  int release(uint32_t round, int came);
   void pass(Seat& seat);
   void sleep(uint32_t round, int64_t since);
 
@@ -87,7 +89,7 @@ class Barrier {
   std::atomic<uint64_t> size_{0};  // and the round it is of, above
   std::atomic<uint64_t> late_{0};  // when the first sleeper of a round came, in us, and the round's low bits
   Share* const shares_;
-  const bool stays_;
+  const bool stays_, fixed_;
   const int teams_;
   const int64_t begin_;
 };

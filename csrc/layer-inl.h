@@ -35,9 +35,9 @@ bool run_layer(const Layer& args, Team& team) {
   Scratch scratch;
   const TeamPlan team_plan = plan_team(work_of<Scan>(args), team);
   const int64_t* offsets = make_offsets(args.sizes, scratch);
-  Scan first(args, 0, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
+  Scan first(args, 0, offsets, team_plan, make_barriers(team_plan, scratch, Scan::kIsBackward), scratch);
   if (args.sizes.directions == 1) return run_scans<Scan>(team, &first, nullptr, team_plan);
-  Scan second(args, 1, offsets, team_plan, make_barriers(team_plan, scratch), scratch);
+  Scan second(args, 1, offsets, team_plan, make_barriers(team_plan, scratch, Scan::kIsBackward), scratch);
   if (!run_scans(team, &first, &second, team_plan)) return false;
   second.join();
   return true;

@@ -80,18 +80,20 @@ struct Barriers {
   }
 };
 
-inline Barriers make_barriers(const TeamPlan& plan, Scratch& scratch) {
+// `together`: half leaves where all meet, and groups are formed anew; else of each group by itself.
+inline Barriers make_barriers(const TeamPlan& plan, Scratch& scratch, bool together = false) {
   if (plan.threads == 1) return {};
   const int64_t begin = now();
-  const auto make = [&](Barrier* at, int threads, int teams) {
+  const auto make = [&](Barrier* at, int threads, int teams, bool fixed) {
     Barrier::Share* shares = scratch.take<Barrier::Share>(threads);
     for (int i = 0; i < threads; ++i) new (shares + i) Barrier::Share;
-    new (at) Barrier(shares, plan.stays, teams, begin);
+    new (at) Barrier(shares, plan.stays, teams, begin, fixed);
   };
   const int more = plan.groups > 1 ? plan.groups : 0;
   Barrier* const all = scratch.take<Barrier>(1 + more);
-  make(all, plan.threads, 1);
-  for (int group = 1; group <= more; ++group) make(all + group, plan.members(), more);
+  make(all, plan.threads, 1, false);
+  const int members = together ? plan.most_members() : plan.members();
+  for (int group = 1; group <= more; ++group) make(all + group, members, more, together);
   return {all, more ? all + 1 : all};
 }
 
@@ -102,6 +104,12 @@ struct Place {
 
   Place(const TeamPlan& plan, int thread)
       : all{thread, plan.threads}, own{thread % plan.members(), plan.members()}, group(thread / plan.members()) {}
+  // In the groups of those who are left. All groups have met as often, so the meetings of one are those of any.
+  void move(const TeamPlan& left) {
+    const uint32_t round = own.round;
+    *this = Place(left, all.thread);
+    own.round = round;
+  }
 };
 
 // Multiply-adds of a whole call below which nobody thinks of a team, nor measures what one brings: any machine does

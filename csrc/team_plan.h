@@ -38,11 +38,26 @@ struct TeamPlan {
   bool stays = false;  // whatever company it has (barrier.h)
 
   int members() const { return threads / groups; }
-  // Of those who stay when others leave: as many groups, or fewer where these would not be of one size.
-  TeamPlan left(int stay) const {
-    TeamPlan plan{stay, side_by_side, groups < stay ? groups : stay, stays};
-    while (stay % plan.groups) --plan.groups;
+  // When half leaves: as many groups, or fewer where these would not be of one size.
+  TeamPlan half() const {
+    TeamPlan plan{(threads + 1) / 2, side_by_side, groups, stays};
+    if (plan.groups > plan.threads) plan.groups = plan.threads;
+    while (plan.threads % plan.groups) --plan.groups;
     return plan;
+  }
+  // When half has left again and again, until so many are left: never more groups than there were, so that who learns
+  // of the last time only plans as those who were there each time.
+  TeamPlan left(int stay) const {
+    TeamPlan plan = *this;
+    while (plan.threads > stay) plan = plan.half();
+    return plan;
+  }
+  // Of a group, however many leave.
+  int most_members() const {
+    int most = members();
+    for (TeamPlan plan = *this; plan.groups > 1; plan = plan.half())
+      if (plan.members() > most) most = plan.members();
+    return most;
   }
 };
 

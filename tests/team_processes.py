@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ import fastrnn
 from fastrnn.backends import cpp, numba_company, numba_start
 
 PATIENCE = 200  # seconds after which a process that waits for ever says where, and ends itself
-ASKED = (2, 3, 4)
+# Threads; of eight, half makes groups of several anew.
+ASKED = (6, 8) if os.environ.get("FASTRNN_CPUS") == "8" else (2, 3, 4)
 
 Way = tuple[str, Any, Any]  # a name, a network and its input
 
@@ -43,6 +45,7 @@ def ways(random: Random) -> Iterator[Way]:
     yield made("rows", lstm, draw(8, 12), draw(60, 70), draw(10, 40), draw(40, 60))
     yield made("rows of both directions", gru, 9, draw(60, 70), draw(10, 40), draw(40, 60), bidirectional=True)
     yield made("rows and units", lstm, 12, draw(8, 11), draw(10, 40), draw(130, 144))
+    yield made("rows and units, groups of several", lstm, draw(90, 110), 12, draw(10, 40), draw(58, 64))
     yield made("rows and units, a projection", lstm, 8, 2 * draw(4, 5), 20, draw(130, 144), proj_size=draw(50, 64))
     yield made("rows and units of bfloat16", gru, 8, draw(8, 11), 20, draw(130, 144), dtype=torch.bfloat16)
     yield made("shared units", gru, draw(15, 20), draw(2, 3), draw(10, 60), draw(150, 170))
@@ -183,7 +186,7 @@ def denormals(backend: str) -> None:
     """The thread's floating-point mode is that of its team, which has its own back behind every call."""
     cpp._core.assume_absent(0)
     cpp._core.assume_late(0)  # whoever leaves computes nothing in a mode of its own
-    numba_company.late_every = 0
+    numba_company.late_every = numba_company.absent_every = 0
     numba_company._slice = lambda: 10**13
     small = torch.full((1 << 20,), 1e-39)
     exact = [small * 0.5]
@@ -224,10 +227,10 @@ def teams(backend: str, seed: str, *callers: str) -> None:
             continue
         for asked in ASKED:
             torch.set_num_threads(asked)
-            for late, absent in (0, 0), (3, 0), (0, 2):
+            for late, absent in (0, 0), (3, 0), (0, 2), (5, 3):
                 cpp._core.assume_late(late)
                 cpp._core.assume_absent(absent)
-                numba_company.late_every = late
+                numba_company.late_every, numba_company.absent_every = late, absent
                 numba_company.forget_company()  # of the machine's own, in which teams are small
                 wrong = globals()[caller](check)
                 where = f"{backend}, {caller}, {asked} threads, late {late}, absent {absent}"

@@ -38,7 +38,7 @@ pytestmark = [
 
 def run(*arguments: str, **environment: str) -> None:
     own = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "TRITON"))}
-    own |= {key: value for key, value in environment.items() if value} | {"FASTRNN_CPUS": "4"}
+    own |= {"FASTRNN_CPUS": "4"} | {key: value for key, value in environment.items() if value}
     command = [sys.executable, str(PROGRAMS), *arguments]
     done = subprocess.run(command, env=own, text=True, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
@@ -50,6 +50,10 @@ def test_where_regions_are_of_one_thread():
 
 def test_where_fewer_threads_come_than_are_asked_for():
     run("cpp", "1", "alone", OMP_THREAD_LIMIT="3")
+
+
+def test_groups_of_several_that_are_formed_anew_where_half_leaves():
+    run("cpp", "4", "alone", FASTRNN_CPUS="8")
 
 
 def test_many_callers_callers_inside_of_regions_settings_that_change_and_denormals():

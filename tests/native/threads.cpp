@@ -23,6 +23,7 @@
 #include "checks.h"
 #include "machine.h"
 #include "runtime.h"
+#include "team_plan.h"
 #include "threads_pool.h"
 
 namespace {
@@ -198,6 +199,24 @@ void check_company() {
   }
 }
 
+// Whoever learns how many are left, however late, forms the same groups, for which there is room.
+void check_groups() {
+  for (int threads = 1; threads <= 128; ++threads)
+    for (int groups = 1; groups <= threads; ++groups) {
+      if (threads % groups) continue;
+      const fastrnn::TeamPlan plan{threads, false, groups, false};
+      fastrnn::TeamPlan before = plan;
+      for (int stay = threads; stay > 1; stay = (stay + 1) / 2) {
+        const fastrnn::TeamPlan now = plan.left(stay);
+        check(now.threads == stay && stay % now.groups == 0, "groups: of one size each");
+        check(now.groups == before.left(stay).groups, "groups: by whatever way");
+        check(now.groups <= before.groups, "groups: never more than before");
+        check(now.groups == 1 || now.members() <= plan.most_members(), "groups: room for all members");
+        before = now;
+      }
+    }
+}
+
 void check_rounding() {
   const int before = std::fegetround();
   std::fesetround(FE_UPWARD);
@@ -291,6 +310,7 @@ int main() {
   check_late();
   check_shares();
   check_company();
+  check_groups();
   check_rounding();
   check_callers();
 #if !defined(_WIN32)
