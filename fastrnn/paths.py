@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fastrnn import ops, profiling
-from fastrnn.backends import BackendError, asked, choose, cpp, load, reference, requested
+from fastrnn.backends import asked, choose, cpp, load, reference, requested, unable
 from fastrnn.checks import Sizes, is_tokens, misfit
 from fastrnn.choices import TORCH
 from fastrnn.dynamo import UNDISTURBED, transformed
@@ -205,7 +205,7 @@ def cast(x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor], dt
 def leave_to_torch(reason: str) -> None:
     """Raises a BackendError with the reason where a backend was asked for by name."""
     if name := requested():
-        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+        raise unable(name, reason)
 
 
 def _theirs(

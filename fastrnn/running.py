@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn.backends import BackendError, reference, requested
+from fastrnn.backends import reference, requested, unable
 from fastrnn.checks import Misplaced, Sizes, Unfit, is_tokens, packed_rows
 from fastrnn.dynamo import leaf, observed
 from fastrnn.embedding import folded
@@ -38,7 +38,7 @@ def hand_over(module: Any, base: type[Any], input: Any, hx: Any, problem: Except
             raise problem
     result = base.forward(module, input, hx)
     if problem is not None and (name := requested()):
-        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {problem}") from problem
+        raise unable(name, problem) from problem
     if isinstance(problem, Misplaced):  # of which torch.nn's cells may make numbers from nowhere
         raise problem
     return result

@@ -132,6 +132,11 @@ def requested() -> str | None:
     return _asked.get()
 
 
+def unable(name: str, reason: object) -> BackendError:
+    """The error of a backend that was asked for by name and cannot serve."""
+    return BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+
+
 def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM", tokens: bool = False) -> str | None:
     """Name of the backend to run a layer on; None hands the layer to torch's own functions.
 
@@ -143,7 +148,7 @@ def choose(device: torch.device, dtype: torch.dtype, mode: str = "LSTM", tokens:
         return _automatic(device.type, dtype, mode, tokens)
     _require_live(name)
     if reason := unsupported(load(name), device, dtype, mode, tokens):
-        raise BackendError(f"fastrnn backend {name!r} was asked for by name but cannot serve: {reason}")
+        raise unable(name, reason)
     return name
 
 

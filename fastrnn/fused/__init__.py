@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from fastrnn.backends import BackendError, requested
+from fastrnn.backends import requested, unable
 from fastrnn.cell.declare import Cell
 from fastrnn.compiler.program import Compiled, compile_cell
 from fastrnn.dynamo import observed, transformed
@@ -55,7 +55,7 @@ def choose(compiled: Compiled, device: torch.device, dtype: torch.dtype, int8: b
     asked = requested()
     if asked is not None:
         if reason := unsupported(compiled.loop.traced.cell, asked, device, dtype, int8):
-            raise BackendError(f"fastrnn backend {asked!r} was asked for by name but cannot serve: {reason}")
+            raise unable(asked, reason)
     name = asked or automatic(device)
     if name == "reference" or transformed() or not _fuses(compiled, name, device.type, dtype, int8):
         scan = scan_by_torch
