@@ -113,8 +113,8 @@ const Kernels* const* supported_kernels() {
     if (cpu.avx2) all[count++] = &avx2::table();
 #endif
 #if defined(__aarch64__)
-    constexpr unsigned long kCapabilities = 16, kMore = 26;  // AT_HWCAP, AT_HWCAP2
-    constexpr unsigned long kProducts = 1ul << 20, kMatrices = 1ul << 13, kBfloat16 = 1ul << 14;
+    [[maybe_unused]] constexpr unsigned long kCapabilities = 16, kMore = 26;  // AT_HWCAP, AT_HWCAP2
+    [[maybe_unused]] constexpr unsigned long kProducts = 1ul << 20, kMatrices = 1ul << 13, kBfloat16 = 1ul << 14;
     [[maybe_unused]] const bool dotprod = has(kCapabilities, kProducts, {"DotProd"});
 #if defined(FASTRNN_HAS_neon_bf16)
     if (dotprod && has(kMore, kMatrices | kBfloat16, {"I8MM", "BF16"})) all[count++] = &neon_bf16::table();
